@@ -1,0 +1,39 @@
+# make train   set everything up and train the default recipe   make train ARGS="reference-40 --seed 1"
+# make test    set everything up and run the tests
+# make check   lint, types, and that the README's figures are those of results/
+# make results write the README's figures and pictures anew from results/
+# make clean   remove what was installed (runs, results and the data cache stay)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+ARGS ?=
+
+.PHONY: train test check results clean
+
+train: $(INSTALLED)
+	@$(BIN)/tinycifar train $(ARGS)
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest -m "not end_to_end" $(ARGS)
+
+check: $(INSTALLED)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python scripts/update_results.py --check
+
+results: $(INSTALLED)
+	@$(BIN)/python scripts/update_results.py
+
+clean:
+	rm -rf $(VENV)
+
+# The stamp is written last, so an interrupted install starts over.
+$(INSTALLED): pyproject.toml
+	@echo "Setting up $(VENV): about a minute, and 200 MB to 2 GB depending on the build of torch"
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "tinycifar needs Python 3.10 or newer")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[albumentations,dev]"
+	@touch $@

@@ -1,0 +1,206 @@
+"""Timings, side by side in one run: what a training step costs, and how much of the machine it uses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tinycifar import augment, models, run
+from tinycifar.data import epoch_generator
+from tinycifar.summary import summarize
+from tinycifar.training import keep_freed_memory
+
+IMAGES = 50_000  # as in CIFAR-10's training set: enough that the rows of a batch are not in any cache
+WARM_UP_STEPS = 3  # the first ones choose kernels and fill the heap
+PEAK_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class StepBench:
+    """What `bench_step` measured.
+
+    Times are medians over the steps, in milliseconds a step of `batch_size` images; `data_percent` is the part of
+    `data_ms` in `step_ms`, in percent. `images_per_second` and `bare_images_per_second` are those of the whole step and
+    of the bare loop, and `loop_to_bare_ratio` is the first over the second. `achieved_gflops` counts 3 x 2 x MACs an
+    image over the whole step; `peak_gflops` is the best that a matrix product or a convolution reached, in float32.
+    """
+
+    model: str
+    augmentation: str
+    batch_size: int
+    steps: int
+    images_per_second: float
+    data_ms: float
+    forward_ms: float
+    backward_ms: float
+    optimizer_ms: float
+    step_ms: float
+    data_percent: float
+    achieved_gflops: float
+    peak_gflops: float
+    bare_images_per_second: float
+    loop_to_bare_ratio: float
+    threads: int
+    torch_version: str
+    device: str
+
+
+def bench_step(
+    model_name: str,
+    *,
+    augmentation: str = "reference-as-run",
+    batch_size: int = 128,
+    steps: int = 30,
+    threads: int | None = None,
+    channels_last: bool = True,
+) -> StepBench:
+    """Time real training steps of a model on the CPU, in turn with steps of a bare loop.
+
+    A real step takes random rows of 50,000 random uint8 images, augments them, and trains on them with SGD; its data
+    part is indexing, augmentation and its share of the epoch's random draws. The bare loop trains a second copy of the
+    model on random float images that lie in memory. A step of each is taken in turn, so that what else the machine does
+    hits both alike. A training step counts as 3 forward passes of 2 x MACs operations an image: the backward pass
+    computes gradients for inputs and for weights.
+    `threads` (default: torch's own choice) holds for the measurement only. Raises ValueError for an unknown model or
+    augmentation, or for steps, batch size or threads outside their range (at least 1; at most 50,000 images a batch).
+    """
+    if steps < 1 or not 1 <= batch_size <= IMAGES or (threads is not None and threads < 1):
+        raise ValueError(f"steps, threads and batch size must be at least 1, and a batch at most {IMAGES} images")
+    keep_freed_memory()
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    pipeline = augment.build(augmentation)
+    real, bare = (_Learner(model_name, memory_format) for _ in range(2))
+    macs = summarize(real.model).macs
+
+    generator = epoch_generator(0, 0)
+    images = torch.randint(0, 256, (IMAGES // 10, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    images = images.repeat(10, 1, 1, 1)
+    labels = torch.randint(0, 10, (IMAGES,), generator=generator)
+    bare_images = torch.rand(batch_size, 3, 32, 32, generator=generator).contiguous(memory_format=memory_format)
+
+    with _threads(threads):
+        start = time.perf_counter()
+        order = torch.randperm(IMAGES, generator=generator)
+        drawn = pipeline.draw(IMAGES, generator)
+        draw_seconds = (time.perf_counter() - start) * batch_size / IMAGES
+
+        real_seconds, bare_seconds = [], []
+        for step in range(WARM_UP_STEPS + steps):
+            start = time.perf_counter()
+            rows = order[torch.arange(step * batch_size, (step + 1) * batch_size) % IMAGES]
+            inputs = pipeline.apply(images[rows], {name: values[rows] for name, values in drawn.items()})
+            inputs = inputs.contiguous(memory_format=memory_format)
+            targets = labels[rows]
+            data_seconds = draw_seconds + time.perf_counter() - start
+            real_seconds.append([data_seconds, *real.step(inputs, targets)])
+            bare_seconds.append(sum(bare.step(bare_images, targets)))
+        peak = max(_best_rate(*work) for work in _peak_work())
+        used_threads = torch.get_num_threads()
+
+    real_seconds, bare_seconds = real_seconds[WARM_UP_STEPS:], bare_seconds[WARM_UP_STEPS:]
+    data, forward, backward, optimizer = (median(part) for part in zip(*real_seconds, strict=True))
+    whole = median(sum(parts) for parts in real_seconds)
+    rate, bare_rate = batch_size / whole, batch_size / median(bare_seconds)
+    return StepBench(
+        model=model_name.lower(),
+        augmentation=augmentation,
+        batch_size=batch_size,
+        steps=steps,
+        images_per_second=rate,
+        data_ms=data * 1e3,
+        forward_ms=forward * 1e3,
+        backward_ms=backward * 1e3,
+        optimizer_ms=optimizer * 1e3,
+        step_ms=whole * 1e3,
+        data_percent=100 * data / whole,
+        achieved_gflops=3 * 2 * macs * rate / 1e9,
+        peak_gflops=peak / 1e9,
+        bare_images_per_second=bare_rate,
+        loop_to_bare_ratio=rate / bare_rate,
+        threads=used_threads,
+        torch_version=torch.__version__,
+        device=run.device_name(torch.device("cpu")),
+    )
+
+
+def render(bench: StepBench) -> str:
+    """Lay a measurement out as lines of text."""
+    parts = {
+        "data": bench.data_ms,
+        "forward": bench.forward_ms,
+        "backward": bench.backward_ms,
+        "optimizer": bench.optimizer_ms,
+        "step": bench.step_ms,
+    }
+    return "\n".join(
+        [
+            f"{bench.model}, batches of {bench.batch_size}, augmentation {bench.augmentation}, "
+            f"{bench.threads} threads, torch {bench.torch_version}, {bench.device}; medians of {bench.steps} steps",
+            f"{bench.images_per_second:,.0f} images/s; a bare loop in turn with it {bench.bare_images_per_second:,.0f} "
+            f"(ratio {bench.loop_to_bare_ratio:.3f})",
+            *(f"{name:>10} {ms:8.2f} ms {ms / bench.step_ms:6.1%}" for name, ms in parts.items()),
+            f"{bench.achieved_gflops:,.0f} of {bench.peak_gflops:,.0f} GFLOP/s "
+            f"({bench.achieved_gflops / bench.peak_gflops:.0%} of this machine's float32 peak)",
+        ]
+    )
+
+
+class _Learner:
+    """A model and its optimizer, so that two can be trained in turn."""
+
+    def __init__(self, model_name: str, memory_format: torch.memory_format) -> None:
+        self.model: nn.Module = models.build(model_name).to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+
+    def step(self, images: Tensor, labels: Tensor) -> tuple[float, float, float]:
+        """Train once; seconds of forward pass with loss, backward pass, and optimizer."""
+        times = [time.perf_counter()]
+        loss = functional.cross_entropy(self.model(images), labels)
+        times.append(time.perf_counter())
+        loss.backward()  # type: ignore[no-untyped-call]
+        times.append(time.perf_counter())
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        times.append(time.perf_counter())
+        return times[1] - times[0], times[2] - times[1], times[3] - times[2]
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _peak_work() -> Iterator[tuple[int, Callable[[], Tensor]]]:
+    """Large work that comes close to what the machine can do: operations (a MAC counts as two), and the call."""
+    side = 2048
+    left, right = torch.rand(2, side, side).unbind()
+    yield 2 * side**3, lambda: left @ right
+    channels, size = 128, 56
+    images = torch.rand(16, channels, size, size).contiguous(memory_format=torch.channels_last)
+    weight = torch.rand(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
+    operations = 2 * 16 * size**2 * channels**2 * 9
+    yield operations, lambda: functional.conv2d(images, weight, padding=1)
+
+
+def _best_rate(operations: int, call: Callable[[], Tensor]) -> float:
+    """Operations a second of the fastest of some calls, the first not counted."""
+    call()
+    seconds = []
+    for _ in range(PEAK_REPEATS):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return operations / min(seconds)

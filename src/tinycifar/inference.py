@@ -1,0 +1,162 @@
+"""From images to logits: the only inference loop, trained weights from disk, and predictions on pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tinycifar import data, metrics, models, run
+from tinycifar.data import Dataset
+from tinycifar.models import Classifier
+
+IMAGE_FORMATS = ("PNG", "JPEG")
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Images in [0, 1] as float32 from uint8 ones in 0..255; float images are passed through."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+@torch.inference_mode()
+def logits(model: Classifier, images: Tensor, *, flip: bool = False, batch_size: int = 500) -> Tensor:
+    """Logits of `images`, float32 on the CPU, shape (N, num_classes).
+
+    `images` is (N, 3, H, W), uint8 in 0..255 or float in [0, 1], on any device. With `flip` the logits of each image
+    and of its mirror image are averaged (test-time augmentation). The model is put in evaluation mode for the call and
+    left as it was.
+    """
+    was_training = model.training
+    model.eval()
+    device = model.mean.device
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = to_float(images[start : start + batch_size].to(device)).contiguous(memory_format=torch.channels_last)
+        output = model(batch)
+        if flip:
+            output = (output + model(batch.flip(3))) / 2
+        parts.append(output.float().cpu())
+    model.train(was_training)
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with its weights and what their file says of them."""
+
+    model: Classifier
+    model_name: str
+    recipe: str
+    classes: tuple[str, ...]
+
+
+def load(path: str | Path, device: str = "auto") -> Trained:
+    """Load trained weights from a run directory or a `.safetensors` file that `tinycifar train` wrote.
+
+    Raises ValueError, naming the file, if it is missing, no safetensors file, not ours, or does not fit its model.
+    """
+    path = Path(path)
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        what = "is no run directory: it holds no model.safetensors" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {what}; name a run directory or a .safetensors file")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no readable safetensors file: {error}") from None
+    try:
+        model_name, classes = metadata["model"], tuple(str(name) for name in json.loads(metadata["classes"]))
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{file} does not name its model and classes; it was not written by tinycifar") from None
+    model = models.build(model_name, num_classes=len(classes))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise ValueError(f"{file} holds weights that do not fit the model {model_name}") from None
+    model = model.to(run.select_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Trained(model.eval(), model_name, metadata.get("recipe", ""), classes)
+
+
+def evaluation_split(dataset: Dataset) -> tuple[str, Tensor, Tensor]:
+    """Which images are open for evaluation: "validation" or "test", and their images and labels.
+
+    Where a data set has validation images, only they are open, and the test set stays shut.
+    """
+    if dataset.validation_images is not None and dataset.validation_labels is not None:
+        return "validation", dataset.validation_images, dataset.validation_labels
+    return "test", dataset.test_images, dataset.test_labels
+
+
+def evaluate(model: Classifier, dataset: Dataset) -> dict[str, Any]:
+    """Loss, accuracy and its 95% interval on the images open for evaluation, and accuracy with flip averaging (TTA)."""
+    split, images, labels = evaluation_split(dataset)
+    plain = metrics.summarize(logits(model, images), labels)
+    flipped = metrics.summarize(logits(model, images, flip=True), labels)
+    return {"split": split, **plain, "accuracy_tta": flipped["accuracy"], "loss_tta": flipped["loss"]}
+
+
+def evaluate_run(directory: str | Path, *, source: str | Path | None = None, device: str = "auto") -> dict[str, Any]:
+    """Evaluate a run's saved weights on the images that its recipe opens, and write `evaluation.json` there.
+
+    `source` is as in `tinycifar.data.load`; by default the data the run was trained on. Raises ValueError if
+    `directory` is no run directory.
+    """
+    directory = Path(directory)
+    if directory.is_file():
+        raise ValueError(f"{directory} is a file; name a run directory")
+    trained = load(directory, device)
+    recipe = run.read_json(directory / "recipe.json")
+    details = run.read_json(directory / "environment.json")
+    if source is None and details["data"] == "sample":
+        source = "sample"
+    dataset = data.load(source).split(recipe["validation_images"])
+    result = evaluate(trained.model, dataset)
+    run.write_json(directory / "evaluation.json", result)
+    return result
+
+
+def read_picture(path: str | Path, size: int = 32) -> Tensor:
+    """A PNG or JPEG as uint8 (3, size, size): turned upright, cropped to its central square, resized with antialiasing.
+
+    Raises ValueError, naming the file, if it cannot be read as one of these formats.
+    """
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            side = min(upright.size)
+            left, top = (upright.width - side) // 2, (upright.height - side) // 2
+            # Cropped first: with `box`, or `ImageOps.fit`, the filter would mix in pixels from outside the crop.
+            square = upright.crop((left, top, left + side, top + side))
+            picture = square.resize((size, size), Image.Resampling.LANCZOS)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = (
+            "it does not exist" if isinstance(error, FileNotFoundError) else f"no {' or '.join(IMAGE_FORMATS)} image"
+        )
+        raise ValueError(f"cannot read {path}: {reason}") from None
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).contiguous()
+
+
+def predict(trained: Trained, paths: Sequence[str | Path], top: int = 3) -> list[dict[str, Any]]:
+    """The `top` most probable classes of each picture: `file`, and `classes`, each a `class` and its `probability`.
+
+    Raises ValueError, naming the file, for one that is no picture.
+    """
+    images = torch.stack([read_picture(path) for path in paths])
+    probabilities, indices = logits(trained.model, images).softmax(1).topk(min(top, len(trained.classes)))
+    return [
+        {
+            "file": str(path),
+            "classes": [{"class": trained.classes[i], "probability": p} for p, i in zip(ps, indexes, strict=True)],
+        }
+        for path, ps, indexes in zip(paths, probabilities.tolist(), indices.tolist(), strict=True)
+    ]

@@ -1,0 +1,120 @@
+"""`Recipe`, one frozen flat dataclass, and the named recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+
+from tinycifar.augment import AUGMENTATIONS
+from tinycifar.models import MODELS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a training run computes, apart from data, seed and machine.
+
+    Raises ValueError, saying what is allowed, if a value is out of range or a name is unknown.
+    """
+
+    name: str
+    model: str
+    epochs: int
+    augmentation: str
+
+    batch_size: int = 128
+    weight_decay: float = 5e-4
+    max_learning_rate: float = 0.02
+    warmup_fraction: float = 0.3
+    div_factor: float = 25.0
+    final_div_factor: float = 1000.0
+    base_momentum: float = 0.85
+    max_momentum: float = 0.95
+
+    validation_images: int = 0
+    """Training images held out from the end of the training set; with any, the test set is not looked at."""
+    watch_test: bool = False
+    """Evaluate the test set after every epoch, as the reference did; else it is opened once, at the end."""
+
+    target_accuracy: float = 0.85
+    """The test accuracy the recipe is meant to reach, a fraction."""
+    expected_accuracy: float | None = None
+    """Mean test accuracy of the recipe's records in `results/`, a fraction; None where none was measured."""
+    expected_minutes: float | None = None
+    """Mean training time of those records in minutes, on the machine that they name."""
+
+    def __post_init__(self) -> None:
+        _choice("model", self.model.lower(), MODELS)
+        _choice("augmentation", self.augmentation, AUGMENTATIONS)
+        for field, low, high in (
+            ("epochs", 1, 100_000),
+            ("batch_size", 2, 50_000),
+            ("weight_decay", 0, 1),
+            ("max_learning_rate", 1e-9, 100),
+            ("warmup_fraction", 0.01, 0.99),
+            ("div_factor", 1, 1e9),
+            ("final_div_factor", 1, 1e9),
+            ("base_momentum", 0, 0.9999),
+            ("max_momentum", 0, 0.9999),
+            ("validation_images", 0, 49_000),
+            ("target_accuracy", 0, 1),
+        ):
+            value = getattr(self, field)
+            if not low <= value <= high:
+                raise ValueError(f"{field} must lie between {low:g} and {high:g}, not {value:g}")
+
+
+def _choice(field: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {field} {value!r}; allowed are: {', '.join(choices)}")
+
+
+# OneCycleLR's settings, the batch size and the weight decay are the defaults above: those of the reference's text and,
+# where the text is silent, those that give all 70 learning rates that its two logs print.
+_REFERENCE_30 = Recipe("reference-30", model="c1c2c3c4o", epochs=30, augmentation="reference", watch_test=True)
+_AS_RUN_30 = replace(_REFERENCE_30, name="reference-30-as-run", augmentation="reference-as-run")
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        _REFERENCE_30,
+        replace(_REFERENCE_30, name="reference-40", epochs=40),
+        _AS_RUN_30,
+        replace(_AS_RUN_30, name="reference-40-as-run", epochs=40),
+    )
+}
+DEFAULT_RECIPE = "reference-30"
+
+
+def get(name: str) -> Recipe:
+    """The recipe of that name; ValueError with the list of names if there is none."""
+    _choice("recipe", name, RECIPES)
+    return RECIPES[name]
+
+
+def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """The recipe with each `field=value` of `settings` applied, values read as the field's type.
+
+    Raises ValueError for an unknown field (listing the fields) and for a value that is none of the field's type.
+    """
+    types = {field.name: field.type for field in fields(Recipe) if field.name != "name"}
+    changes: dict[str, object] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"a setting is field=value, not {setting!r}")
+        _choice("recipe field", name, types)
+        changes[name] = _parse(name, text, str(types[name]))
+    return replace(recipe, **changes)  # type: ignore[arg-type]
+
+
+def _parse(field: str, text: str, kind: str) -> object:
+    if kind == "str":
+        return text
+    if kind == "bool":
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise ValueError(f"{field} takes true or false, not {text!r}")
+    try:
+        return int(text) if kind == "int" else float(text)
+    except ValueError:
+        raise ValueError(f"{field} takes {'a whole number' if kind == 'int' else 'a number'}, not {text!r}") from None

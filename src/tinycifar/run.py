@@ -1,0 +1,192 @@
+"""The run directory: paths, provenance, metrics, weights."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from tinycifar.recipes import Recipe
+
+
+def create(out: Path | None, recipe_name: str) -> Path:
+    """Make and return the run directory: `out`, or a new dated one under `runs/RECIPE/`.
+
+    Raises ValueError if `out` exists and is not an empty folder: a run never writes over another.
+    """
+    if out is None:
+        parent = Path("runs") / recipe_name
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+        names = (f"{stamp}-{number}" if number > 1 else stamp for number in itertools.count(1))
+        out = next(parent / name for name in names if not (parent / name).exists())
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"the output folder {out} is in use; name a new or an empty one with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that, whatever happens, `path` holds either its old content or all of the new one."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; ValueError naming it if it is missing or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except ValueError:
+        raise ValueError(f"{path} is not valid JSON") from None
+
+
+def append_metrics(directory: Path, entry: dict[str, Any]) -> None:
+    """Add one line, an epoch's metrics, to `metrics.jsonl`."""
+    with (directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The epochs of `metrics.jsonl`, oldest first; none if the file is not there."""
+    path = directory / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def save_weights(path: Path, model: nn.Module, *, model_name: str, recipe: str, classes: tuple[str, ...]) -> None:
+    """Write a model's weights as safetensors, with the names needed to build it again as metadata."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {"model": model_name, "recipe": recipe, "classes": json.dumps(classes)}
+    write_bytes(path, save(tensors, metadata=metadata))
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes CUDA or MPS if there, else the CPU.
+
+    Raises ValueError for a name torch does not know and for a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"no device {name!r} here; allowed are auto, cpu, cuda and mps, where present") from None
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself: the GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU (MPS)"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_revision() -> str | None:
+    """The commit of the checkout this package runs from, `-dirty` behind it if source differs; None outside one."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if not git("ls-files", "--", Path(__file__).name):
+            return None
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a figure depends on besides the recipe: device, thread count, versions, revision, date (UTC)."""
+    return {
+        "device": f"{device.type}: {device_name(device)}",
+        "threads": torch.get_num_threads(),
+        "torch_version": torch.__version__,
+        "python_version": platform.python_version(),
+        "platform": platform.platform(),
+        "git_revision": git_revision(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def start(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None:
+    """Write what is known before the first step: `recipe.json` and `environment.json`."""
+    write_json(directory / "recipe.json", asdict(recipe))
+    write_json(directory / "environment.json", details)
+
+
+def write_record(record: dict[str, Any]) -> Path:
+    """Write a run's record to `results/RECIPE/seed-N.json` (from a GPU: `results/RECIPE/cuda/`) and give its path."""
+    folder = Path("results") / record["recipe"] / ("cuda" if record["device"].startswith("cuda") else "")
+    folder.mkdir(parents=True, exist_ok=True)
+    path: Path = folder / f"seed-{record['seed']}.json"
+    write_json(path, record)
+    return path
+
+
+class StopSignal:
+    """While it is entered, the first Ctrl-C or SIGTERM sets `.received`; a second one acts at once.
+
+    Outside the main thread, where Python allows no signal handler, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._receive)
+            except ValueError:
+                break
+        return self
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self.__exit__()
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()

@@ -1,0 +1,18 @@
+"""What several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Tests are small: more threads gain nothing, and where other processes hold the cores they wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+
+@pytest.fixture(autouse=True)
+def own_folder_and_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Every test runs in a folder of its own; only those marked for the full data see the user's cache."""
+    monkeypatch.chdir(tmp_path)
+    if not {"full_data", "end_to_end"} & {mark.name for mark in request.node.iter_markers()}:
+        monkeypatch.setenv("TINYCIFAR_CACHE", str(tmp_path / "cache"))

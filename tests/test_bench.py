@@ -1,0 +1,157 @@
+"""The step benchmark: that its figures hang together, on a clock of the test's own where times matter."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tinycifar import bench
+from tinycifar.bench import StepBench, bench_step, render
+from tinycifar.models import build
+from tinycifar.summary import summarize
+
+BATCH = 16
+
+
+def no_large_work() -> Iterator[Any]:
+    small = torch.rand(64, 64)
+    yield 2 * 64**3, lambda: small @ small
+
+
+@pytest.fixture(scope="module")
+def measured() -> StepBench:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "_peak_work", no_large_work)
+        return bench_step("c1c2c3c4o", steps=1, batch_size=BATCH, threads=1)
+
+
+def test_all_figures_are_positive_and_finite(measured: StepBench) -> None:
+    figures = {name: value for name, value in asdict(measured).items() if isinstance(value, (int, float))}
+    assert {name: value for name, value in figures.items() if not 0 < value < math.inf} == {}
+
+
+def test_the_parts_of_one_step_add_up_to_it(measured: StepBench) -> None:
+    parts = measured.data_ms + measured.forward_ms + measured.backward_ms + measured.optimizer_ms
+    assert parts == pytest.approx(measured.step_ms)
+
+
+def test_rates_and_shares_follow_from_the_times(measured: StepBench) -> None:
+    macs = summarize(build("c1c2c3c4o")).macs
+    assert measured.images_per_second == pytest.approx(BATCH / measured.step_ms * 1000)
+    assert measured.data_percent == pytest.approx(measured.data_ms / measured.step_ms * 100)
+    assert measured.achieved_gflops == pytest.approx(6 * macs * measured.images_per_second / 1e9)
+    ratio = measured.images_per_second / measured.bare_images_per_second
+    assert measured.loop_to_bare_ratio == pytest.approx(ratio)
+
+
+def test_what_was_measured_is_said(measured: StepBench) -> None:
+    assert (measured.model, measured.batch_size, measured.steps, measured.threads) == ("c1c2c3c4o", BATCH, 1, 1)
+    assert measured.torch_version == torch.__version__
+    assert measured.device
+
+
+def test_the_text_tells_the_figures_of_the_measurement(measured: StepBench) -> None:
+    text = render(measured)
+    for figure in (
+        f"{measured.images_per_second:,.0f} images/s",
+        f"ratio {measured.loop_to_bare_ratio:.3f}",
+        f"{measured.data_ms:.2f} ms",
+        f"{measured.forward_ms:.2f} ms",
+        f"{measured.backward_ms:.2f} ms",
+        f"{measured.optimizer_ms:.2f} ms",
+        f"{measured.peak_gflops:,.0f} GFLOP/s",
+    ):
+        assert figure in text
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands in for the clock: it moves only when a part of the step, replaced by one of known length, says so."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(bench, "_peak_work", no_large_work)
+    monkeypatch.setattr(bench, "_best_rate", lambda operations, call: 1e12)
+    return clock
+
+
+def test_drawing_and_augmenting_count_as_data_and_only_in_the_real_loop(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pipeline:
+        def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+            clock.now += count * 1e-3
+            return {"row": torch.arange(count)}
+
+        def apply(self, images: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+            assert images.dtype == torch.uint8
+            assert len(images) == len(parameters["row"]) == BATCH
+            clock.now += 0.5
+            return images / 255
+
+    class Learner:
+        def __init__(self, model_name: str, memory_format: torch.memory_format) -> None:
+            self.model = build(model_name)
+
+        def step(self, images: Tensor, labels: Tensor) -> tuple[float, float, float]:
+            return 0.1, 0.2, 0.05
+
+    monkeypatch.setattr(bench.augment, "build", lambda name: Pipeline())
+    monkeypatch.setattr(bench, "_Learner", Learner)
+    found = bench_step("c1c2c3c4o", steps=2, batch_size=BATCH)
+    assert found.data_ms == pytest.approx(500 + BATCH)  # a millisecond an image drawn
+    assert (found.forward_ms, found.backward_ms, found.optimizer_ms) == pytest.approx((100, 200, 50))
+    assert found.bare_images_per_second == pytest.approx(BATCH / 0.35)
+    assert found.peak_gflops == pytest.approx(1000)
+
+
+def test_a_learner_times_its_parts_in_order_and_learns(clock: SimpleNamespace) -> None:
+    torch.manual_seed(0)
+    learner = bench._Learner("c1c2c3c4o", torch.channels_last)
+    before = [p.detach().clone() for p in learner.model.parameters()]
+
+    def forward(*_: Any) -> None:
+        clock.now += 1.0
+
+    def backward(gradient: Tensor) -> None:
+        clock.now += 2.0
+
+    learner.model.register_forward_hook(forward)
+    next(learner.model.parameters()).register_hook(backward)
+    learner.optimizer.register_step_post_hook(lambda *_: setattr(clock, "now", clock.now + 4.0))
+    assert learner.step(torch.rand(4, 3, 32, 32), torch.arange(4)) == (1.0, 2.0, 4.0)
+    assert all(not torch.equal(p, b) for p, b in zip(learner.model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in learner.model.parameters())
+
+
+def test_the_peak_counts_the_operations_of_what_it_times() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for operations, call in bench._peak_work():
+        with FlopCounterMode(display=False) as counter:
+            call()
+        assert counter.get_total_flops() == operations
+
+
+def test_the_number_of_threads_holds_for_the_measurement_only(measured: StepBench) -> None:
+    before = torch.get_num_threads()
+    with bench._threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 0}, {"batch_size": 50_001}, {"threads": 0}])
+def test_a_count_outside_its_range_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        bench_step("c1c2c3c4o", **wrong)  # type: ignore[arg-type]
+
+
+def test_an_unknown_model_or_augmentation_is_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match="unknown model"):
+        bench_step("resnet152")
+    with pytest.raises(ValueError, match="unknown augmentation"):
+        bench_step("c1c2c3c4o", augmentation="mirrors")

@@ -1,0 +1,185 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tinycifar import cifar10
+from tinycifar.cli import main
+
+
+class Outcome:
+    """What a command did: exit code and what it printed."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def tinycifar(capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line with the given words, in this process."""
+
+    def command(*words: str | Path) -> Outcome:
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        return Outcome(int(ended.value.code or 0), *capfd.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def trained(tinycifar: Any, tmp_path: Path) -> Path:
+    """A run directory trained on the sample for an epoch."""
+    out = tmp_path / "a run with spaces and ü"
+    assert tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "64", "--out", out).code == 0
+    return out
+
+
+def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, tmp_path: Path) -> None:
+    done = tinycifar("train", "reference-30", "--data", "sample", "--epochs", "2", "--limit", "64", "--out", "run")
+    assert done.code == 0
+    pattern = (
+        r"^Epoch \d/2 \| LR\(s\): \[0\.\d{6}\] \| Train loss \d\.\d{4} acc 0\.\d{4} \| Val loss \d\.\d{4} acc 0\.\d{4}$"
+    )
+    assert len(re.findall(pattern, done.out, re.MULTILINE)) == 2
+    for text in ("Train accuracy", "Test accuracy", "95% interval", "best on test", "Target", "images/s", "run"):
+        assert text in done.out
+    assert "\x1b" not in done.out
+    assert {"loss.png", "accuracy.png", "model.safetensors"} <= {path.name for path in Path("run").iterdir()}
+
+
+def test_every_command_with_json_prints_one_json_object_and_nothing_else(
+    tinycifar: Any, trained: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "image.png")
+    for words, key in [
+        (["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "other"], "test_accuracy"),
+        (["evaluate", trained], "accuracy"),
+        (["predict", "image.png", "--model", trained], "predictions"),
+        (["summary", "C1C2C3C4O"], "layers"),
+        (["data", "info"], "classes"),
+        (["data", "verify"], "files"),
+    ]:
+        assert key in tinycifar(*words, "--json").json
+
+
+def test_evaluating_a_run_gives_the_accuracy_that_training_gave(tinycifar: Any, tmp_path: Path) -> None:
+    words = ["train", "--data", "sample", "--epochs", "1", "--limit", "64", "--out", "run"]
+    record = tinycifar(*words, "--json").json
+    evaluation = tinycifar("evaluate", "run", "--json").json
+    assert (evaluation["accuracy"], evaluation["split"]) == (record["test_accuracy"], "test")
+
+
+def test_predict_prints_a_line_a_picture_with_three_classes(tinycifar: Any, trained: Path, tmp_path: Path) -> None:
+    for name in ("one.png", "two.jpg"):
+        Image.new("RGB", (50, 40), "red").save(tmp_path / name)
+    done = tinycifar("predict", "one.png", "two.jpg", "--model", trained)
+    assert done.code == 0
+    first, second = done.out.splitlines()
+    assert first.startswith("one.png: ")
+    assert second.startswith("two.jpg: ")
+    assert first.count("%") == 3
+
+
+def test_summary_prints_the_table_whatever_the_case_of_the_name(tinycifar: Any) -> None:
+    upper, lower = tinycifar("summary", "C1C2C3C4O"), tinycifar("summary", "c1c2c3c4o")
+    assert upper.out == lower.out
+    assert "195,946" in upper.out
+
+
+def test_an_incomplete_cache_fails_its_check_with_exit_code_1(tinycifar: Any) -> None:
+    done = tinycifar("data", "verify")
+    assert done.code == 1
+    assert done.out.count("missing") == 6
+    assert tinycifar("data", "info", "--json").json["verified"] is False
+
+
+def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
+    """Commands that must be refused, and what the message must say."""
+    sample: list[str | Path] = ["train", "--data", "sample"]
+    return [
+        (["train", "resnet"], "unknown recipe 'resnet'; allowed are: reference-30"),
+        (["summary", "resnet"], "unknown model 'resnet'; the models are: c1c2c3c4o"),
+        (["bench", "step", "resnet"], "unknown model 'resnet'"),
+        ([*sample, "--set", "colour=red"], "unknown recipe field 'colour'"),
+        ([*sample, "--set", "epochs=many"], "epochs takes a whole number"),
+        ([*sample, "--epochs", "0"], "epochs must lie between 1"),
+        ([*sample, "--limit", "0"], "allowed are 1 to 400"),
+        ([*sample, "--limit", "401"], "allowed are 1 to 400"),
+        ([*sample, "--stop-after-epoch", "31"], "between 1 and the recipe's 30"),
+        ([*sample, "--device", "tpu"], "no device 'tpu' here"),
+        ([*sample, "--threads", "0"], "--threads"),
+        ([*sample, "--out", trained], "is in use"),
+        ([*sample, "--record"], "--record is for whole, unchanged recipes"),
+        (["train", "--record", "--epochs", "2"], "--record is for whole, unchanged recipes"),
+        (["train", "--data", "nowhere"], "nowhere"),
+        (["evaluate", "nowhere"], "nowhere does not exist"),
+        (["evaluate", trained / "model.safetensors"], "name a run directory"),
+        (["predict", "none.png", "--model", trained], "cannot read none.png: it does not exist"),
+        (["predict", trained / "recipe.json", "--model", trained], "no PNG or JPEG image"),
+        (["predict", "none.png"], "--model"),
+        (["predict"], "IMAGE"),
+        (["frobnicate"], "frobnicate"),
+        (["train", "--colour"], "--colour"),
+    ]
+
+
+def test_bad_input_gets_one_line_and_exit_code_2_and_makes_nothing(
+    tinycifar: Any, trained: Path, tmp_path: Path
+) -> None:
+    before = sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts)
+    for words, message in refusals(trained):
+        refused = tinycifar(*words)
+        assert refused.code == 2, words
+        assert message in refused.err, words
+        assert refused.err.count("\n") == 1, words
+        assert refused.out == "", words
+    assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
+
+
+def test_a_full_disk_is_told_in_one_line(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused = tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "run")
+    assert (refused.code, refused.err) == (2, "tinycifar: No space left on device\n")
+
+
+def test_the_module_is_the_command_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "tinycifar", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("tinycifar, version ")
+
+
+def test_an_interrupt_ends_with_exit_code_130_and_says_where_things_lie(tmp_path: Path) -> None:
+    words = ["train", "--data", "sample", "--epochs", "1000", "--out", str(tmp_path / "run")]
+    with subprocess.Popen([sys.executable, "-m", "tinycifar", *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Epoch 1/"):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert process.returncode == 130
+    assert "Stopped" in rest
+    assert str(tmp_path / "run") in rest
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.full_data
+def test_the_users_cache_verifies(tinycifar: Any) -> None:
+    if not (cifar10.cache_directory() / cifar10.FOLDER).exists():
+        pytest.skip("CIFAR-10 is not in the cache")
+    done = tinycifar("data", "verify", "--json")
+    assert done.code == 0
+    assert len(done.json["files"]) == 6

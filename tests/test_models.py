@@ -1,0 +1,112 @@
+"""Architectures: what goes in, what comes out, and what the reference fixes."""
+
+import pytest
+import torch
+from torch import nn
+
+from tinycifar import models
+from tinycifar.data import MEAN, STD
+from tinycifar.models import MODELS, build
+
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@every_model
+def test_a_model_turns_images_into_one_logit_a_class(name: str) -> None:
+    model = build(name, num_classes=7).eval()
+    with torch.no_grad():
+        assert model(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+
+
+@every_model
+def test_a_model_keeps_to_the_budget_of_200_000_parameters(name: str) -> None:
+    assert 0 < sum(p.numel() for p in build(name).parameters()) < 200_000
+
+
+@every_model
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    model = build(name)
+    model(torch.rand(4, 3, 32, 32)).square().sum().backward()
+    without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+
+
+@every_model
+def test_an_image_gets_the_same_logits_alone_and_in_a_batch(name: str) -> None:
+    torch.manual_seed(0)
+    model = build(name).eval()
+    images = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        alone = torch.cat([model(image[None]) for image in images])
+        torch.testing.assert_close(model(images), alone, rtol=1e-4, atol=1e-5)
+
+
+@every_model
+def test_the_same_seed_gives_the_same_weights(name: str) -> None:
+    weights = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        weights.append(torch.cat([p.detach().flatten() for p in build(name).parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@every_model
+def test_images_are_normalised_inside_the_model(name: str) -> None:
+    torch.manual_seed(0)
+    model = build(name).eval()
+    images = torch.rand(2, 3, 32, 32)
+    by_hand = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    with torch.no_grad():
+        expected = model(images)
+        model.mean.fill_(0)
+        model.std.fill_(1)
+        assert not torch.allclose(model(images), expected)
+        torch.testing.assert_close(model(by_hand), expected)
+
+
+@every_model
+def test_normalisation_travels_with_the_weights_and_is_not_trained(name: str) -> None:
+    model = build(name)
+    assert {"mean", "std"} <= model.state_dict().keys()
+    assert not {"mean", "std"} & {key for key, _ in model.named_parameters()}
+
+
+@every_model
+def test_the_case_of_a_name_is_ignored(name: str) -> None:
+    assert type(build(name.upper())) is type(build(name))
+
+
+def test_an_unknown_model_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(ValueError, match=r"'resnet152'.*c1c2c3c4o") as refusal:
+        build("resnet152")
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_reference_has_195_946_parameters_for_ten_classes() -> None:
+    assert sum(p.numel() for p in build("c1c2c3c4o").parameters()) == 195_946
+
+
+def test_only_the_dilated_convolution_of_the_reference_has_a_bias() -> None:
+    convolutions = [module for module in build("c1c2c3c4o").modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 10
+    assert [module.dilation for module in convolutions if module.bias is not None] == [(3, 3)]
+
+
+def test_the_blocks_of_the_reference_give_the_sizes_of_its_table() -> None:
+    model = build("c1c2c3c4o").eval()
+    images, sides = torch.rand(1, 3, 32, 32), []
+    with torch.no_grad():
+        for block in list(model)[:4]:
+            images = block(images)
+            sides.append(tuple(images.shape[1:]))
+    assert sides == [(32, 28, 28), (64, 12, 12), (128, 4, 4), (64, 9, 9)]
+
+
+def test_dropout_drops_a_tenth_in_training_and_nothing_in_evaluation() -> None:
+    torch.manual_seed(0)
+    dropout = next(module for module in models.C1C2C3C4O().modules() if isinstance(module, nn.Dropout))
+    ones = torch.ones(100_000)
+    assert (dropout.train()(ones) == 0).float().mean().item() == pytest.approx(0.1, abs=0.005)
+    assert torch.equal(dropout.eval()(ones), ones)

@@ -1,0 +1,107 @@
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tinycifar import models, recipes, run
+
+
+def test_a_run_without_a_name_gets_a_new_folder_every_time() -> None:
+    first, second = run.create(None, "reference-30"), run.create(None, "reference-30")
+    assert first != second
+    assert first.is_dir()
+    assert first.parent == second.parent == Path("runs/reference-30")
+
+
+def test_a_folder_in_use_or_a_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("used", "file"):
+        with pytest.raises(ValueError, match="is in use; name a new or an empty one with --out"):
+            run.create(tmp_path / name, "reference-30")
+    assert (tmp_path / "used" / "notes.txt").read_text() == "mine"
+    assert run.create(tmp_path / "empty", "reference-30").is_dir()
+    assert run.create(tmp_path / "empty", "reference-30").is_dir()
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "evaluation.json"
+    run.write_json(path, {"accuracy": 0.5})
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.write_json(path, {"accuracy": 0.6})
+    assert run.read_json(path) == {"accuracy": 0.5}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["evaluation.json"]
+
+
+def test_metrics_are_appended_and_read_back_in_order(tmp_path: Path) -> None:
+    assert run.read_metrics(tmp_path) == []
+    entries: list[dict[str, Any]] = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.5}]
+    for entry in entries:
+        run.append_metrics(tmp_path, entry)
+    assert run.read_metrics(tmp_path) == entries
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "is missing"), ("{", "is not valid JSON")])
+def test_a_missing_or_broken_json_file_is_named(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "recipe.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=f"recipe.json {message}"):
+        run.read_json(path)
+
+
+def test_the_environment_says_what_a_figure_depends_on() -> None:
+    details = run.environment(torch.device("cpu"))
+    assert details["device"].startswith("cpu: ")
+    assert details["threads"] == torch.get_num_threads()
+    assert details["torch_version"] == torch.__version__
+    assert details["date"].endswith("+00:00")
+
+
+def test_a_run_starts_with_its_recipe_and_environment_on_disk(tmp_path: Path) -> None:
+    run.start(tmp_path, recipes.get("reference-40"), {"seed": 3})
+    assert json.loads((tmp_path / "recipe.json").read_text())["epochs"] == 40
+    assert json.loads((tmp_path / "environment.json").read_text()) == {"seed": 3}
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert run.select_device("cpu").type == "cpu"
+    for name in ("tpu", "cuda:99"):
+        with pytest.raises(ValueError, match="allowed are auto, cpu, cuda and mps"):
+            run.select_device(name)
+
+
+def test_a_record_lies_where_its_recipe_seed_and_device_say() -> None:
+    record = {"recipe": "reference-30", "seed": 2, "device": "cpu: some processor"}
+    assert run.write_record(record) == Path("results/reference-30/seed-2.json")
+    assert run.write_record(record | {"device": "cuda: some card"}) == Path("results/reference-30/cuda/seed-2.json")
+
+
+def test_the_first_signal_is_noted_and_the_second_one_acts() -> None:
+    with run.StopSignal() as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_weights_name_their_model_recipe_and_classes(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    path = tmp_path / "model.safetensors"
+    run.save_weights(path, models.build("c1c2c3c4o"), model_name="c1c2c3c4o", recipe="reference-30", classes=("a", "b"))
+    with safe_open(path, framework="pt") as stored:
+        assert stored.metadata() == {"model": "c1c2c3c4o", "recipe": "reference-30", "classes": '["a", "b"]'}

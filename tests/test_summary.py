@@ -1,0 +1,516 @@
+"""The layer table against the reference's, against torchinfo, and against gradients."""
+
+import copy
+import csv
+import json
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchinfo
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from tinycifar.models import MODELS, build
+from tinycifar.summary import Summary, as_json, receptive_field, render, summarize
+
+ORIGINAL = Path(__file__).parents[1] / "results" / "original"
+REFERENCE_LAYERS = [  # the list in the reference's README
+    {"k": 3, "s": 1, "d": 1},
+    {"k": 3, "s": 1, "d": 1},
+    {"k": 3, "s": 1, "d": 1},
+    {"k": 3, "s": 1, "d": 1},
+    {"k": 1, "s": 2, "d": 1},
+    {"k": 3, "s": 1, "d": 1},
+    {"k": 3, "s": 1, "d": 1},
+    {"k": 1, "s": 2, "d": 1},
+    {"k": 2, "s": 1, "d": 1},
+    {"k": 3, "s": 1, "d": 3},
+]
+# As the reference's README prints it, but for the rules between.
+REFERENCE_TEXT = """\
+        Layer (type)               Output Shape         Param #
+            Conv2d-1           [-1, 32, 30, 30]             864
+       BatchNorm2d-2           [-1, 32, 30, 30]              64
+              ReLU-3           [-1, 32, 30, 30]               0
+            Conv2d-4           [-1, 32, 28, 28]           9,216
+       BatchNorm2d-5           [-1, 32, 28, 28]              64
+              ReLU-6           [-1, 32, 28, 28]               0
+            Block1-7           [-1, 32, 28, 28]               0
+            Conv2d-8           [-1, 64, 26, 26]          18,432
+       BatchNorm2d-9           [-1, 64, 26, 26]             128
+             ReLU-10           [-1, 64, 26, 26]               0
+           Conv2d-11           [-1, 64, 24, 24]             576
+           Conv2d-12           [-1, 64, 12, 12]           4,096
+      BatchNorm2d-13           [-1, 64, 12, 12]             128
+             ReLU-14           [-1, 64, 12, 12]               0
+           Block2-15           [-1, 64, 12, 12]               0
+           Conv2d-16          [-1, 128, 10, 10]          73,728
+      BatchNorm2d-17          [-1, 128, 10, 10]             256
+             ReLU-18          [-1, 128, 10, 10]               0
+           Conv2d-19            [-1, 128, 8, 8]           1,152
+           Conv2d-20            [-1, 128, 4, 4]          16,384
+      BatchNorm2d-21            [-1, 128, 4, 4]             256
+             ReLU-22            [-1, 128, 4, 4]               0
+           Block3-23            [-1, 128, 4, 4]               0
+           Conv2d-24             [-1, 64, 9, 9]          32,768
+      BatchNorm2d-25             [-1, 64, 9, 9]             128
+             ReLU-26             [-1, 64, 9, 9]               0
+           Conv2d-27             [-1, 64, 9, 9]          36,928
+      BatchNorm2d-28             [-1, 64, 9, 9]             128
+             ReLU-29             [-1, 64, 9, 9]               0
+           Block4-30             [-1, 64, 9, 9]               0
+AdaptiveAvgPool2d-31             [-1, 64, 1, 1]               0
+          Flatten-32                   [-1, 64]               0
+          Dropout-33                   [-1, 64]               0
+           Linear-34                   [-1, 10]             650
+Total params: 195,946
+Trainable params: 195,946
+Non-trainable params: 0
+Input size (MB): 0.01
+Forward/backward pass size (MB): 3.67
+Params size (MB): 0.75
+Estimated Total Size (MB): 4.43
+"""
+
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Summary:
+    return summarize(build("c1c2c3c4o"))
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_has_the_34_rows_of_its_own_table(reference: Summary) -> None:
+    with (ORIGINAL / "layers.csv").open(newline="") as file:
+        expected = [tuple(row.values()) for row in csv.DictReader(file)]
+    rows = [
+        (str(row.index), row.layer, "x".join(map(str, row.output_shape)), str(row.parameters))
+        for row in reference.layers
+    ]
+    assert len(expected) == 34
+    assert rows == expected
+
+
+def test_the_reference_has_34_7_million_macs(reference: Summary) -> None:
+    assert reference.macs == 34_734_080
+    assert sum(row.macs for row in reference.layers) == reference.macs
+    # 128 filters of 64 x 3 x 3 at 10 x 10 places; one filter of 3 x 3 a channel at 24 x 24; 64 by 10 of a linear layer
+    assert [reference.layers[i - 1].macs for i in (16, 11, 34)] == [7_372_800, 331_776, 640]
+
+
+def test_the_reference_sees_45_pixels_at_its_last_convolution(reference: Summary) -> None:
+    assert reference.receptive_field == 45
+    convolutions = [row.receptive_field for row in reference.layers if row.layer == "Conv2d"]
+    chain = list(accumulate(REFERENCE_LAYERS, lambda layers, layer: [*layers, layer], initial=[]))[1:]
+    assert convolutions == [receptive_field(layers) for layers in chain]
+
+
+def test_pooling_over_a_map_sees_all_of_its_positions(reference: Summary) -> None:
+    assert [row.receptive_field for row in reference.layers[30:]] == [45 + (9 - 1) * 4] * 4
+
+
+def test_the_text_is_the_one_of_the_reference_with_more_columns(reference: Summary) -> None:
+    lines = render(reference).splitlines()
+    for expected in REFERENCE_TEXT.splitlines():
+        assert any(line.startswith(expected) for line in lines), expected
+    assert "Total MACs: 34,734,080" in lines
+    assert [line for line in lines if line.startswith("Receptive field: 45")]
+    rows = [line for line in lines if line.startswith("           Conv2d-27")]
+    assert [row.split()[-2:] for row in rows] == [["2,985,984", "45"]]
+
+
+def test_the_columns_of_the_text_are_as_wide_as_a_long_name() -> None:
+    class AnExceedinglyLongNameForABlock(nn.Sequential):
+        pass
+
+    lines = render(summarize(nn.Sequential(AnExceedinglyLongNameForABlock(nn.Conv2d(3, 4, 3)), nn.ReLU()))).splitlines()
+    assert len({len(line) for line in lines[3:6]} | {len(lines[1])}) == 1
+
+
+def test_the_json_form_holds_rows_and_totals_and_survives_writing(reference: Summary) -> None:
+    content = as_json(reference)
+    assert json.loads(json.dumps(content)) == content
+    assert content.keys() == {"layers", "parameters", "macs", "receptive_field"}
+    assert (content["parameters"], content["macs"], content["receptive_field"]) == (195_946, 34_734_080, 45)
+    assert len(content["layers"]) == 34
+    assert content["layers"][3] == {
+        "layer": "Conv2d",
+        "output_shape": [32, 28, 28],
+        "parameters": 9_216,
+        "macs": 7_225_344,
+        "receptive_field": 5,
+    }
+
+
+@every_model
+def test_torchinfo_counts_the_same_parameters_and_macs(name: str) -> None:
+    model = build(name)
+    oracle = torchinfo.summary(model, (1, 3, 32, 32), verbose=0)
+    ours = summarize(model)
+    assert ours.parameters == oracle.total_params
+    # torchinfo counts every parameter of a layer, so biases once a position, and norms; we count products alone.
+    extra = 0
+    for layer in oracle.summary_list:
+        if not layer.is_leaf_layer:
+            continue
+        bias = getattr(layer.module, "bias", None)
+        if isinstance(layer.module, (nn.Conv2d, nn.Linear)):
+            extra += 0 if bias is None else bias.numel() * int(torch.tensor(layer.output_size[2:]).prod())
+        else:
+            extra += layer.macs
+    assert ours.macs == oracle.total_mult_adds - extra
+    assert ours.macs == pytest.approx(oracle.total_mult_adds, rel=0.01)
+
+
+# --- any model ----------------------------------------------------------------------------------------------------
+
+
+class Made(nn.Module):
+    """A model whose forward pass is the function given; layers by name."""
+
+    def __init__(self, forward: Callable[..., Tensor], **layers: Any) -> None:
+        super().__init__()
+        self.function = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(self, images)
+
+
+def conv(inputs: int, outputs: int, kernel: int, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, bias=False, **options)
+
+
+def test_a_layer_called_twice_has_two_rows_and_its_parameters_once() -> None:
+    shared = conv(3, 3, 3)
+    summary = summarize(nn.Sequential(shared, nn.ReLU(), shared))
+    assert [(row.layer, row.parameters, row.macs) for row in summary.layers] == [
+        ("Conv2d", 81, 81 * 30 * 30),
+        ("ReLU", 0, 0),
+        ("Conv2d", 0, 81 * 28 * 28),
+    ]
+    assert (summary.parameters, summary.macs, summary.receptive_field) == (81, 81 * (900 + 784), 5)
+
+
+def test_bare_parameters_and_functional_products_count_in_the_totals() -> None:
+    weight = nn.Parameter(torch.rand(5, 3, 3, 3))
+    inner = Made(lambda self, x: F.conv2d(x, self.weight), weight=weight)
+    outer = Made(lambda self, x: F.linear(self.inner(x).mean((2, 3)), self.head), inner=inner)
+    outer.head = nn.Parameter(torch.rand(10, 5))
+    summary = summarize(outer)
+    assert [(row.layer, row.parameters, row.macs) for row in summary.layers] == [("Made", 135, 135 * 900)]
+    assert (summary.parameters, summary.macs) == (185, 135 * 900 + 50)
+
+
+def test_frozen_and_unused_parameters_count_but_frozen_ones_are_not_trainable() -> None:
+    frozen, unused = conv(3, 2, 1).requires_grad_(False), conv(2, 2, 1)
+    summary = summarize(Made(lambda self, x: self.frozen(x), frozen=frozen, unused=unused))
+    assert (summary.parameters, summary.trainable_parameters) == (10, 4)
+    assert "Non-trainable params: 6" in render(summary).splitlines()
+
+
+def test_sizes_grow_with_the_image() -> None:
+    summary = summarize(build("c1c2c3c4o"), image_size=64)
+    assert summary.layers[0].output_shape == (32, 62, 62)
+    assert summary.receptive_field == 45
+    assert summary.input_mb == pytest.approx(4 * 3 * 32 * 32 * 4 / 2**20)
+    assert summary.total_mb == summary.input_mb + summary.activations_mb + summary.parameters_mb
+
+
+def test_an_image_without_pixels_is_refused() -> None:
+    with pytest.raises(ValueError, match="image_size"):
+        summarize(nn.ReLU(), image_size=0)
+
+
+class Restless(nn.Module):
+    """Changes a buffer and draws random numbers whatever its mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return images + torch.rand(())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_is_left_as_it_was(fails: bool) -> None:
+    torch.manual_seed(0)
+    layers = [conv(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), Restless()]
+    model = nn.Sequential(*layers, *([nn.Linear(1, 1)] if fails else []))
+    model[1].eval()
+    model[0].requires_grad_(False)
+    if not fails:
+        model(torch.rand(2, 3, 32, 32)).sum().backward()
+    state = copy.deepcopy(model.state_dict())
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    modes = [module.training for module in model.modules()]
+    random_state = torch.get_rng_state()
+    if fails:
+        with pytest.raises(RuntimeError):
+            summarize(model)
+    else:
+        summarize(model)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()][:3] == [False, True, True]
+    for p, gradient in zip(model.parameters(), gradients, strict=True):
+        assert p.grad is None if gradient is None else torch.equal(p.grad, gradient)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_summary_can_be_had_in_inference_mode_and_in_double_precision() -> None:
+    with torch.inference_mode():
+        assert summarize(build("c1c2c3c4o")).macs == 34_734_080
+    assert summarize(build("c1c2c3c4o").double()).macs == 34_734_080
+
+
+# --- the receptive field ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "pixels"),
+    [
+        (REFERENCE_LAYERS, 45),
+        ([], 1),
+        ([{"k": 3}], 3),
+        ([{"k": 3}, {"k": 3}], 5),
+        ([{"k": 7, "s": 2}, {"k": 3, "s": 2}, {"k": 3}], 7 + 2 * 2 + 2 * 4),
+        ([{"k": 3, "d": 2}], 5),
+        ([{"k": 1, "s": 4}, {"k": 2, "d": 3}], 1 + 3 * 4),
+    ],
+)
+def test_the_calculator_follows_the_textbook(layers: list[dict[str, int]], pixels: int) -> None:
+    assert receptive_field(layers) == pixels
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [{}, {"s": 1, "d": 1}, {"k": 3, "p": 1}, {"k": 0}, {"k": 3, "s": 0}, {"k": 3, "d": -1}, {"k": 3.0}, {"k": True}],
+)
+def test_the_calculator_refuses_what_is_no_layer_in_one_line(layer: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="k, s and d") as refusal:
+        receptive_field([{"k": 3}, layer])
+    assert "\n" not in str(refusal.value)
+
+
+class WindowsAsConvolutions(TorchFunctionMode):
+    """Keeps the results of convolutions over maps, and replaces each maximum of a window by its mean.
+
+    A maximum passes the gradient of one pixel only. Works on calls to torch's functions, so it shares nothing with
+    the way `summarize` watches a model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if "max_pool2d" in name:
+            return mean_windows(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if name == "conv2d" and max(args[0].shape[2:]) > 1:  # a single position is behind global pooling
+            self.maps.append(out)
+        return out
+
+
+def mean_windows(
+    images: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, **options: Any
+) -> Tensor:
+    assert not any(options.values()), "neither ceil_mode nor return_indices can be probed"
+    sides = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+    weight = torch.ones(images.shape[1], 1, *sides, dtype=images.dtype) / (sides[0] * sides[1])
+    return F.conv2d(images, weight, None, stride or kernel_size, padding, dilation, images.shape[1])
+
+
+def probe_receptive_field(model: nn.Module, image_size: int = 64, limit: int = 256) -> int | None:
+    """Side of the largest square of pixels that the middle of a convolution's map depends on, found from gradients.
+
+    With positive weights on positive images no gradient cancels. Convolutions over a single position are behind global
+    pooling and do not count. The image is doubled till the square lies inside it; None if it does not at `limit`.
+    """
+    probed = copy.deepcopy(model).double().eval()
+    for key, parameter in probed.named_parameters():
+        with torch.no_grad():
+            parameter.fill_(0 if key.endswith("bias") else 1 / max(1, parameter[0].numel()))
+    while image_size <= limit:
+        # Above the mean of CIFAR-10, so positive once normalised, and small, so that no bounded activation is full.
+        images = torch.full((1, 3, image_size, image_size), 0.6, dtype=torch.double, requires_grad=True)
+        with WindowsAsConvolutions() as windows:
+            probed(images)
+        fields = []
+        for output in windows.maps:
+            middle = output[0, :, output.shape[2] // 2, output.shape[3] // 2].sum()
+            (gradient,) = torch.autograd.grad(middle, images, retain_graph=True)
+            touched = gradient[0].abs().sum(0) != 0
+            spans = [torch.nonzero(touched.any(axis)).flatten() for axis in (0, 1)]
+            inside = all(span[0] > 0 and span[-1] < image_size - 1 for span in spans)
+            fields.append(max(int(span[-1] - span[0]) + 1 for span in spans) if inside else None)
+        if None not in fields:
+            return max(field for field in fields if field)
+        image_size *= 2
+    return None
+
+
+@every_model
+def test_gradients_prove_the_receptive_field_of_every_model(name: str) -> None:
+    model = build(name)
+    probed = probe_receptive_field(model)
+    if probed is None:  # a model whose convolutions see the whole image through a gate
+        assert summarize(model).receptive_field >= 32
+    else:
+        assert summarize(model).receptive_field == probed
+
+
+def residual() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(x + self.two(F.relu(self.one(x))))
+        return self.head(F.relu(self.narrow(x) + self.shortcut(x)).mean((2, 3)))
+
+    return Made(
+        forward,
+        stem=conv(3, 4, 3, padding=1),
+        one=conv(4, 4, 3, padding=1),
+        two=conv(4, 4, 3, padding=1),
+        narrow=conv(4, 8, 3, stride=2, padding=1),
+        shortcut=conv(4, 8, 1, stride=2),  # runs last, sees less
+        head=nn.Linear(8, 10),
+    )
+
+
+def concatenated() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = torch.cat([self.small(x), self.large(x)], 1)
+        return self.last(x[:, :, ::2, ::2])
+
+    small, large = conv(3, 2, 1), conv(3, 2, 5, padding=2)
+    return Made(forward, small=small, large=large, last=conv(4, 4, 3))
+
+
+def pooled() -> nn.Module:
+    layers = [conv(3, 4, 3), nn.MaxPool2d(2), conv(4, 4, 3), nn.AvgPool2d(3, stride=2, padding=1), conv(4, 4, 3)]
+    head = [nn.AdaptiveAvgPool2d(1), conv(4, 10, 1), nn.Flatten()]
+    return nn.Sequential(*layers, *head)
+
+
+def functional() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.weight, dilation=2)
+        x = F.max_pool2d(x, 3, stride=2, dilation=2)
+        return F.conv2d(F.avg_pool2d(x, 2), self.second)
+
+    weight, second = nn.Parameter(torch.rand(4, 3, 3, 3)), nn.Parameter(torch.rand(4, 4, 3, 3))
+    return Made(forward, weight=weight, second=second)
+
+
+def written_in_place() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        out = torch.zeros(len(x), 4, *x.shape[2:], dtype=x.dtype)
+        out[:, :2] = self.small(x)
+        out[:, 2:].copy_(self.large(x))
+        return self.last(out.relu_())
+
+    return Made(forward, small=conv(3, 2, 1), large=conv(3, 2, 5, padding=2), last=conv(4, 4, 3))
+
+
+def shuffled() -> nn.Module:
+    layers = [nn.PixelUnshuffle(2), conv(12, 4, 3), nn.PixelShuffle(2), conv(1, 4, 3), nn.ChannelShuffle(2)]
+    return nn.Sequential(*layers, conv(4, 4, 3, stride=3), conv(4, 4, 3))
+
+
+def channels_last_norm() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = self.up(x + self.down(F.gelu(self.up(x))))
+        return self.last(x.permute(0, 3, 1, 2))
+
+    linears = {"up": nn.Linear(4, 9), "down": nn.Linear(9, 4)}
+    return Made(forward, stem=conv(3, 4, 4, stride=4), last=conv(9, 4, 3), **linears)
+
+
+@pytest.mark.parametrize(
+    ("make", "pixels"),
+    [
+        (residual, 9),
+        (concatenated, 5 + 2 * 2),
+        (pooled, 3 + 1 + 2 * 2 + 2 * 2 + 2 * 4),
+        (functional, 5 + 4 + 2 + 2 * 4),
+        (written_in_place, 7),
+        (shuffled, 2 + 2 * 2 + 2 + 2 + 2 * 3),
+        (channels_last_norm, 4 + 2 * 4),
+        (lambda: nn.Sequential(conv(3, 4, (1, 7)), conv(4, 4, (5, 1), stride=(2, 1)), conv(4, 4, 3)), 9),
+        (lambda: nn.Sequential(conv(3, 4, 1, stride=2), nn.ConvTranspose2d(4, 4, 4, 2, bias=False), conv(4, 4, 3)), 5),
+    ],
+)
+def test_the_walk_and_the_gradients_agree_on_models_of_many_shapes(make: Callable[[], nn.Module], pixels: int) -> None:
+    assert probe_receptive_field(make()) == pixels
+    assert summarize(make(), image_size=64).receptive_field == pixels
+
+
+def gated(squeeze: Callable[[Tensor], Tensor]) -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.last(x * torch.sigmoid(self.gate(squeeze(x))))
+
+    return Made(forward, stem=conv(3, 4, 3), gate=conv(4, 4, 1), last=conv(4, 4, 3))
+
+
+@pytest.mark.parametrize(
+    "squeeze",
+    [lambda x: x.mean((2, 3), keepdim=True), lambda x: F.adaptive_avg_pool2d(x, 1), lambda x: F.max_pool2d(x, 30)],
+)
+def test_a_gate_on_the_pooled_map_sees_the_whole_image_and_so_does_what_follows(squeeze: Any) -> None:
+    summary = summarize(gated(squeeze))
+    assert [(row.layer, row.receptive_field) for row in summary.layers] == [
+        ("Conv2d", 3),
+        ("Conv2d", 32),
+        ("Conv2d", 34),
+    ]
+    assert summary.receptive_field == 34
+
+
+@pytest.mark.parametrize(
+    ("head", "pixels"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(4 * 15 * 15, 225)), 32),
+        (Made(lambda self, x: F.avg_pool2d(x, 15).flatten(1)), 32),
+        (Made(lambda self, x: x.amax((-1, -2))), 32),
+        (Made(lambda self, x: x.flatten(2).mean(-1)), 32),
+        (Made(lambda self, x: x.flatten(2).transpose(1, 2).mean(1)), 32),
+        (Made(lambda self, x: x.mean(1)), 4),
+        (Made(lambda self, x: x.flatten(2).transpose(1, 2).softmax(-1)), 4),
+        (Made(lambda self, x: torch.einsum("nchw,ndhw->ncd", x, x)), 32),
+        (Made(lambda self, x: F.adaptive_avg_pool2d(x, 5)), 4 + 2 * 2),
+        (Made(lambda self, x: torch.zeros(len(x), 10)), 0),
+    ],
+)
+def test_what_looks_at_all_positions_sees_all_the_image(head: nn.Module, pixels: int) -> None:
+    summary = summarize(nn.Sequential(conv(3, 4, 4, stride=2), head))
+    assert summary.layers[-1].receptive_field == pixels
+    assert summary.receptive_field == 4
+
+
+def test_a_model_without_convolutions_sees_the_whole_image() -> None:
+    assert summarize(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))).receptive_field == 32
+
+
+def test_attention_mixes_all_positions() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        return self.attention(tokens, tokens, tokens)[0].mean(1)
+
+    model = Made(forward, stem=conv(3, 8, 4, stride=4), attention=nn.MultiheadAttention(8, 2, batch_first=True))
+    assert summarize(model).layers[-1].receptive_field == 32

@@ -1,0 +1,181 @@
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tinycifar import augment, data, inference, models, recipes, run, training
+from tinycifar.recipes import Recipe
+
+SMALL = recipes.with_settings(recipes.get("reference-30"), ["epochs=2", "batch_size=32", "augmentation=none"])
+
+
+def weights(result: training.Result) -> dict[str, torch.Tensor]:
+    return load_file(result.directory / "model.safetensors")
+
+
+def equal(first: training.Result, second: training.Result) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
+
+
+def test_training_equals_a_plain_loop_with_torch_sgd_and_one_cycle_scheduler(tmp_path: Path) -> None:
+    sample = data.sample().limit(80)
+    result = training.train(SMALL, sample, out=tmp_path / "run", seed=5)
+
+    torch.manual_seed(5)
+    model = models.build("c1c2c3c4o").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.02, total_steps=6, pct_start=0.3, div_factor=25, final_div_factor=1000
+    )
+    for epoch in range(2):
+        order = torch.randperm(80, generator=data.epoch_generator(5, epoch))
+        for rows in order.split(32):
+            images = (sample.train_images[rows] / 255).contiguous(memory_format=torch.channels_last)
+            loss = torch.nn.functional.cross_entropy(model(images), sample.train_labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(weights(result)[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_small_set_is_learned(tmp_path: Path) -> None:
+    recipe = recipes.with_settings(SMALL, ["epochs=15"])
+    result = training.train(recipe, data.sample(), out=tmp_path / "run", limit=96)
+    assert result.record["history"][0]["train_accuracy"] < 0.3
+    assert result.record["train_accuracy"] > 0.6
+
+
+@pytest.mark.parametrize("name", ["none", "reference", "reference-as-run"])
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path, name: str) -> None:
+    recipe = recipes.with_settings(SMALL, [f"augmentation={name}"])
+    runs = [
+        training.train(recipe, data.sample(), out=tmp_path / f"run {number}", seed=seed, limit=64)
+        for number, seed in enumerate([1, 1, 2])
+    ]
+    assert equal(runs[0], runs[1])
+    assert not equal(runs[0], runs[2])
+
+
+def test_stopping_after_an_epoch_keeps_the_schedule_of_the_whole_recipe(tmp_path: Path) -> None:
+    whole = training.train(SMALL, data.sample(), out=tmp_path / "whole", limit=64)
+    part = training.train(SMALL, data.sample(), out=tmp_path / "part", limit=64, stop_after_epoch=1)
+
+    def untimed(entry: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in entry.items() if key != "train_seconds"}
+
+    assert part.record["epochs"] == 1
+    assert untimed(part.record["history"][0]) == untimed(whole.record["history"][0])
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_a_stop_outside_the_recipe_is_refused_before_anything_is_made(tmp_path: Path, epoch: int) -> None:
+    with pytest.raises(ValueError, match="between 1 and the recipe's 2"):
+        training.train(SMALL, data.sample(), out=tmp_path / "run", stop_after_epoch=epoch)
+    assert not (tmp_path / "run").exists()
+
+
+def test_with_validation_images_the_test_set_stays_shut(tmp_path: Path) -> None:
+    sample = data.sample()
+    shut = data.Dataset(
+        "sample", data.CLASSES, sample.train_images, sample.train_labels, torch.empty(0), torch.empty(0)
+    )
+    recipe = recipes.with_settings(SMALL, ["validation_images=50"])
+    record = training.train(recipe, shut, out=tmp_path / "run", limit=64).record
+    assert record["validation_accuracy"] is not None
+    assert (record["test_accuracy"], record["best_test_accuracy"], record["test_loss"]) == (None, None, None)
+    assert all("validation_accuracy" in entry and "test_accuracy" not in entry for entry in record["history"])
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["split"] == "validation"
+
+
+def test_the_test_set_is_opened_once_where_the_recipe_does_not_watch_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    logits = inference.logits
+
+    def counted(model: models.Classifier, images: torch.Tensor, **options: Any) -> torch.Tensor:
+        looks.append(options)
+        return logits(model, images, **options)
+
+    monkeypatch.setattr(inference, "logits", counted)
+    recipe = recipes.with_settings(SMALL, ["watch_test=false"])
+    record = training.train(recipe, data.sample(), out=tmp_path / "run", limit=64).record
+    assert looks == [{}, {"flip": True}]  # both after the last step
+    assert record["best_test_accuracy"] is None
+    assert record["test_accuracy"] is not None
+
+
+def test_the_record_has_every_field_and_the_run_directory_every_file(tmp_path: Path) -> None:
+    result = training.train(SMALL, data.sample(), out=tmp_path / "run", seed=4, limit=64)
+    record = result.record
+    assert list(record) == [
+        "recipe", "seed", "epochs", "model", "parameters", "macs", "train_images", "train_accuracy",
+        "validation_accuracy", "test_accuracy", "test_accuracy_tta", "best_test_accuracy", "test_loss", "train_seconds",
+        "wall_seconds", "images_per_second", "device", "threads", "torch_version", "git_revision", "date", "history",
+    ]  # fmt: skip
+    assert (record["recipe"], record["seed"], record["epochs"], record["train_images"]) == ("reference-30", 4, 2, 64)
+    assert record["parameters"] == 195_946
+    assert record["train_seconds"] == pytest.approx(sum(entry["train_seconds"] for entry in record["history"]))
+    assert record["train_seconds"] < record["wall_seconds"]
+    assert record["images_per_second"] == pytest.approx(128 / record["train_seconds"])
+    assert record["history"] == run.read_metrics(result.directory)
+    assert record["test_accuracy"] == record["history"][-1]["test_accuracy"]
+    assert record["best_test_accuracy"] == max(entry["test_accuracy"] for entry in record["history"])
+    names = {"recipe.json", "environment.json", "metrics.jsonl", "model.safetensors", "evaluation.json"}
+    assert {path.name for path in result.directory.iterdir()} == names
+
+
+def test_evaluating_a_run_repeats_its_test_accuracy_to_the_last_image(tmp_path: Path) -> None:
+    result = training.train(SMALL, data.sample(), out=tmp_path / "run", limit=64)
+    before = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    after = inference.evaluate_run(tmp_path / "run")
+    assert (after["correct"], after["images"]) == (before["correct"], 200)
+    assert after["accuracy"] == result.record["test_accuracy"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_with_what_was_learned_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    class Interrupting(augment.NoAugmentation):
+        batches = 0
+
+        def apply(self, images: torch.Tensor, parameters: augment.Parameters) -> torch.Tensor:
+            self.batches += 1
+            if self.batches == 3:  # the first batch of the second epoch
+                os.kill(os.getpid(), number)
+            return super().apply(images, parameters)
+
+    monkeypatch.setitem(augment.AUGMENTATIONS, "none", Interrupting)
+    result = training.train(SMALL, data.sample(), out=tmp_path / "run", limit=64)
+    assert result.stopped_by == number
+    assert len(run.read_metrics(result.directory)) == 1
+    assert inference.load(result.directory).model_name == "c1c2c3c4o"
+    assert not (result.directory / "evaluation.json").exists()
+
+
+def test_a_log_line_has_the_format_of_the_original() -> None:
+    entry = {
+        "epoch": 1,
+        "learning_rate": 0.0013794,
+        "train_loss": 2.05131,
+        "train_accuracy": 0.22234,
+        "test_loss": 1.79774,
+        "test_accuracy": 0.3191,
+    }
+    expected = "Epoch 1/30 | LR(s): [0.001379] | Train loss 2.0513 acc 0.2223 | Val loss 1.7977 acc 0.3191"
+    assert training.log_line(entry, 30) == expected
+
+
+def test_every_recipe_can_take_a_step(tmp_path: Path) -> None:
+    for name, recipe in recipes.RECIPES.items():
+        assert isinstance(recipe, Recipe)
+        result = training.train(recipe, data.sample(), out=tmp_path / name, limit=2, stop_after_epoch=1)
+        assert result.record["epochs"] == 1
