@@ -52,7 +52,7 @@ def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, t
         r"^Epoch \d/2 \| LR\(s\): \[0\.\d{6}\] \| Train loss \d\.\d{4} acc 0\.\d{4} \| Val loss \d\.\d{4} acc 0\.\d{4}$"
     )
     assert len(re.findall(pattern, done.out, re.MULTILINE)) == 2
-    for text in ("Train accuracy", "Test accuracy", "95% interval", "best on test", "Target", "images/s", "run"):
+    for text in ("Train accuracy", "Test accuracy", "95% interval", "Best on test", "Target", "images/s", "run"):
         assert text in done.out
     assert "\x1b" not in done.out
     assert {"loss.png", "accuracy.png", "model.safetensors"} <= {path.name for path in Path("run").iterdir()}

@@ -68,11 +68,16 @@ def train(
     model = model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.0, weight_decay=recipe.weight_decay)
 
+    split, held_images, held_labels = inference.evaluation_split(dataset)
     environment = run.environment(place) | {"seed": seed, "data": dataset.name}
     directory = run.create(out, recipe.name)
     run.start(directory, recipe, environment)
-    console.print(f"Training {recipe.name} ({size.parameters:,} parameters), seed {seed}, on {environment['device']}")
-    console.print(f"Results go to {directory}")
+    console.print(
+        f"Training {recipe.name} ({size.parameters:,} parameters), seed {seed}, into {directory}", soft_wrap=True
+    )
+    console.print(f"{environment['device']}, {environment['threads']} threads", soft_wrap=True)
+    if split == "test" and recipe.watch_test:
+        console.print("Val is the test set, watched after every epoch as the reference did")
 
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
     steps_per_epoch = -(-len(images) // recipe.batch_size)
@@ -86,17 +91,10 @@ def train(
         base_momentum=recipe.base_momentum,
         max_momentum=recipe.max_momentum,
     )
-    split, held_images, held_labels = inference.evaluation_split(dataset)
     history: list[dict[str, Any]] = []
     step = images_seen = 0
     train_seconds = 0.0
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
     with run.StopSignal() as stop, bar:
