@@ -7,7 +7,7 @@ import os
 # value both cases are fast (docs/LOG.md, 2026-11-23).
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from tinycifar.cli import main  # noqa: E402
+from tinycifar.cli import main
 
 if __name__ == "__main__":
     main()

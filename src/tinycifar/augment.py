@@ -31,7 +31,7 @@ WARP_RATE = 0.7
 HOLE_RATE = 0.5
 
 # Not in its text; both backends read them here and nowhere else.
-SHIFT_LIMIT = 0.1  # of the side, in x and in y
+SHIFT_LIMIT = 0.0625  # of the side, in x and in y
 SCALE_LIMIT = 0.1  # either side of 1, in x and in y
 ROTATE_LIMIT = 15  # degrees either way
 
