@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 ARGS ?=
+PIP_OPTIONS ?=
 
 .PHONY: train test check results clean
 
@@ -35,5 +36,5 @@ $(INSTALLED): pyproject.toml
 	@echo "Setting up $(VENV): about a minute, and 200 MB to 2 GB depending on the build of torch"
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "tinycifar needs Python 3.10 or newer")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[albumentations,dev]"
+	@$(BIN)/pip install --disable-pip-version-check --quiet $(PIP_OPTIONS) --editable ".[albumentations,dev]"
 	@touch $@

@@ -123,6 +123,7 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         ([*sample, "--record"], "--record is for whole, unchanged recipes"),
         (["train", "--record", "--epochs", "2"], "--record is for whole, unchanged recipes"),
         (["train", "--data", "nowhere"], "nowhere"),
+        (["data", "fetch", "--data", "sample"], "the sample ships with the package"),
         (["evaluate", "nowhere"], "nowhere does not exist"),
         (["evaluate", trained / "model.safetensors"], "name a run directory"),
         (["predict", "none.png", "--model", trained], "cannot read none.png: it does not exist"),

