@@ -115,6 +115,29 @@ def test_pictures_of_other_modes_are_read_as_rgb(tmp_path: Path, mode: str) -> N
     assert inference.read_picture(path).float().mean() > 250
 
 
+def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path: Path) -> None:
+    Image.fromarray(np.full((40, 40), 128 * 256 + 7, np.uint16)).save(tmp_path / "deep.png")
+    assert (inference.read_picture(tmp_path / "deep.png") == 128).all()
+
+
+def test_transparent_parts_become_white(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (32, 32), (255, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 32, 16))
+    picture.save(tmp_path / "half.png")
+    read = inference.read_picture(tmp_path / "half.png")
+    assert (read[:, :16] == 255).all()
+    assert read[:, 20, 20].tolist() == [255, 0, 0]
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"large\.png: more than 1,000 pixels"):
+        inference.read_picture(tmp_path / "large.png")
+
+
 def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("no picture")
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,22 +129,34 @@ def evaluate_run(directory: str | Path, *, source: str | Path | None = None, dev
 def read_picture(path: str | Path, size: int = 32) -> Tensor:
     """A PNG or JPEG as uint8 (3, size, size): turned upright, cropped to its central square, resized with antialiasing.
 
-    Raises ValueError, naming the file, if it cannot be read as one of these formats.
+    Transparent parts become white, grey and 16-bit pictures RGB of 8 bits. Raises ValueError, naming the file, if it
+    cannot be read as one of these formats or has more pixels than Pillow holds safe.
     """
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            side = min(upright.size)
-            left, top = (upright.width - side) // 2, (upright.height - side) // 2
-            # Cropped first: with `box`, or `ImageOps.fit`, the filter would mix in pixels from outside the crop.
-            square = upright.crop((left, top, left + side, top + side))
-            picture = square.resize((size, size), Image.Resampling.LANCZOS)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = (
-            "it does not exist" if isinstance(error, FileNotFoundError) else f"no {' or '.join(IMAGE_FORMATS)} image"
-        )
-        raise ValueError(f"cannot read {path}: {reason}") from None
-    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).contiguous()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
+                picture = _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise ValueError(f"cannot read {path}: it does not exist") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ValueError(f"cannot read {path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        raise ValueError(f"cannot read {path}: no {' or '.join(IMAGE_FORMATS)} image") from None
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    # Cropped first: with `box`, or `ImageOps.fit`, the filter would mix in pixels from outside the crop.
+    square = picture.crop((left, top, left + side, top + side))
+    resized = square.resize((size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def predict(trained: Trained, paths: Sequence[str | Path], top: int = 3) -> list[dict[str, Any]]:
