@@ -310,9 +310,9 @@ def test_holes_are_filled_from_top_left_to_before_bottom_right() -> None:
 
 def whole_part(low: float, high: float) -> dict[int, float]:
     """Probabilities of `int(x)` for x uniform between `low` and `high`."""
-    values = range(int(low), int(high) + 1)
-    ends = {value: (value - (value <= 0), value + (value >= 0)) for value in values}
-    return {value: (min(high, end) - max(low, start)) / (high - low) for value, (start, end) in ends.items()}
+    ends = {value: (value - (value <= 0), value + (value >= 0)) for value in range(int(low), int(high) + 1)}
+    parts = {value: (min(high, end) - max(low, start)) / (high - low) for value, (start, end) in ends.items()}
+    return {value: part for value, part in parts.items() if part > 0}
 
 
 def test_shifts_and_hole_sizes_have_the_probabilities_that_follow_from_their_limits() -> None:

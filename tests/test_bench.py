@@ -27,7 +27,7 @@ def no_large_work() -> Iterator[Any]:
 def measured() -> StepBench:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "_peak_work", no_large_work)
-        return bench_step("c1c2c3c4o", steps=1, batch_size=BATCH, threads=1)
+        return bench_step("c1c2c3c4o", steps=1, batch_size=BATCH)
 
 
 def test_all_figures_are_positive_and_finite(measured: StepBench) -> None:
@@ -50,7 +50,8 @@ def test_rates_and_shares_follow_from_the_times(measured: StepBench) -> None:
 
 
 def test_what_was_measured_is_said(measured: StepBench) -> None:
-    assert (measured.model, measured.batch_size, measured.steps, measured.threads) == ("c1c2c3c4o", BATCH, 1, 1)
+    assert (measured.model, measured.batch_size, measured.steps) == ("c1c2c3c4o", BATCH, 1)
+    assert measured.threads == torch.get_num_threads()
     assert measured.torch_version == torch.__version__
     assert measured.device
 
@@ -94,7 +95,7 @@ def test_drawing_and_augmenting_count_as_data_and_only_in_the_real_loop(
             return images / 255
 
     class Learner:
-        def __init__(self, model_name: str, memory_format: torch.memory_format) -> None:
+        def __init__(self, model_name: str) -> None:
             self.model = build(model_name)
 
         def step(self, images: Tensor, labels: Tensor) -> tuple[float, float, float]:
@@ -111,7 +112,7 @@ def test_drawing_and_augmenting_count_as_data_and_only_in_the_real_loop(
 
 def test_a_learner_times_its_parts_in_order_and_learns(clock: SimpleNamespace) -> None:
     torch.manual_seed(0)
-    learner = bench._Learner("c1c2c3c4o", torch.channels_last)
+    learner = bench._Learner("c1c2c3c4o")
     before = [p.detach().clone() for p in learner.model.parameters()]
 
     def forward(*_: Any) -> None:
@@ -137,14 +138,7 @@ def test_the_peak_counts_the_operations_of_what_it_times() -> None:
         assert counter.get_total_flops() == operations
 
 
-def test_the_number_of_threads_holds_for_the_measurement_only(measured: StepBench) -> None:
-    before = torch.get_num_threads()
-    with bench._threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 0}, {"batch_size": 50_001}, {"threads": 0}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 0}, {"batch_size": 50_001}])
 def test_a_count_outside_its_range_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         bench_step("c1c2c3c4o", **wrong)  # type: ignore[arg-type]

@@ -4,13 +4,14 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tinycifar import cifar10
+from tinycifar import bench, cifar10, data, recipes, report, run
 from tinycifar.cli import main
 
 
@@ -59,14 +60,17 @@ def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, t
 
 
 def test_every_command_with_json_prints_one_json_object_and_nothing_else(
-    tinycifar: Any, trained: Path, tmp_path: Path
+    tinycifar: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bench, "bench_step", partial(bench.bench_step, steps=1, batch_size=8))
     Image.new("RGB", (40, 40)).save(tmp_path / "image.png")
     for words, key in [
         (["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "other"], "test_accuracy"),
         (["evaluate", trained], "accuracy"),
         (["predict", "image.png", "--model", trained], "predictions"),
         (["summary", "C1C2C3C4O"], "layers"),
+        (["recipes"], "recipes"),
+        (["bench", "step", "c1c2c3c4o"], "images_per_second"),
         (["data", "info"], "classes"),
         (["data", "verify"], "files"),
     ]:
@@ -114,11 +118,14 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         ([*sample, "--set", "colour=red"], "unknown recipe field 'colour'"),
         ([*sample, "--set", "epochs=many"], "epochs takes a whole number"),
         ([*sample, "--epochs", "0"], "epochs must lie between 1"),
-        ([*sample, "--limit", "0"], "allowed are 1 to 400"),
+        ([*sample, "--limit", "0"], "0 is not in the range"),
         ([*sample, "--limit", "401"], "allowed are 1 to 400"),
-        ([*sample, "--stop-after-epoch", "31"], "between 1 and the recipe's 30"),
+        ([*sample, "--stop-after-epoch", "31"], "1 to 30, not after 31"),
         ([*sample, "--device", "tpu"], "no device 'tpu' here"),
         ([*sample, "--threads", "0"], "--threads"),
+        ([*sample, "--threads", "100000"], "--threads"),
+        ([*sample, "--seed", "99999999999999999999"], "--seed"),
+        ([*sample, "--device", "meta"], "no device 'meta' here"),
         ([*sample, "--out", trained], "is in use"),
         ([*sample, "--record"], "--record is for whole, unchanged recipes"),
         (["train", "--record", "--epochs", "2"], "--record is for whole, unchanged recipes"),
@@ -126,7 +133,7 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         (["data", "fetch", "--data", "sample"], "the sample ships with the package"),
         (["evaluate", "nowhere"], "nowhere does not exist"),
         (["evaluate", trained / "model.safetensors"], "name a run directory"),
-        (["predict", "none.png", "--model", trained], "cannot read none.png: it does not exist"),
+        (["predict", "none.png", "--model", trained], "cannot read none.png: No such file"),
         (["predict", trained / "recipe.json", "--model", trained], "no PNG or JPEG image"),
         (["predict", "none.png"], "--model"),
         (["predict"], "IMAGE"),
@@ -154,7 +161,59 @@ def test_a_full_disk_is_told_in_one_line(tinycifar: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", full)
     refused = tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "run")
-    assert (refused.code, refused.err) == (2, "tinycifar: No space left on device\n")
+    assert (refused.code, refused.err) == (2, "tinycifar: No space left on device: run/recipe.json\n")
+
+
+def test_plots_that_cannot_be_written_cost_nothing_but_the_plots(
+    tinycifar: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "plot_run", full)
+    done = tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "run")
+    assert (done.code, done.err) == (1, "tinycifar: no plots: No space left on device\n")
+    assert "Test accuracy" in done.out
+
+
+def test_a_name_that_looks_like_markup_is_printed_as_it_is(tinycifar: Any) -> None:
+    done = tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "x[red]y:smile:[b]")
+    assert done.code == 0
+    assert done.out.count("x[red]y:smile:[b]") == 2
+
+
+def test_evaluating_on_other_data_leaves_the_evaluation_of_the_run_alone(tinycifar: Any, trained: Path) -> None:
+    before = (trained / "evaluation.json").read_text()
+    (trained / "evaluation.json").write_text("mine")
+    assert tinycifar("evaluate", trained, "--data", "sample").code == 0
+    assert (trained / "evaluation.json").read_text() == "mine"
+    assert tinycifar("evaluate", trained).code == 0
+    assert (trained / "evaluation.json").read_text() == before
+
+
+def test_a_record_is_written_for_a_whole_recipe(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = recipes.with_settings(recipes.get("reference-30"), ["epochs=1"])
+    sample = data.sample().limit(32)
+    monkeypatch.setitem(recipes.RECIPES, "reference-30", whole)
+    monkeypatch.setattr(run, "git_revision", lambda: "0123abcd")
+    monkeypatch.setattr(data, "load", lambda source: sample)
+    done = tinycifar("train", "reference-30", "--seed", "3", "--record", "--json")
+    record = json.loads(Path("results/reference-30/seed-3.json").read_text())
+    assert {"run": done.json["run"], **record} == done.json
+    assert (record["git_revision"], record["seed"]) == ("0123abcd", 3)
+
+
+def test_a_reader_that_goes_away_costs_no_finished_epoch(tmp_path: Path) -> None:
+    words = ["train", "--data", "sample", "--epochs", "1000", "--out", str(tmp_path / "run")]
+    with subprocess.Popen([sys.executable, "-m", "tinycifar", *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Epoch 1/"):
+                break
+        process.stdout.close()
+        assert process.wait() == 1
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_module_is_the_command_too() -> None:

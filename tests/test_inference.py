@@ -14,9 +14,7 @@ from tinycifar import data, inference, models, run
 def weights(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     path = tmp_path / "model.safetensors"
-    run.save_weights(
-        path, models.build("c1c2c3c4o"), model_name="c1c2c3c4o", recipe="reference-30", classes=data.CLASSES
-    )
+    run.save_weights(path, models.build("c1c2c3c4o"), "c1c2c3c4o", "reference-30", data.CLASSES)
     return path
 
 
@@ -147,8 +145,8 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
         "notes.png": "notes.png: no PNG or JPEG image",
         "cut.png": "cut.png: no PNG or JPEG image",
         "other.gif": "other.gif: no PNG or JPEG image",
-        "folder.png": "folder.png",
-        "none.png": "none.png: it does not exist",
+        "folder.png": "folder.png: Is a directory",
+        "none.png": "none.png: No such file",
     }.items():
         with pytest.raises(ValueError, match=message):
             inference.read_picture(tmp_path / name)

@@ -1,7 +1,9 @@
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,15 +80,48 @@ def test_a_run_starts_with_its_recipe_and_environment_on_disk(tmp_path: Path) ->
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     assert run.select_device("cpu").type == "cpu"
-    for name in ("tpu", "cuda:99"):
+    for name in ("tpu", "cuda:99", "meta", "hpu", "cpu:3", ""):
         with pytest.raises(ValueError, match="allowed are auto, cpu, cuda and mps"):
             run.select_device(name)
 
 
-def test_a_record_lies_where_its_recipe_seed_and_device_say() -> None:
-    record = {"recipe": "reference-30", "seed": 2, "device": "cpu: some processor"}
-    assert run.write_record(record) == Path("results/reference-30/seed-2.json")
-    assert run.write_record(record | {"device": "cuda: some card"}) == Path("results/reference-30/cuda/seed-2.json")
+def test_a_record_lies_where_its_recipe_seed_and_device_say_and_is_never_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "git_revision", lambda: "0123abcd")
+    path = run.record_path("reference-30", 2, torch.device("cpu"))
+    assert path == Path("results/reference-30/seed-2.json")
+    assert run.record_path("reference-30", 2, torch.device("cuda:0")) == Path("results/reference-30/cuda/seed-2.json")
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"there is a record already: move .*seed-2.json away"):
+        run.record_path("reference-30", 2, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("revision", [None, "0123abcd-dirty"])
+def test_a_record_needs_a_commit_to_name(monkeypatch: pytest.MonkeyPatch, revision: str | None) -> None:
+    monkeypatch.setattr(run, "git_revision", lambda: revision)
+    with pytest.raises(ValueError, match="git checkout whose source is committed"):
+        run.record_path("reference-30", 0, torch.device("cpu"))
+
+
+def test_a_nearly_full_disk_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    with pytest.raises(OSError, match=r"a run needs 8 MB of disk, 1\.0 MB are free"):
+        run.create(tmp_path / "run", "reference-30")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("recipe.json", "[]"), ("recipe.json", '{"colour": "red"}'), ("recipe.json", "{}"), ("environment.json", "[]")],
+)
+def test_a_run_with_foreign_content_is_refused_by_name(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    reader = run.read_recipe if name == "recipe.json" else run.read_environment
+    with pytest.raises(ValueError, match=name):
+        reader(tmp_path)
 
 
 def test_the_first_signal_is_noted_and_the_second_one_acts() -> None:
@@ -102,6 +137,6 @@ def test_weights_name_their_model_recipe_and_classes(tmp_path: Path) -> None:
     from safetensors import safe_open
 
     path = tmp_path / "model.safetensors"
-    run.save_weights(path, models.build("c1c2c3c4o"), model_name="c1c2c3c4o", recipe="reference-30", classes=("a", "b"))
+    run.save_weights(path, models.build("c1c2c3c4o"), "c1c2c3c4o", "reference-30", ("a", "b"))
     with safe_open(path, framework="pt") as stored:
         assert stored.metadata() == {"model": "c1c2c3c4o", "recipe": "reference-30", "classes": '["a", "b"]'}

@@ -1,13 +1,28 @@
 """`python -m tinycifar` is the command `tinycifar`."""
 
 import os
+import signal
+import sys
+from types import FrameType
 
-# How long GNU OpenMP's threads spin while they wait for each other, read once, when torch is loaded. Its default costs
-# nothing on an idle machine, but beside one other busy process it makes a training step five times slower; at this
-# value both cases are fast (docs/LOG.md, 2026-11-23).
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from tinycifar.cli import main
+def main() -> None:
+    """Run the command line."""
+    # How long GNU OpenMP's threads spin while they wait for each other, read once, when torch is loaded. Its default
+    # costs nothing on an idle machine, but beside one other busy process it makes a training step five times slower;
+    # at this value both cases are fast (docs/LOG.md, 2026-11-23).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        from tinycifar import cli
+    except KeyboardInterrupt:  # loading torch takes seconds
+        sys.exit(130)
+    cli.main()
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # an exception, so that temporary files and processes are cleaned up
+
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
@@ -58,8 +57,6 @@ def bench_step(
     augmentation: str = "reference-as-run",
     batch_size: int = 128,
     steps: int = 30,
-    threads: int | None = None,
-    channels_last: bool = True,
 ) -> StepBench:
     """Time real training steps of a model on the CPU, in turn with steps of a bare loop.
 
@@ -68,41 +65,38 @@ def bench_step(
     model on random float images that lie in memory. A step of each is taken in turn, so that what else the machine does
     hits both alike. A training step counts as 3 forward passes of 2 x MACs operations an image: the backward pass
     computes gradients for inputs and for weights.
-    `threads` (default: torch's own choice) holds for the measurement only. Raises ValueError for an unknown model or
-    augmentation, or for steps, batch size or threads outside their range (at least 1; at most 50,000 images a batch).
+    Raises ValueError for an unknown model or augmentation, or for steps or batch size outside their range (at least 1;
+    at most 50,000 images a batch).
     """
-    if steps < 1 or not 1 <= batch_size <= IMAGES or (threads is not None and threads < 1):
-        raise ValueError(f"steps, threads and batch size must be at least 1, and a batch at most {IMAGES} images")
+    if steps < 1 or not 1 <= batch_size <= IMAGES:
+        raise ValueError(f"steps and batch size must be at least 1, and a batch at most {IMAGES} images")
     keep_freed_memory()
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     pipeline = augment.build(augmentation)
-    real, bare = (_Learner(model_name, memory_format) for _ in range(2))
+    real, bare = (_Learner(model_name) for _ in range(2))
     macs = summarize(real.model).macs
 
     generator = epoch_generator(0, 0)
     images = torch.randint(0, 256, (IMAGES // 10, 3, 32, 32), dtype=torch.uint8, generator=generator)
     images = images.repeat(10, 1, 1, 1)
     labels = torch.randint(0, 10, (IMAGES,), generator=generator)
-    bare_images = torch.rand(batch_size, 3, 32, 32, generator=generator).contiguous(memory_format=memory_format)
+    bare_images = torch.rand(batch_size, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
 
-    with _threads(threads):
+    start = time.perf_counter()
+    order = torch.randperm(IMAGES, generator=generator)
+    drawn = pipeline.draw(IMAGES, generator)
+    draw_seconds = (time.perf_counter() - start) * batch_size / IMAGES
+
+    real_seconds, bare_seconds = [], []
+    for step in range(WARM_UP_STEPS + steps):
         start = time.perf_counter()
-        order = torch.randperm(IMAGES, generator=generator)
-        drawn = pipeline.draw(IMAGES, generator)
-        draw_seconds = (time.perf_counter() - start) * batch_size / IMAGES
-
-        real_seconds, bare_seconds = [], []
-        for step in range(WARM_UP_STEPS + steps):
-            start = time.perf_counter()
-            rows = order[torch.arange(step * batch_size, (step + 1) * batch_size) % IMAGES]
-            inputs = pipeline.apply(images[rows], {name: values[rows] for name, values in drawn.items()})
-            inputs = inputs.contiguous(memory_format=memory_format)
-            targets = labels[rows]
-            data_seconds = draw_seconds + time.perf_counter() - start
-            real_seconds.append([data_seconds, *real.step(inputs, targets)])
-            bare_seconds.append(sum(bare.step(bare_images, targets)))
-        peak = max(_best_rate(*work) for work in _peak_work())
-        used_threads = torch.get_num_threads()
+        rows = order[torch.arange(step * batch_size, (step + 1) * batch_size) % IMAGES]
+        inputs = pipeline.apply(images[rows], {name: values[rows] for name, values in drawn.items()})
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        targets = labels[rows]
+        data_seconds = draw_seconds + time.perf_counter() - start
+        real_seconds.append([data_seconds, *real.step(inputs, targets)])
+        bare_seconds.append(sum(bare.step(bare_images, targets)))
+    peak = max(_best_rate(*work) for work in _peak_work())
 
     real_seconds, bare_seconds = real_seconds[WARM_UP_STEPS:], bare_seconds[WARM_UP_STEPS:]
     data, forward, backward, optimizer = (median(part) for part in zip(*real_seconds, strict=True))
@@ -124,7 +118,7 @@ def bench_step(
         peak_gflops=peak / 1e9,
         bare_images_per_second=bare_rate,
         loop_to_bare_ratio=rate / bare_rate,
-        threads=used_threads,
+        threads=torch.get_num_threads(),
         torch_version=torch.__version__,
         device=run.device_name(torch.device("cpu")),
     )
@@ -155,8 +149,8 @@ def render(bench: StepBench) -> str:
 class _Learner:
     """A model and its optimizer, so that two can be trained in turn."""
 
-    def __init__(self, model_name: str, memory_format: torch.memory_format) -> None:
-        self.model: nn.Module = models.build(model_name).to(memory_format=memory_format)  # type: ignore[call-overload]
+    def __init__(self, model_name: str) -> None:
+        self.model: nn.Module = models.build(model_name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[float, float, float]:
@@ -170,17 +164,6 @@ class _Learner:
         self.optimizer.zero_grad()
         times.append(time.perf_counter())
         return times[1] - times[0], times[2] - times[1], times[3] - times[2]
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        if count is not None:
-            torch.set_num_threads(count)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _peak_work() -> Iterator[tuple[int, Callable[[], Tensor]]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +19,9 @@ from tinycifar.models import build
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: torch's own choice).")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, os.cpu_count()), help="CPU threads (default: torch's own choice)."
+)
 data_option = click.option(
     "--data",
     "source",
@@ -35,7 +39,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("recipe_name", metavar="[RECIPE]", default=recipes.DEFAULT_RECIPE)
 @click.option("--epochs", type=int, help="Epochs of the whole schedule.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @device_option
 @threads_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, new or empty (default: runs/RECIPE/DATE).")
@@ -43,8 +47,10 @@ def cli() -> None:
 @click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
 )
-@click.option("--limit", type=int, help="Train on the first N training images only.")
-@click.option("--stop-after-epoch", type=int, help="End there; the schedule stays that of the whole recipe.")
+@click.option("--limit", type=click.IntRange(1), help="Train on the first N training images only.")
+@click.option(
+    "--stop-after-epoch", type=click.IntRange(1), help="End there; the schedule stays that of the whole recipe."
+)
 @click.option("--record", is_flag=True, help="Write results/RECIPE/seed-N.json; for whole, unchanged recipes only.")
 @json_option
 def train(
@@ -65,18 +71,19 @@ def train(
     recipe = recipes.with_settings(recipes.get(recipe_name), settings)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
-    changed = (
-        recipe != recipes.get(recipe_name) or limit is not None or stop_after_epoch is not None or source == "sample"
-    )
-    if record and changed:
-        raise ValueError(
-            "--record is for whole, unchanged recipes: leave out --epochs, --set, --limit and --stop-after-epoch"
-        )
+    record_path = None
+    if record:
+        if recipe != recipes.get(recipe_name) or (limit, stop_after_epoch, source) != (None, None, None):
+            raise ValueError(
+                "--record is for whole, unchanged recipes on the cached data: "
+                "leave out --epochs, --set, --limit, --stop-after-epoch and --data"
+            )
+        record_path = run.record_path(recipe_name, seed, run.select_device(device))
     _set_threads(threads)
-    console = Console(stderr=as_json, highlight=False)
+    console = Console(stderr=as_json, markup=False, emoji=False, highlight=False, soft_wrap=True)
     result = training.train(
         recipe,
-        data.load(source),
+        source,
         out=out,
         seed=seed,
         device=device,
@@ -84,14 +91,20 @@ def train(
         stop_after_epoch=stop_after_epoch,
         console=console,
     )
-    report.plot_run(result.directory)
-    if record and not result.stopped_by:
-        console.print(f"Record: {run.write_record(result.record)}", soft_wrap=True)
+    if record_path is not None and not result.stopped_by:
+        record_path.parent.mkdir(parents=True, exist_ok=True)
+        run.write_json(record_path, result.record)
+        console.print(f"Record: {record_path}")
     if as_json:
         _print_json({"run": str(result.directory), **result.record})
     else:
         for line in _closing_summary(recipe, result):
-            console.print(line, soft_wrap=True)
+            console.print(line)
+    try:
+        report.plot_run(result.directory)
+    except OSError as error:
+        click.echo(f"tinycifar: no plots: {_problem(error)}", err=True)
+        return 1
     return 128 + result.stopped_by if result.stopped_by else 0
 
 
@@ -99,7 +112,7 @@ def _closing_summary(recipe: recipes.Recipe, result: training.Result) -> list[st
     record = result.record
     lines = []
     if result.stopped_by:
-        lines.append(f"Stopped after {record['epochs']} whole epochs; the weights of the last step are saved.")
+        lines.append(f"Stopped in epoch {record['epochs'] + 1}; the weights of the last step are saved")
     if record["train_accuracy"] is not None:
         lines.append(f"Train accuracy, last epoch: {record['train_accuracy']:.2%} (on the augmented images trained on)")
     if not result.stopped_by:
@@ -109,10 +122,11 @@ def _closing_summary(recipe: recipes.Recipe, result: training.Result) -> list[st
             best = f"{record['best_test_accuracy']:.2%}"
             lines.append(f"Best on test, any epoch: {best} (chosen on the test set, as the reference did)")
         verdict = "met" if evaluation["accuracy"] >= recipe.target_accuracy else "not met"
-        lines.append(f"Target of {recipe.target_accuracy:.2%}: {verdict}")
-    seconds, speed = record["train_seconds"], record["images_per_second"]
-    lines.append(f"Training took {seconds:,.1f} s at {speed:,.0f} images/s on {record['threads']} threads")
-    lines.append(f"Weights, metrics and plots are in {result.directory}")
+        lines.append(f"Target of {recipe.target_accuracy:.2%}: {verdict} on the {evaluation['split']} images")
+    if record["images_per_second"]:
+        seconds, speed = record["train_seconds"], record["images_per_second"]
+        lines.append(f"Training took {seconds:,.1f} s at {speed:,.0f} images/s on {record['threads']} threads")
+    lines.append(f"Everything lies in {result.directory}")
     return lines
 
 
@@ -131,15 +145,23 @@ def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
 @device_option
 @threads_option
 @json_option
-def evaluate(directory: Path, source: str | None, device: str, threads: int | None, as_json: bool) -> None:
-    """Repeat the accuracy of RUN from its saved weights."""
+def evaluate(directory: Path, source: str | None, device: str, threads: int | None, as_json: bool) -> int:
+    """Repeat the accuracy of RUN from its saved weights; on its own data, write evaluation.json anew."""
     _set_threads(threads)
     result = inference.evaluate_run(directory, source=source, device=device)
     if as_json:
         _print_json(result)
-        return
-    for line in _evaluation_lines(result):
-        click.echo(line)
+    else:
+        for line in _evaluation_lines(result):
+            click.echo(line)
+    if source is not None:  # the run's own evaluation is that on its own data
+        return 0
+    try:
+        run.write_json(directory / "evaluation.json", result)
+    except OSError as error:
+        click.echo(f"tinycifar: evaluation.json is not written: {_problem(error)}", err=True)
+        return 1
+    return 0
 
 
 @cli.command()
@@ -148,9 +170,11 @@ def evaluate(directory: Path, source: str | None, device: str, threads: int | No
     "--model", "model_path", metavar="RUN", required=True, type=click.Path(path_type=Path), help="Run or weights file."
 )
 @device_option
+@threads_option
 @json_option
-def predict(images: tuple[Path, ...], model_path: Path, device: str, as_json: bool) -> None:
+def predict(images: tuple[Path, ...], model_path: Path, device: str, threads: int | None, as_json: bool) -> None:
     """Give the three most probable classes of each IMAGE, a PNG or JPEG of any size."""
+    _set_threads(threads)
     predictions = inference.predict(inference.load(model_path, device), images)
     if as_json:
         _print_json({"model": str(model_path), "predictions": predictions})
@@ -170,6 +194,20 @@ def summary_command(model_name: str, as_json: bool) -> None:
         _print_json(summary.as_json(table))
     else:
         click.echo(summary.render(table))
+
+
+@cli.command("recipes")
+@json_option
+def recipes_command(as_json: bool) -> None:
+    """List the recipes with what they gave in `results/`."""
+    if as_json:
+        _print_json({"recipes": [asdict(recipe) for recipe in recipes.RECIPES.values()]})
+        return
+    for recipe in recipes.RECIPES.values():
+        measured = "not measured"
+        if recipe.expected_accuracy is not None and recipe.expected_minutes is not None:
+            measured = f"{recipe.expected_accuracy:.2%} on test after {recipe.expected_minutes:.0f} minutes"
+        click.echo(f"{recipe.name:<20} {recipe.model}, {recipe.epochs} epochs: {measured}")
 
 
 @cli.group("data")
@@ -250,29 +288,36 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    click.echo(json.dumps(content, ensure_ascii=False))
+    click.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed check, 2 refused, 130 or 143 stopped by a signal."""
+    """Run the command line and exit: 0 done, 1 partial result or failed check, 2 refused, 130 or 143 stopped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end a run
     try:
         code = cli.main(arguments, prog_name="tinycifar", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         code = 2
     except click.ClickException as error:
-        code = _refuse(error.format_message())
+        code = _fail(error.format_message(), 2)
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        code = _refuse(f"{error.strerror or error}{where}")
+        code = _fail(_problem(error), 2)
     except ValueError as error:
-        code = _refuse(str(error))
+        code = _fail(str(error), 2)
+    except FloatingPointError as error:
+        code = _fail(str(error), 1)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("tinycifar: interrupted", err=True)
-        code = 130
+        code = _fail("interrupted", 130)
     sys.exit(code)
 
 
-def _refuse(message: str) -> int:
-    click.echo(f"tinycifar: {' '.join(message.split())}", err=True)
-    return 2
+def _problem(error: OSError) -> str:
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"tinycifar: {' '.join(message.splitlines())}", err=True)
+    return code

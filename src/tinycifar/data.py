@@ -18,6 +18,9 @@ STD = (0.2470, 0.2435, 0.2616)
 SAMPLE = {"train.bin": (400, "fc0944f3738fba067151134e9410c27b"), "test.bin": (200, "5e4f2b92f766dc3ab440b9d40000c15c")}
 
 
+NAMES = ("cifar10", "sample")  # what `load` takes besides paths
+
+
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
 class Dataset:
     """Images as uint8 (N, 3, 32, 32) tensors of RGB, labels as int64 (N,), indices into `classes`.
@@ -76,10 +79,12 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 def load(source: str | Path | None = None, cache: Path | None = None) -> Dataset:
     """Load CIFAR-10 into memory, every byte checked against the published digests.
 
-    `source` is "sample" for the packaged sample, else as in `cifar10.read`: None for the cache (filled first if files
-    are missing), or the path of a folder or archive. Raises `cifar10.DataError`, also for a damaged file in the cache.
+    `source` is "sample" for the packaged sample, "cifar10" or None for the cache, which is filled first if files are
+    missing, or the path of a folder or archive. Raises `cifar10.DataError`, also for a damaged file in the cache.
     """
-    return sample() if source == "sample" else _dataset("cifar10", cifar10.read(source, cache))
+    if source == "sample":
+        return sample()
+    return _dataset("cifar10", cifar10.read(None if source == "cifar10" else source, cache))
 
 
 def sample() -> Dataset:

@@ -37,16 +37,17 @@ def logits(model: Classifier, images: Tensor, *, flip: bool = False, batch_size:
     """
     was_training = model.training
     model.eval()
-    device = model.mean.device
-    parts = []
-    for start in range(0, len(images), batch_size):
-        batch = to_float(images[start : start + batch_size].to(device)).contiguous(memory_format=torch.channels_last)
-        output = model(batch)
-        if flip:
-            output = (output + model(batch.flip(3))) / 2
-        parts.append(output.float().cpu())
-    model.train(was_training)
-    return torch.cat(parts)
+    try:
+        parts = []
+        for batch in torch.split(images, batch_size):
+            batch = to_float(batch.to(model.mean.device)).contiguous(memory_format=torch.channels_last)
+            output = model(batch)
+            if flip:
+                output = (output + model(batch.flip(3))) / 2
+            parts.append(output.float().cpu())
+        return torch.cat(parts)
+    finally:
+        model.train(was_training)
 
 
 @dataclass(frozen=True)
@@ -103,27 +104,28 @@ def evaluate(model: Classifier, dataset: Dataset) -> dict[str, Any]:
     split, images, labels = evaluation_split(dataset)
     plain = metrics.summarize(logits(model, images), labels)
     flipped = metrics.summarize(logits(model, images, flip=True), labels)
-    return {"split": split, **plain, "accuracy_tta": flipped["accuracy"], "loss_tta": flipped["loss"]}
+    return {
+        "data": dataset.name,
+        "split": split,
+        **plain,
+        "accuracy_tta": flipped["accuracy"],
+        "loss_tta": flipped["loss"],
+    }
 
 
 def evaluate_run(directory: str | Path, *, source: str | Path | None = None, device: str = "auto") -> dict[str, Any]:
-    """Evaluate a run's saved weights on the images that its recipe opens, and write `evaluation.json` there.
+    """Evaluate a run's saved weights on the images that its recipe opens; the content of an `evaluation.json`.
 
-    `source` is as in `tinycifar.data.load`; by default the data the run was trained on. Raises ValueError if
+    `source` is as in `tinycifar.data.load`; by default the one the run was trained on. Raises ValueError if
     `directory` is no run directory.
     """
     directory = Path(directory)
     if directory.is_file():
         raise ValueError(f"{directory} is a file; name a run directory")
     trained = load(directory, device)
-    recipe = run.read_json(directory / "recipe.json")
-    details = run.read_json(directory / "environment.json")
-    if source is None and details["data"] == "sample":
-        source = "sample"
-    dataset = data.load(source).split(recipe["validation_images"])
-    result = evaluate(trained.model, dataset)
-    run.write_json(directory / "evaluation.json", result)
-    return result
+    recipe, environment = run.read_recipe(directory), run.read_environment(directory)
+    dataset = data.load(environment.get("data") if source is None else source).split(recipe.validation_images)
+    return evaluate(trained.model, dataset)
 
 
 def read_picture(path: str | Path, size: int = 32) -> Tensor:
@@ -137,12 +139,11 @@ def read_picture(path: str | Path, size: int = 32) -> Tensor:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=IMAGE_FORMATS) as image:
                 picture = _to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise ValueError(f"cannot read {path}: it does not exist") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ValueError(f"cannot read {path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        raise ValueError(f"cannot read {path}: no {' or '.join(IMAGE_FORMATS)} image") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or f"no {' or '.join(IMAGE_FORMATS)} image"
+        raise ValueError(f"cannot read {path}: {reason}") from None
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     # Cropped first: with `box`, or `ImageOps.fit`, the filter would mix in pixels from outside the crop.

@@ -14,11 +14,6 @@ def correct_count(logits: Tensor, labels: Tensor) -> int:
     return int((logits.argmax(1) == labels).sum())
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Fraction in [0, 1] of the logits (N, C) that have their largest entry at the label (N,)."""
-    return correct_count(logits, labels) / len(labels)
-
-
 def wilson_interval(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     """Lower and upper end, in [0, 1], of the Wilson score interval for `correct` successes in `count` trials.
 

@@ -83,6 +83,7 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 DEFAULT_RECIPE = "reference-30"
+UNSETTABLE = {"name", "expected_accuracy", "expected_minutes"}  # what a recipe is called and gave, not what it does
 
 
 def get(name: str) -> Recipe:
@@ -96,7 +97,7 @@ def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
 
     Raises ValueError for an unknown field (listing the fields) and for a value that is none of the field's type.
     """
-    types = {field.name: field.type for field in fields(Recipe) if field.name != "name"}
+    types = {field.name: field.type for field in fields(Recipe) if field.name not in UNSETTABLE}
     changes: dict[str, object] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")

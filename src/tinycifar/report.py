@@ -35,7 +35,8 @@ def plot_curves(history: Sequence[dict[str, Any]], quantity: str, title: str) ->
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy (%)" if quantity == "accuracy" else "cross-entropy loss (nats)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlim(0.5, max(entry["epoch"] for entry in history) + 0.5)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

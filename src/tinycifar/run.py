@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
 import itertools
 import json
 import os
 import platform
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,21 +26,33 @@ from torch import nn
 
 from tinycifar.recipes import Recipe
 
+RUN_BYTES = 8_000_000  # weights twice, while they are replaced, plots and metrics of any recipe here, and to spare
+
 
 def create(out: Path | None, recipe_name: str) -> Path:
     """Make and return the run directory: `out`, or a new dated one under `runs/RECIPE/`.
 
-    Raises ValueError if `out` exists and is not an empty folder: a run never writes over another.
+    Raises ValueError if `out` is in use, OSError if it cannot be made or the disk is nearly full.
     """
     if out is None:
         parent = Path("runs") / recipe_name
         stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
         names = (f"{stamp}-{number}" if number > 1 else stamp for number in itertools.count(1))
         out = next(parent / name for name in names if not (parent / name).exists())
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"the output folder {out} is in use; name a new or an empty one with --out")
+    check_free(out)
     out.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out).free
+    if free < RUN_BYTES:
+        raise OSError(
+            errno.ENOSPC, f"a run needs {RUN_BYTES / 1e6:.0f} MB of disk, {free / 1e6:.1f} MB are free", str(out)
+        )
     return out
+
+
+def check_free(out: Path | None) -> None:
+    """Raise ValueError if `out` exists and is not an empty folder: a run never writes over another."""
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"the output folder {out} is in use; name a new or an empty one with --out")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -49,14 +65,16 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -69,10 +87,29 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON") from None
 
 
+def read_recipe(directory: Path) -> Recipe:
+    """The recipe a run was trained with; ValueError, naming the file, if it is missing or none of this version's."""
+    path = directory / "recipe.json"
+    content = read_json(path)
+    try:
+        return Recipe(**content)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no recipe that this version knows: {error}") from None
+
+
+def read_environment(directory: Path) -> dict[str, Any]:
+    """What `environment.json` says of a run; ValueError, naming the file, if it is missing or no JSON object."""
+    path = directory / "environment.json"
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
 def append_metrics(directory: Path, entry: dict[str, Any]) -> None:
     """Add one line, an epoch's metrics, to `metrics.jsonl`."""
     with (directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+        file.write(json.dumps(entry, allow_nan=False) + "\n")
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
@@ -83,7 +120,7 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def save_weights(path: Path, model: nn.Module, *, model_name: str, recipe: str, classes: tuple[str, ...]) -> None:
+def save_weights(path: Path, model: nn.Module, model_name: str, recipe: str, classes: tuple[str, ...]) -> None:
     """Write a model's weights as safetensors, with the names needed to build it again as metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"model": model_name, "recipe": recipe, "classes": json.dumps(classes)}
@@ -98,6 +135,8 @@ def select_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+            raise RuntimeError("torch knows more devices, but they cannot train")
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
@@ -155,19 +194,26 @@ def start(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None:
     write_json(directory / "environment.json", details)
 
 
-def write_record(record: dict[str, Any]) -> Path:
-    """Write a run's record to `results/RECIPE/seed-N.json` (from a GPU: `results/RECIPE/cuda/`) and give its path."""
-    folder = Path("results") / record["recipe"] / ("cuda" if record["device"].startswith("cuda") else "")
-    folder.mkdir(parents=True, exist_ok=True)
-    path: Path = folder / f"seed-{record['seed']}.json"
-    write_json(path, record)
+def record_path(recipe_name: str, seed: int, device: torch.device) -> Path:
+    """Where the record of a run goes: `results/RECIPE/seed-N.json`, or `results/RECIPE/cuda/seed-N.json` from a GPU.
+
+    Raises ValueError if a record is there already, and if the source is not that of a commit: a record names one.
+    """
+    folder = Path("results") / recipe_name / ("cuda" if device.type == "cuda" else "")
+    path = folder / f"seed-{seed}.json"
+    if path.exists():
+        raise ValueError(f"there is a record already: move {path} away, or choose another --seed")
+    revision = git_revision()
+    if revision is None or revision.endswith("-dirty"):
+        raise ValueError("--record needs tinycifar to run from a git checkout whose source is committed")
     return path
 
 
 class StopSignal:
-    """While it is entered, the first Ctrl-C or SIGTERM sets `.received`; a second one acts at once.
+    """While it is entered, the first Ctrl-C, SIGTERM or SIGHUP sets `.received`; a second one acts at once.
 
-    Outside the main thread, where Python allows no signal handler, it does nothing.
+    A signal that the process was started to ignore stays ignored. Outside the main thread, where Python allows no
+    signal handler, nothing is caught.
     """
 
     def __init__(self) -> None:
@@ -175,16 +221,19 @@ class StopSignal:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is None or signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            with contextlib.suppress(ValueError):
                 self._previous[number] = signal.signal(number, self._receive)
-            except ValueError:
-                break
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self.__exit__()
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"\nStopping after this step and saving; a second signal ends at once\n")
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():

@@ -95,8 +95,9 @@ def summarize(model: nn.Module, image_size: int = 32) -> Summary:
     have none. The model is left as it was.
 
     Receptive fields follow the textbook: a window grows the field, several inputs give the largest of theirs, and what
-    merges all positions (global pooling, flattening) is a window as large as the map. Kernels are taken as square, by
-    their first side; borders are not counted, so a field may exceed the image.
+    merges all positions (global pooling, flattening) is a window as large as the map. Of a kernel's sides the larger
+    counts, borders do not: a field may exceed the image. Raises ValueError for a model whose fields it cannot follow
+    (transposed convolution, enlarging, adaptive pooling to more than one position).
     """
     model = copy.deepcopy(model).eval().cpu()
     walk = _Walk()
@@ -170,14 +171,19 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         view = View(max(v.field for v in views), max(v.step for v in views), all(v.pooled for v in views))
         side = max(tensor.shape[-1] if tensor.dim() == 4 else 1 for tensor in inputs)
         if name == "convolution":
-            view = view.window(args[1].shape[-1], args[3][0], args[5][0])
+            if args[6]:
+                raise ValueError("receptive fields of transposed convolutions are not known here")
+            view = view.window(max(args[1].shape[2:]), max(args[3]), max(args[5]))
             if not view.pooled:
                 self.convolution_field = max(self.convolution_field, view.field)  # a shortcut may run last
         elif name in ("max_pool2d_with_indices", "avg_pool2d"):
-            kernel = args[1][0]
-            view = view.window(kernel, args[2][0] if len(args) > 2 and args[2] else kernel)
+            stride = args[2] if len(args) > 2 and args[2] else args[1]
+            dilation = args[4] if name.startswith("max") and len(args) > 4 else [1]
+            view = view.window(max(args[1]), max(stride), max(dilation))
         elif side > 1 and (output.dim() < 4 or output.shape[-1] == 1):
             view = view.window(side)._replace(pooled=True)
+        elif "pool" in name or "upsample" in name:
+            raise ValueError(f"receptive fields after {name} are not known here")
         return view
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import platform
 import time
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch.nn import functional
 
-from tinycifar import augment, inference, metrics, models, optim, run
+from tinycifar import augment, data, inference, metrics, models, optim, run
 from tinycifar.data import Dataset, epoch_generator
 from tinycifar.recipes import Recipe
 from tinycifar.summary import summarize
@@ -32,7 +33,7 @@ class Result:
 
 def train(
     recipe: Recipe,
-    dataset: Dataset,
+    dataset: Dataset | str | Path | None = None,
     *,
     out: Path | None = None,
     seed: int = 0,
@@ -43,24 +44,28 @@ def train(
 ) -> Result:
     """Train `recipe` on `dataset` and fill a run directory with weights, metrics and evaluation.
 
-    `out` is the run directory, which must be new or empty (default: a dated one under `runs/`). `limit` keeps the first
-    training images only. `stop_after_epoch` ends the run early while the schedule stays that of the whole recipe.
-    Progress goes to `console` (default: nowhere). The first Ctrl-C or SIGTERM ends the run after the step at hand; what
-    was learned so far is saved.
-    Raises ValueError for a folder in use, a device that is not there, or a stop outside the recipe's epochs.
+    `dataset` is a Dataset or a source as in `tinycifar.data.load` (default: CIFAR-10 from the cache). `out` is the run
+    directory, which must be new or empty (default: a dated one under `runs/`). `limit` keeps the first training images
+    only. `stop_after_epoch` ends the run early while the schedule stays that of the whole recipe. Progress goes to
+    `console` (default: nowhere). Weights are saved after every epoch; the first Ctrl-C, SIGTERM or SIGHUP ends the run
+    after the step at hand and saves them too. Torch's global generator is seeded with `seed`.
+    Raises ValueError for a folder in use, a device that is not there, a limit or stop out of range; FloatingPointError
+    if the loss is no longer finite, the weights of the epoch before being kept.
     """
     wall_start = time.perf_counter()
-    if stop_after_epoch is not None and not 1 <= stop_after_epoch <= recipe.epochs:
-        raise ValueError(
-            f"stop_after_epoch must lie between 1 and the recipe's {recipe.epochs}, not {stop_after_epoch}"
-        )
+    if not 1 <= (stop_after_epoch or recipe.epochs) <= recipe.epochs or stop_after_epoch == 0:
+        raise ValueError(f"a run stops after one of its epochs, 1 to {recipe.epochs}, not after {stop_after_epoch}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"a limit must be at least 1 image, not {limit}")
     console = console or Console(quiet=True)
-    keep_freed_memory()
     place = run.select_device(device)
-    dataset = dataset.split(recipe.validation_images)
+    run.check_free(out)
+    augmentation = augment.build(recipe.augmentation)
+    source = dataset
+    dataset = (source if isinstance(source, Dataset) else data.load(source)).split(recipe.validation_images)
     if limit is not None:
         dataset = dataset.limit(limit)
-    augmentation = augment.build(recipe.augmentation)
+    keep_freed_memory()
 
     torch.manual_seed(seed)  # initial weights and dropout draw from torch's own generator
     model = models.build(recipe.model, num_classes=len(dataset.classes))
@@ -69,17 +74,21 @@ def train(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.0, weight_decay=recipe.weight_decay)
 
     split, held_images, held_labels = inference.evaluation_split(dataset)
-    environment = run.environment(place) | {"seed": seed, "data": dataset.name}
+    named = isinstance(source, Dataset) or source in (None, *data.NAMES)
+    trained_on = {"seed": seed, "data": dataset.name if named else str(Path(str(source)).absolute())}
+    environment = run.environment(place) | trained_on
     directory = run.create(out, recipe.name)
     run.start(directory, recipe, environment)
-    console.print(
-        f"Training {recipe.name} ({size.parameters:,} parameters), seed {seed}, into {directory}", soft_wrap=True
-    )
-    console.print(f"{environment['device']}, {environment['threads']} threads", soft_wrap=True)
-    if split == "test" and recipe.watch_test:
+    weights = directory / "model.safetensors"
+    save = partial(run.save_weights, weights, model, recipe.model, recipe.name, dataset.classes)
+    console.print(f"{recipe.name}, seed {seed}: {size.parameters:,} parameters, {len(dataset.train_labels):,} images")
+    console.print(f"{environment['device']}, {environment['threads']} threads")
+    console.print(f"Run directory: {directory}")
+    if recipe.watch_test and split == "test":
         console.print("Val is the test set, watched after every epoch as the reference did")
 
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
+    epochs = stop_after_epoch or recipe.epochs
     steps_per_epoch = -(-len(images) // recipe.batch_size)
     schedule = partial(
         optim.one_cycle,
@@ -94,19 +103,21 @@ def train(
     history: list[dict[str, Any]] = []
     step = images_seen = 0
     train_seconds = 0.0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    evaluation: dict[str, Any] = {}
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
 
     with run.StopSignal() as stop, bar:
-        for epoch in range(stop_after_epoch or recipe.epochs):
+        whole_task = bar.add_task("Whole run", total=epochs * steps_per_epoch)
+        epoch_task = bar.add_task("Epoch", total=steps_per_epoch)
+        for epoch in range(epochs):
             epoch_start = time.perf_counter()
             generator = epoch_generator(seed, epoch)
             order = torch.randperm(len(images), generator=generator)
             parameters = augmentation.draw(len(images), generator)
             train_loss = torch.zeros((), device=place)
             train_correct = torch.zeros((), device=place)
+            bar.reset(epoch_task, description=f"Epoch {epoch + 1}/{recipe.epochs}")
             model.train()
-            task = bar.add_task(f"Epoch {epoch + 1}/{recipe.epochs}", total=steps_per_epoch)
             for rows in torch.split(order, recipe.batch_size):
                 drawn = {name: values[rows].to(place) for name, values in parameters.items()}
                 rows = rows.to(place)
@@ -126,7 +137,8 @@ def train(
                 images_seen += len(rows)
                 train_loss += loss.detach() * len(rows)
                 train_correct += (logits.detach().argmax(1) == targets).sum()
-                bar.advance(task)
+                bar.advance(epoch_task)
+                bar.advance(whole_task)
                 if stop.received:
                     break
             entry = {
@@ -137,8 +149,11 @@ def train(
                 "train_seconds": time.perf_counter() - epoch_start,
             }
             train_seconds += entry["train_seconds"]
-            bar.remove_task(task)
-            if stop.received:
+            if not math.isfinite(entry["train_loss"]):
+                kept = f"{weights} holds those of epoch {epoch}" if history else "no epoch was finished"
+                raise FloatingPointError(f"the loss is no longer finite in epoch {epoch + 1}: {kept}")
+            save()
+            if step < (epoch + 1) * steps_per_epoch:
                 break
 
             if recipe.watch_test or split == "validation":
@@ -146,17 +161,18 @@ def train(
                 entry |= {f"{split}_loss": held_out["loss"], f"{split}_accuracy": held_out["accuracy"]}
             history.append(entry)
             run.append_metrics(directory, entry)
-            console.print(log_line(entry, recipe.epochs), soft_wrap=True)
+            console.print(log_line(entry, recipe.epochs))
+            if stop.received:
+                break
 
-    weights = directory / "model.safetensors"
-    run.save_weights(weights, model, model_name=recipe.model, recipe=recipe.name, classes=dataset.classes)
-    evaluation: dict[str, Any] = {}
-    if not stop.received:
-        evaluation = inference.evaluate(model, dataset)
-        run.write_json(directory / "evaluation.json", evaluation)
+        complete = len(history) == epochs
+        if complete:
+            evaluation = inference.evaluate(model, dataset)
+            run.write_json(directory / "evaluation.json", evaluation)
 
     of_split = {evaluation.get("split"): evaluation}
     validation, test = of_split.get("validation", {}), of_split.get("test", {})
+    watched = [entry["test_accuracy"] for entry in history if "test_accuracy" in entry]
     record = {
         "recipe": recipe.name,
         "seed": seed,
@@ -169,17 +185,15 @@ def train(
         "validation_accuracy": validation.get("accuracy"),
         "test_accuracy": test.get("accuracy"),
         "test_accuracy_tta": test.get("accuracy_tta"),
-        "best_test_accuracy": max(
-            (entry["test_accuracy"] for entry in history if "test_accuracy" in entry), default=None
-        ),
+        "best_test_accuracy": max(watched, default=None),
         "test_loss": test.get("loss"),
         "train_seconds": train_seconds,
         "wall_seconds": time.perf_counter() - wall_start,
-        "images_per_second": images_seen / train_seconds,
+        "images_per_second": images_seen / train_seconds if images_seen else None,
         **{name: environment[name] for name in ("device", "threads", "torch_version", "git_revision", "date")},
         "history": history,
     }
-    return Result(directory, record, stop.received)
+    return Result(directory, record, None if complete else stop.received)
 
 
 def keep_freed_memory() -> None:
@@ -191,8 +205,10 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: blocks up to 1 GiB come from the heap
-        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: and the heap's end is not given back
+        # M_MMAP_THRESHOLD: blocks up to that size come from the heap; older versions take no more than 32 MiB.
+        taken = mallopt(-3, 1 << 30) or mallopt(-3, 32 << 20)
+        if taken:  # M_TRIM_THRESHOLD, the heap's end is not given back: alone it is slower than neither
+            mallopt(-1, (1 << 31) - 1)
 
 
 def log_line(entry: dict[str, Any], epochs: int) -> str:
