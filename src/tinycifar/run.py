@@ -39,7 +39,7 @@ def create(out: Path | None, recipe_name: str) -> Path:
         stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
         names = (f"{stamp}-{number}" if number > 1 else stamp for number in itertools.count(1))
         out = next(parent / name for name in names if not (parent / name).exists())
-    check_free(out)
+    check_unused(out)
     out.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out).free
     if free < RUN_BYTES:
@@ -49,7 +49,7 @@ def create(out: Path | None, recipe_name: str) -> Path:
     return out
 
 
-def check_free(out: Path | None) -> None:
+def check_unused(out: Path | None) -> None:
     """Raise ValueError if `out` exists and is not an empty folder: a run never writes over another."""
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"the output folder {out} is in use; name a new or an empty one with --out")

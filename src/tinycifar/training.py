@@ -59,7 +59,7 @@ def train(
         raise ValueError(f"a limit must be at least 1 image, not {limit}")
     console = console or Console(quiet=True)
     place = run.select_device(device)
-    run.check_free(out)
+    run.check_unused(out)
     augmentation = augment.build(recipe.augmentation)
     source = dataset
     dataset = (source if isinstance(source, Dataset) else data.load(source)).split(recipe.validation_images)
