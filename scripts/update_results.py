@@ -62,7 +62,9 @@ def table() -> str:
             minutes = statistics.mean(run["train_seconds"] for run in runs) / 60
             speed = statistics.mean(run["images_per_second"] for run in runs)
             scores = [percent([run[field] for run in runs]) for field in fields]
-            cells = [str(len(runs)), *scores, f"{minutes:.1f} min, {speed:,.0f} images/s"]
+            fastest = min(epoch["train_seconds"] for run in runs for epoch in run["history"])
+            time = f"{minutes:.1f} min, {speed:,.0f} images/s; fastest epoch {fastest:.1f} s"
+            cells = [str(len(runs)), *scores, time]
             places |= {f"{run['device']}, {run['threads']} threads, torch {run['torch_version']}" for run in runs}
         logged = "–"
         if name.endswith("-as-run"):
