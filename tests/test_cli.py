@@ -4,6 +4,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -203,17 +205,25 @@ def test_a_record_is_written_for_a_whole_recipe(tinycifar: Any, monkeypatch: pyt
     assert (record["git_revision"], record["seed"]) == ("0123abcd", 3)
 
 
-def test_a_reader_that_goes_away_costs_no_finished_epoch(tmp_path: Path) -> None:
-    words = ["train", "--data", "sample", "--epochs", "1000", "--out", str(tmp_path / "run")]
+@contextmanager
+def training_after_its_first_epoch(out: Path) -> Iterator[subprocess.Popen[str]]:
+    """A `tinycifar train` of its own process, with many epochs to go."""
+    words = ["train", "--data", "sample", "--epochs", "1000", "--out", str(out)]
     with subprocess.Popen([sys.executable, "-m", "tinycifar", *words], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("Epoch 1/"):
                 break
+        yield process
+
+
+def test_a_reader_that_goes_away_costs_no_finished_epoch(tmp_path: Path) -> None:
+    with training_after_its_first_epoch(tmp_path / "run") as process:
+        assert process.stdout is not None
         process.stdout.close()
         assert process.wait() == 1
     assert (tmp_path / "run" / "model.safetensors").exists()
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) >= 2
 
 
 def test_the_module_is_the_command_too() -> None:
@@ -222,13 +232,9 @@ def test_the_module_is_the_command_too() -> None:
 
 
 def test_an_interrupt_ends_with_exit_code_130_and_says_where_things_lie(tmp_path: Path) -> None:
-    words = ["train", "--data", "sample", "--epochs", "1000", "--out", str(tmp_path / "run")]
-    with subprocess.Popen([sys.executable, "-m", "tinycifar", *words], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Epoch 1/"):
-                break
+    with training_after_its_first_epoch(tmp_path / "run") as process:
         process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
         rest = process.stdout.read()
     assert process.returncode == 130
     assert "Stopped" in rest
