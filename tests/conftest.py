@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from tinycifar import cifar10
 # Tests are small: more threads gain nothing, and where other processes hold the cores they wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+# A shell that runs the tests in the background has Ctrl-C ignored, here and in every process started from here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
