@@ -115,7 +115,14 @@ def test_a_nearly_full_disk_is_refused_before_anything_is_trained(
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("recipe.json", "[]"), ("recipe.json", '{"colour": "red"}'), ("recipe.json", "{}"), ("environment.json", "[]")],
+    [
+        ("recipe.json", "[]"),
+        ("recipe.json", '{"colour": "red"}'),
+        ("recipe.json", "{}"),
+        ("recipe.json", '{"name": "x", "model": 5, "epochs": 1, "augmentation": "none"}'),
+        ("environment.json", "[]"),
+        ("environment.json", '{"data": 5}'),
+    ],
 )
 def test_a_run_with_foreign_content_is_refused_by_name(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)

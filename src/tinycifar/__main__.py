@@ -8,9 +8,9 @@ from types import FrameType
 
 def main() -> None:
     """Run the command line."""
-    # How long GNU OpenMP's threads spin while they wait for each other, read once, when torch is loaded. Its default
-    # costs nothing on an idle machine, but beside one other busy process it makes a training step five times slower;
-    # at this value both cases are fast (docs/LOG.md, 2026-11-23).
+    # How long GNU OpenMP's threads spin while they wait for each other, read once, when torch is loaded. Beside one
+    # other busy process a training step takes ten to twenty times as long as alone by default, and two to six times
+    # at this value, which costs little or nothing on an idle machine (docs/LOG.md, 2026-11-23).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -124,7 +124,7 @@ def evaluate_run(directory: str | Path, *, source: str | Path | None = None, dev
         raise ValueError(f"{directory} is a file; name a run directory")
     trained = load(directory, device)
     recipe, environment = run.read_recipe(directory), run.read_environment(directory)
-    dataset = data.load(environment.get("data") if source is None else source).split(recipe.validation_images)
+    dataset = data.load(environment["data"] if source is None else source).split(recipe.validation_images)
     return evaluate(trained.model, dataset)
 
 

@@ -93,16 +93,16 @@ def read_recipe(directory: Path) -> Recipe:
     content = read_json(path)
     try:
         return Recipe(**content)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is no recipe that this version knows: {error}") from None
 
 
 def read_environment(directory: Path) -> dict[str, Any]:
-    """What `environment.json` says of a run; ValueError, naming the file, if it is missing or no JSON object."""
+    """What `environment.json` says of a run; ValueError, naming the file, if it is missing or names no data."""
     path = directory / "environment.json"
     content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
+    if not isinstance(content, dict) or not isinstance(content.get("data"), str):
+        raise ValueError(f"{path} does not name the data of the run")
     return content
 
 
