@@ -11,20 +11,21 @@ import hashlib
 import json
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image
 
+from tinycifar.metrics import mean_interval
 from tinycifar.recipes import RECIPES
 from tinycifar.report import BLUE, ORANGE
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-README = ROOT / "README.md"
-IMAGES = ROOT / "docs" / "images"
-BEGIN, END = "<!-- results: written by `make results` -->", "<!-- results end -->"
+HEADLINE, YARDSTICK = "minute", "reference-30-as-run"
 NOT_MEASURED = "not measured"
 
 
@@ -32,6 +33,12 @@ def records(recipe: str) -> list[dict[str, Any]]:
     """The records of a recipe's runs on a CPU, by seed."""
     paths = sorted((RESULTS / recipe).glob("seed-*.json"), key=lambda path: int(path.stem.removeprefix("seed-")))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def bench_train() -> dict[str, Any]:
+    """What `tinycifar bench train` recorded."""
+    bench: dict[str, Any] = json.loads((RESULTS / "bench-train.json").read_text(encoding="utf-8"))
+    return bench
 
 
 def original(epochs: int) -> list[dict[str, float]]:
@@ -44,6 +51,81 @@ def percent(values: list[float]) -> str:
     """Mean in per cent, with the standard deviation where there are several values."""
     spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.2f}{spread}"
+
+
+def place(run: dict[str, Any]) -> str:
+    """Where something was measured."""
+    return f"{run['device'].removeprefix('cpu: ')}, {run['threads']} threads, torch {run['torch_version']}"
+
+
+def mean_of(runs: list[dict[str, Any]], field: str) -> float:
+    """The mean of a field; 0 where there is no run."""
+    return statistics.mean(run[field] for run in runs) if runs else 0.0
+
+
+def over_seeds(runs: list[dict[str, Any]]) -> dict[str, str]:
+    """Mean test accuracy with its spread and interval, in per cent, and mean seconds, as they are printed."""
+    accuracies = [run["test_accuracy"] for run in runs]
+    low, high = mean_interval(accuracies)
+    return {
+        "mean": f"{100 * statistics.mean(accuracies):.2f}",
+        "deviation": f"{100 * statistics.stdev(accuracies):.2f}",
+        "interval": f"{100 * low:.2f} to {100 * high:.2f}",
+        "worst": f"{100 * min(accuracies):.2f}",
+        "tta": percent([run["test_accuracy_tta"] for run in runs]),
+        "seconds": f"{mean_of(runs, 'train_seconds'):.1f}",
+        "wall": f"{mean_of(runs, 'wall_seconds'):.0f}",
+    }
+
+
+def reference_times(bench: dict[str, Any]) -> str:
+    """What the reference takes in each precision it was timed in, and how many times as long that is."""
+    return " and ".join(
+        f"{seconds / 60:.1f} minutes in {precision}, {seconds / bench['minute_seconds']:.1f} times as long"
+        for precision, seconds in bench["reference_seconds_by_precision"].items()
+    )
+
+
+def headline() -> str:
+    """What the default recipe reaches, in which time, and how that is known."""
+    runs = records(HEADLINE)
+    found = over_seeds(runs)
+    return (
+        f"**{found['mean']}% on CIFAR-10's test set after {found['seconds']} seconds of training on two CPU cores, "
+        f"{runs[0]['parameters']:,} parameters.** That is `{HEADLINE}`, the default recipe: mean of {len(runs)} seeds, "
+        "last weights, no test-time augmentation; 95% interval of the mean "
+        f"{found['interval']}, standard deviation {found['deviation']}, worst seed {found['worst']}; "
+        f"{found['tta']} averaged with the mirror image. The whole command takes {found['wall']} seconds. On the same "
+        f"cores, in turn with it, the reference's 30 epochs take {reference_times(bench_train())}. Measured on: "
+        f"{place(runs[0])}, {runs[0]['precision']}."
+    )
+
+
+def leaderboard() -> str:
+    """The recipes whose ten seeds have a mean of 85% for sure, the fastest first; and the yardstick."""
+    lines = [
+        "| recipe | parameters | MACs | precision | test % | 95% interval of the mean | seconds | machine | date |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    ranked = sorted(map(records, RECIPES), key=lambda runs: mean_of(runs, "train_seconds"))
+    for runs in ranked:
+        if len(runs) < 10 or mean_interval([run["test_accuracy"] for run in runs])[0] < 0.85:
+            continue
+        found, first = over_seeds(runs), runs[0]
+        lines.append(
+            f"| `{first['recipe']}` | {first['parameters']:,} | {first['macs'] / 1e6:.1f}M | {first['precision']} "
+            f"| {found['mean']} ± {found['deviation']} | {found['interval']} | {found['seconds']} | {place(first)} "
+            f"| {first['date'][:10]} |"
+        )
+    bench = bench_train()
+    lines += [
+        "",
+        f"The yardstick: all of `{bench['reference']}` takes {reference_times(bench)}, by {bench['reference_steps']} "
+        f"steps each, in turn with {len(bench['runs'])} trainings of `{bench['recipe']}`, {bench['minute_seconds']:.1f} "
+        f"seconds in the mean. The mean of its steps is known within {bench['reference_error_percent']:.1f}%. "
+        f"{place(bench)}, {bench['date'][:10]}.",
+    ]
+    return "\n".join(lines)
 
 
 def table() -> str:
@@ -59,13 +141,12 @@ def table() -> str:
         cells = [NOT_MEASURED] + [""] * 5
         if runs:
             fields = ("train_accuracy", "test_accuracy", "test_accuracy_tta", "best_test_accuracy")
-            minutes = statistics.mean(run["train_seconds"] for run in runs) / 60
-            speed = statistics.mean(run["images_per_second"] for run in runs)
+            minutes, speed = mean_of(runs, "train_seconds") / 60, mean_of(runs, "images_per_second")
             scores = [percent([run[field] for run in runs]) for field in fields]
             fastest = min(epoch["train_seconds"] for run in runs for epoch in run["history"])
             time = f"{minutes:.1f} min, {speed:,.0f} images/s; fastest epoch {fastest:.1f} s"
             cells = [str(len(runs)), *scores, time]
-            places |= {f"{run['device']}, {run['threads']} threads, torch {run['torch_version']}" for run in runs}
+            places |= {place(run) for run in runs}
         logged = "–"
         if name.endswith("-as-run"):
             log = original(recipe.epochs)
@@ -104,6 +185,42 @@ def compare_curves(recipe: str) -> tuple[Figure, str]:
     return figure, hashlib.sha256(json.dumps([title, ours, theirs]).encode()).hexdigest()
 
 
+def accuracy_against_seconds() -> tuple[Figure, str]:
+    """Test accuracy against seconds of training, the default recipe and the reference; and a digest of all drawn.
+
+    The reference's accuracies are those of its recorded run, its seconds those of the steps in the benchmark.
+    """
+    runs, bench = records(HEADLINE), bench_train()
+    ends = [(run["train_seconds"], 100 * run["test_accuracy"]) for run in runs]
+    history = records(YARDSTICK)[0]["history"]
+    epoch_seconds = bench["reference_seconds_by_precision"]["float32"] / len(history)
+    curve = [(entry["epoch"] * epoch_seconds, 100 * entry["test_accuracy"]) for entry in history]
+    title = "CIFAR-10 on two CPU cores: test accuracy against seconds of training"
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*zip(*curve, strict=True), ORANGE, marker=".", label=f"{YARDSTICK}, after each of {len(curve)} epochs")
+    axes.plot(
+        *zip(*ends, strict=True),
+        BLUE,
+        marker="o",
+        alpha=0.6,
+        linestyle="",
+        label=f"{HEADLINE}, {len(ends)} seeds at their end",
+    )
+    axes.axhline(85, color="grey", linewidth=1, linestyle=":", label="85%")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([10, 20, 50, 100, 200, 500, 1000, 2000]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlim(10, 1.3 * curve[-1][0])
+    axes.set_title(title)
+    axes.set_xlabel("seconds of training (logarithmic)")
+    axes.set_ylabel("test accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return figure, hashlib.sha256(json.dumps([title, ends, curve]).encode()).hexdigest()
+
+
 def drawn_from(path: Path) -> str | None:
     """The digest that a picture of ours carries; None if there is none."""
     if not path.exists():
@@ -113,30 +230,36 @@ def drawn_from(path: Path) -> str | None:
         return digest
 
 
+TEXTS = {"README.md": (headline, table), "docs/LEADERBOARD.md": (leaderboard,)}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Update, or with `--check` compare; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if something is stale")
     check = parser.parse_args(arguments).check
     stale = []
-    text = README.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    fresh = f"{head}{BEGIN}\n{table()}\n{END}{tail}"
-    if fresh != text:
-        stale.append(README)
-        if not check:
-            README.write_text(fresh, encoding="utf-8")
-    for recipe in RECIPES:
-        if not (recipe.endswith("-as-run") and records(recipe)):
-            continue
-        path = IMAGES / f"{recipe}.png"
-        figure, digest = compare_curves(recipe)
-        if drawn_from(path) != digest:
+    for path, blocks in TEXTS.items():
+        text = fresh = (ROOT / path).read_text(encoding="utf-8")
+        for block in blocks:
+            begin, end = f"<!-- {block.__name__}: written by `make results` -->", f"<!-- {block.__name__} end -->"
+            head, _, rest = fresh.partition(begin)
+            fresh = f"{head}{begin}\n{block()}\n{end}{rest.partition(end)[2]}"
+        if fresh != text:
             stale.append(path)
             if not check:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(path, dpi=110, metadata={"Source": digest})
+                (ROOT / path).write_text(fresh, encoding="utf-8")
+    pictures = {
+        f"{name}.png": partial(compare_curves, name) for name in RECIPES if name.endswith("-as-run") and records(name)
+    }
+    for name, draw in {**pictures, f"{HEADLINE}.png": accuracy_against_seconds}.items():
+        path = f"docs/images/{name}"
+        figure, digest = draw()
+        if drawn_from(ROOT / path) != digest:
+            stale.append(path)
+            if not check:
+                (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(ROOT / path, dpi=110, metadata={"Source": digest})
     for path in stale:
         print(f"{path}: {'differs from results/; run `make results`' if check else 'written'}")
     return 1 if check and stale else 0

@@ -1,4 +1,4 @@
-"""The step benchmark: that its figures hang together, on a clock of the test's own where times matter."""
+"""The benchmarks: that their figures hang together, on a clock of the test's own where times matter."""
 
 import math
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinycifar import bench
-from tinycifar.bench import StepBench, bench_step, render
+from tinycifar import bench, data, recipes
+from tinycifar.bench import StepBench, TrainBench, bench_step, bench_train, render, render_train
 from tinycifar.models import build
 from tinycifar.summary import summarize
 
@@ -84,7 +84,7 @@ def test_drawing_and_augmenting_count_as_data_and_only_in_the_real_loop(
     clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Pipeline:
-        def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        def draw(self, count: int, generator: torch.Generator, epoch: int = 0) -> dict[str, Tensor]:
             clock.now += count * 1e-3
             return {"row": torch.arange(count)}
 
@@ -149,3 +149,75 @@ def test_an_unknown_model_or_augmentation_is_refused_before_any_work() -> None:
         bench_step("resnet152")
     with pytest.raises(ValueError, match="unknown augmentation"):
         bench_step("c1c2c3c4o", augmentation="mirrors")
+
+
+def test_a_learner_in_bfloat16_computes_in_it_and_keeps_its_weights_in_float32() -> None:
+    learner = bench._Learner("c1c2c3c4o", "bfloat16")
+    seen = []
+    learner.model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    learner.step(torch.rand(4, 3, 32, 32), torch.arange(4))
+    assert seen == [torch.bfloat16]
+    assert {parameter.dtype for parameter in learner.model.parameters()} == {torch.float32}
+
+
+@pytest.fixture
+def trained(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> TrainBench:
+    """A benchmark whose reference steps take 3 s in float32 and 2 s in bfloat16, and whose trainings 40 s and 60 s."""
+    events = []
+
+    class Learner:
+        def __init__(self, model_name: str, precision: str) -> None:
+            self.seconds = {"float32": 3.0, "bfloat16": 2.0}[precision]
+            self.warm = 0
+
+        def step(self, images: Tensor, labels: Tensor) -> tuple[float, float, float]:
+            events.append(self.seconds)
+            return self.seconds / 2, self.seconds / 4, self.seconds / 4
+
+    def train(recipe: recipes.Recipe, dataset: data.Dataset, *, seed: int, **_: Any) -> SimpleNamespace:
+        events.append(seed)
+        seconds = 40.0 + 20 * seed
+        record = {
+            "seed": seed,
+            "train_seconds": seconds,
+            "wall_seconds": seconds + 5,
+            "test_accuracy": 0.8 + seed / 100,
+        }
+        return SimpleNamespace(record=record)
+
+    monkeypatch.setattr(bench, "_Learner", Learner)
+    monkeypatch.setattr(bench.training, "train", train)
+    monkeypatch.setattr(bench.run, "select_precision", lambda precision, device: "bfloat16")
+    found = bench_train(data.sample(), runs=2, steps=3)
+    block = [3.0, 2.0] * (bench.WARM_UP_STEPS + 3)
+    assert events == [*block, 0, *block, 1, *block], "precisions in turn, trainings between blocks of reference steps"
+    return found
+
+
+def test_the_ratio_is_that_of_the_faster_reference_to_the_mean_training(trained: TrainBench) -> None:
+    steps = 30 * len(data.sample().train_labels) / 128
+    assert trained.reference_seconds_by_precision == pytest.approx({"float32": 3 * steps, "bfloat16": 2 * steps})
+    assert trained.reference_seconds == pytest.approx(2 * steps)
+    assert trained.minute_seconds == pytest.approx(50)
+    assert trained.ratio == pytest.approx(2 * steps / 50)
+    assert trained.reference_steps == 9
+    assert trained.reference_error_percent == pytest.approx(0, abs=1e-6)
+    assert [training["seed"] for training in trained.runs] == [0, 1]
+
+
+def test_the_text_of_a_training_benchmark_tells_ratio_seconds_and_accuracy(trained: TrainBench) -> None:
+    text = render_train(trained)
+    for figure in (
+        "50.0 s",
+        "40.0, 60.0",
+        "80.50%",
+        f"Ratio {trained.ratio:.1f}",
+        f"{trained.reference_seconds:,.0f} s",
+    ):
+        assert figure in text
+
+
+@pytest.mark.parametrize("wrong", [{"runs": 0}, {"steps": 1}])
+def test_too_few_trainings_or_reference_steps_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1 run and 2 steps"):
+        bench_train(data.sample(), **wrong)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tinycifar.metrics import correct_count, summarize, wilson_interval
+from tinycifar.metrics import correct_count, mean_interval, summarize, wilson_interval
 
 
 def test_those_logits_count_as_correct_where_the_largest_logit_is_the_label() -> None:
@@ -37,3 +37,16 @@ def test_a_summary_gives_loss_in_nats() -> None:
     result = summarize(logits, torch.tensor([0, 0]))
     assert result["loss"] == pytest.approx((-math.log(0.75) - math.log(0.5)) / 2)
     assert (result["images"], result["correct"], result["accuracy"]) == (2, 2, 1.0)
+
+
+def test_the_interval_of_a_mean_equals_a_published_example() -> None:
+    # Student 1908, The probable error of a mean: hours of sleep gained with the second drug; R's t.test gives the ends.
+    hours = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    assert mean_interval(hours) == pytest.approx((0.8976775, 3.7623225), abs=1e-6)
+    low, high = mean_interval(hours, confidence=0.5)
+    assert 0.8976775 < low < 2.33 < high < 3.7623225
+
+
+def test_one_value_gives_no_interval_of_the_mean() -> None:
+    with pytest.raises(ValueError, match="two values"):
+        mean_interval([1.0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinycifar import models
+from tinycifar import data, models
 from tinycifar.data import MEAN, STD
 from tinycifar.models import MODELS, build
 
@@ -24,12 +24,13 @@ def test_a_model_keeps_to_the_budget_of_200_000_parameters(name: str) -> None:
 
 
 @every_model
-def test_every_parameter_gets_a_gradient(name: str) -> None:
+def test_every_parameter_that_is_trained_gets_a_gradient(name: str) -> None:
     torch.manual_seed(0)
     model = build(name)
     model(torch.rand(4, 3, 32, 32)).square().sum().backward()
-    without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert without == []
+    trained = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
+    assert [key for key, gradient in trained.items() if gradient is None or not gradient.isfinite().all()] == []
+    assert trained
 
 
 @every_model
@@ -110,3 +111,56 @@ def test_dropout_drops_a_tenth_in_training_and_nothing_in_evaluation() -> None:
     ones = torch.ones(100_000)
     assert (dropout.train()(ones) == 0).float().mean().item() == pytest.approx(0.1, abs=0.005)
     assert torch.equal(dropout.eval()(ones), ones)
+
+
+def test_the_whitening_stem_makes_patches_uncorrelated_and_of_unit_variance() -> None:
+    images = data.sample().train_images
+    model = build("whitenet")
+    model.prepare(images)
+    stem = next(model.children())
+    assert isinstance(stem, models.WhiteningStem)
+    with torch.no_grad():
+        # Without the zeros beyond the border, which are no patches of the images.
+        whitened = torch.nn.functional.conv2d((images / 255 - model.mean) / model.std, stem.weight, stride=2)
+    half = stem.out_channels // 2
+    torch.testing.assert_close(stem.weight[half:], -stem.weight[:half])
+    values = whitened[:, :half].transpose(0, 1).flatten(1)
+    second_moments = values @ values.T / values.shape[1]
+    off_diagonal = second_moments - torch.diag(second_moments.diagonal())
+    assert off_diagonal.abs().max() < 1e-3
+    assert second_moments.diagonal()[0] == pytest.approx(1, abs=0.01)
+    assert second_moments.diagonal().min() > 0.8  # the smallest components, which EPSILON holds back most
+
+
+def test_grey_images_whose_patches_fill_a_third_of_the_space_give_finite_filters() -> None:
+    grey = data.sample().train_images[:100, :1].expand(-1, 3, -1, -1)
+    model = build("whitenet")
+    model.prepare(grey)
+    with torch.no_grad():
+        assert model(grey[:4] / 255).isfinite().all()
+
+
+def test_the_whitening_stem_is_fixed_and_travels_with_the_weights() -> None:
+    model = build("whitenet")
+    assert [key for key, p in model.named_parameters() if p.dim() == 4 and not p.requires_grad] == ["0.weight"]
+    assert "0.weight" in model.state_dict()
+
+
+def test_filters_of_a_new_block_pass_their_input_on() -> None:
+    block = models.ConvBlock(3, 5).eval()
+    inputs = torch.rand(2, 3, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(block(inputs)[:, :3], inputs / (1 + 1e-5) ** 0.5)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_residual_block_adds_its_input_before_the_activation(pool: bool) -> None:
+    torch.manual_seed(0)
+    plain, residual = (models.ConvBlock(4, 4, pool=pool, residual=r).eval() for r in (False, True))
+    residual.load_state_dict(plain.state_dict())
+    inputs = torch.randn(2, 4, 6, 6)
+    shortcut = torch.nn.functional.avg_pool2d(inputs, 2) if pool else inputs
+    with torch.no_grad():
+        expected = torch.relu(plain.layers(inputs) + shortcut)
+        torch.testing.assert_close(residual(inputs), expected)
+    assert residual(inputs).shape[-1] == (3 if pool else 6)

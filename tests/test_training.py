@@ -5,6 +5,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tinycifar import augment, data, inference, models, recipes, run, training
+from tinycifar import augment, data, inference, models, optim, recipes, run, training
 from tinycifar.recipes import Recipe
 
 SMALL = recipes.with_settings(recipes.get("reference-30"), ["epochs=2", "batch_size=32", "augmentation=none"])
@@ -47,6 +48,111 @@ def test_training_equals_a_plain_loop_with_torch_sgd_and_one_cycle_scheduler(tmp
             scheduler.step()
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(weights(result)[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+MINUTE = recipes.with_settings(recipes.get("minute"), ["epochs=3", "batch_size=32", "precision=float32"])
+
+
+def test_label_smoothing_and_muon_equal_a_plain_loop(tmp_path: Path) -> None:
+    sample = data.sample().limit(80)
+    recipe = recipes.with_settings(MINUTE, ["skip_easiest=0", "augmentation=none", "hold_fraction=0"])
+    result = training.train(recipe, sample, out=tmp_path / "run", seed=5)
+
+    torch.manual_seed(5)
+    model = models.build("whitenet").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.prepare(sample.train_images)
+    filters = [p for p in model.parameters() if p.requires_grad and p.dim() == 4]
+    rest = [p for p in model.parameters() if p.requires_grad and p.dim() != 4]
+    sgd = torch.optim.SGD(rest, lr=0.5, momentum=0.85, nesterov=True)
+    muon = optim.Muon(filters, lr=recipe.muon_learning_rate, momentum=recipe.muon_momentum)
+    clock = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        clock,
+        1.0,
+        total_steps=9,
+        pct_start=recipe.warmup_fraction,
+        div_factor=recipe.div_factor,
+        final_div_factor=recipe.final_div_factor,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+    )
+    for epoch in range(3):
+        order = torch.randperm(80, generator=data.epoch_generator(5, epoch))
+        for rows in order.split(32):
+            images = (sample.train_images[rows] / 255).contiguous(memory_format=torch.channels_last)
+            loss = torch.nn.functional.cross_entropy(model(images), sample.train_labels[rows], label_smoothing=0.1)
+            model.zero_grad()
+            loss.backward()
+            factor = scheduler.get_last_lr()[0]
+            sgd.param_groups[0]["lr"] = 0.5 * factor
+            muon.param_groups[0]["lr"] = recipe.muon_learning_rate * factor
+            sgd.step()
+            muon.step()
+            clock.step()
+            if scheduler.last_epoch < 8:
+                scheduler.step()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(weights(result)[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_later_epochs_leave_out_the_images_with_the_least_loss_in_the_epoch_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watching(augment.NoAugmentation):
+        def draw(self, count: int, generator: torch.Generator, epoch: int = 0) -> augment.Parameters:
+            return {"row": torch.arange(count)}
+
+        def apply(self, images: torch.Tensor, parameters: augment.Parameters) -> torch.Tensor:
+            seen.append(parameters["row"])
+            return super().apply(images, parameters)
+
+    asked: list[torch.Tensor] = []
+    real = data.without_easiest
+
+    def watched(order: torch.Tensor, losses: torch.Tensor, fraction: float) -> torch.Tensor:
+        asked.append(losses.clone())
+        return real(order, losses, fraction)
+
+    monkeypatch.setitem(augment.AUGMENTATIONS, "none", Watching)
+    monkeypatch.setattr(data, "without_easiest", watched)
+    recipe = recipes.with_settings(MINUTE, ["skip_easiest=0.5", "augmentation=none"])
+    record = training.train(recipe, data.sample(), out=tmp_path / "run", limit=80).record
+    assert [len(rows) for rows in seen] == [32, 32, 16, 32, 8, 32, 8]
+    assert sorted(torch.cat(seen[:3]).tolist()) == list(range(80))
+    for losses, rows in zip(asked, (torch.cat(seen[3:5]), torch.cat(seen[5:])), strict=True):
+        hardest = losses.argsort(stable=True)[40:]
+        assert sorted(rows.tolist()) == sorted(hardest.tolist())
+    left_out = torch.ones(80, dtype=torch.bool)
+    left_out[torch.cat(seen[3:5])] = False
+    assert torch.equal(asked[0][left_out], asked[1][left_out]), "what was not trained on keeps its loss"
+    assert record["images_per_second"] == pytest.approx(160 / record["train_seconds"])
+
+
+def test_preparation_counts_as_training_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = models.WhiteNet.prepare
+
+    def slow(model: models.WhiteNet, images: torch.Tensor) -> None:
+        time.sleep(0.2)
+        prepare(model, images)
+
+    monkeypatch.setattr(models.WhiteNet, "prepare", slow)
+    record = training.train(MINUTE, data.sample(), out=tmp_path / "run", limit=32).record
+    assert record["train_seconds"] >= 0.2 + sum(entry["train_seconds"] for entry in record["history"])
+
+
+def test_in_bfloat16_the_weights_stay_float32_and_learn_nearly_the_same(tmp_path: Path) -> None:
+    recipe = recipes.with_settings(MINUTE, ["skip_easiest=0", "epochs=1"])
+    low = recipes.with_settings(recipe, ["precision=bfloat16"])
+    one, other = (training.train(r, data.sample(), out=tmp_path / r.precision, limit=96) for r in (recipe, low))
+    assert (one.record["precision"], other.record["precision"]) == ("float32", "bfloat16")
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in weights(other).values())
+    assert not equal(one, other)
+    for name, tensor in weights(one).items():
+        if tensor.dim() == 4:
+            similarity = torch.nn.functional.cosine_similarity(tensor.flatten(), weights(other)[name].flatten(), dim=0)
+            assert similarity > 0.98, name
 
 
 def test_a_small_set_is_learned(tmp_path: Path) -> None:
@@ -122,12 +228,13 @@ def test_the_record_has_every_field_and_the_run_directory_every_file(tmp_path: P
     assert list(record) == [
         "recipe", "seed", "epochs", "model", "parameters", "macs", "train_images", "train_accuracy",
         "validation_accuracy", "test_accuracy", "test_accuracy_tta", "best_test_accuracy", "test_loss", "train_seconds",
-        "wall_seconds", "images_per_second", "device", "threads", "torch_version", "git_revision", "date", "history",
+        "wall_seconds", "images_per_second", "device", "threads", "precision", "torch_version", "git_revision", "date",
+        "history",
     ]  # fmt: skip
     assert (record["recipe"], record["seed"], record["epochs"], record["train_images"]) == ("reference-30", 4, 2, 64)
     assert record["parameters"] == 195_946
-    assert record["train_seconds"] == pytest.approx(sum(entry["train_seconds"] for entry in record["history"]))
-    assert record["train_seconds"] < record["wall_seconds"]
+    in_epochs = sum(entry["train_seconds"] for entry in record["history"])
+    assert in_epochs <= record["train_seconds"] < record["wall_seconds"]
     assert record["images_per_second"] == pytest.approx(128 / record["train_seconds"])
     assert record["history"] == run.read_metrics(result.directory)
     assert record["test_accuracy"] == record["history"][-1]["test_accuracy"]

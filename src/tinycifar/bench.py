@@ -1,18 +1,22 @@
-"""Timings, side by side in one run: what a training step costs, and how much of the machine it uses."""
+"""Timings, side by side in one run: what a training step costs, and a whole training beside the reference's steps."""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import median
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinycifar import augment, models, run
-from tinycifar.data import epoch_generator
+from tinycifar import augment, models, recipes, run, training
+from tinycifar.data import Dataset, epoch_generator
 from tinycifar.summary import summarize
 from tinycifar.training import keep_freed_memory
 
@@ -71,7 +75,6 @@ def bench_step(
     if steps < 1 or not 1 <= batch_size <= IMAGES:
         raise ValueError(f"steps and batch size must be at least 1, and a batch at most {IMAGES} images")
     keep_freed_memory()
-    pipeline = augment.build(augmentation)
     real, bare = (_Learner(model_name) for _ in range(2))
     macs = summarize(real.model).macs
 
@@ -80,20 +83,11 @@ def bench_step(
     images = images.repeat(10, 1, 1, 1)
     labels = torch.randint(0, 10, (IMAGES,), generator=generator)
     bare_images = torch.rand(batch_size, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
-
-    start = time.perf_counter()
-    order = torch.randperm(IMAGES, generator=generator)
-    drawn = pipeline.draw(IMAGES, generator)
-    draw_seconds = (time.perf_counter() - start) * batch_size / IMAGES
+    batches = _Batches(images, labels, augmentation, batch_size, generator)
 
     real_seconds, bare_seconds = [], []
-    for step in range(WARM_UP_STEPS + steps):
-        start = time.perf_counter()
-        rows = order[torch.arange(step * batch_size, (step + 1) * batch_size) % IMAGES]
-        inputs = pipeline.apply(images[rows], {name: values[rows] for name, values in drawn.items()})
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        targets = labels[rows]
-        data_seconds = draw_seconds + time.perf_counter() - start
+    for _ in range(WARM_UP_STEPS + steps):
+        inputs, targets, data_seconds = batches.next()
         real_seconds.append([data_seconds, *real.step(inputs, targets)])
         bare_seconds.append(sum(bare.step(bare_images, targets)))
     peak = max(_best_rate(*work) for work in _peak_work())
@@ -146,17 +140,163 @@ def render(bench: StepBench) -> str:
     )
 
 
+@dataclass(frozen=True)
+class TrainBench:
+    """What `bench_train` measured, in seconds on the same cores, in the same process and in turn.
+
+    `minute_seconds` is the mean of whole trainings, from the preparation of the model to the last step; loading and
+    evaluation are left out. `reference_seconds_by_precision` is what all of the reference's steps take at the median of
+    those timed, `reference_seconds` the least of it, and `ratio` is `reference_seconds / minute_seconds`.
+    `reference_error_percent` is half of the 95% interval of the mean step, the largest one. `runs` are the trainings
+    with their `seed`, `train_seconds`, `wall_seconds` (with evaluation) and `test_accuracy`.
+    """
+
+    ratio: float
+    reference_seconds: float
+    minute_seconds: float
+    reference_seconds_by_precision: dict[str, float]
+    reference_steps: int
+    reference_error_percent: float
+    reference: str
+    recipe: str
+    precision: str
+    runs: list[dict[str, Any]]
+    wall_seconds: float
+    threads: int
+    torch_version: str
+    device: str
+    git_revision: str | None
+    date: str
+
+
+def bench_train(
+    dataset: Dataset,
+    *,
+    recipe_name: str = "minute",
+    reference_name: str = "reference-30-as-run",
+    runs: int = 3,
+    steps: int = 20,
+    console: Console | None = None,
+) -> TrainBench:
+    """Train a recipe in full `runs` times, with real reference steps before, between and after, all on the CPU.
+
+    Each time `steps` of them are timed after a few that are not, in float32 and, where the recipe trains in another
+    precision, in that one in turn: the reference must not look slow for want of what the recipe has. They train the
+    reference on the same images with its augmentation, as its recipe does. The trainings have seeds 0, 1, ... and open
+    the test set at their end. Raises ValueError for runs or steps below 1.
+    """
+    if runs < 1 or steps < 2:
+        raise ValueError("at least 1 run and 2 steps are needed")
+    wall_start = time.perf_counter()
+    console = console or Console(quiet=True)
+    keep_freed_memory()
+    recipe, reference = recipes.get(recipe_name), recipes.get(reference_name)
+    cpu = torch.device("cpu")
+    precision = run.select_precision(recipe.precision, cpu)
+    learners = {name: _Learner(reference.model, name) for name in dict.fromkeys(("float32", precision))}
+    batches = _Batches(
+        dataset.train_images, dataset.train_labels, reference.augmentation, reference.batch_size, epoch_generator(0, 0)
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in learners}
+
+    def time_reference() -> None:
+        for step in range(WARM_UP_STEPS + steps):
+            for name, learner in learners.items():
+                inputs, targets, data_seconds = batches.next()
+                whole = data_seconds + sum(learner.step(inputs, targets))
+                if step >= WARM_UP_STEPS:
+                    seconds[name].append(whole)
+
+    trainings = []
+    time_reference()
+    for seed in range(runs):
+        with tempfile.TemporaryDirectory() as folder:
+            record = training.train(recipe, dataset, out=Path(folder) / "run", seed=seed, device="cpu").record
+        trainings.append({name: record[name] for name in ("seed", "train_seconds", "wall_seconds", "test_accuracy")})
+        console.print(f"Seed {seed}: {record['train_seconds']:.1f} s, test accuracy {record['test_accuracy']:.2%}")
+        time_reference()
+
+    steps_in_all = reference.epochs * len(dataset.train_labels) / reference.batch_size
+    by_precision = {name: median(values) * steps_in_all for name, values in seconds.items()}
+    errors = [1.96 * stdev(values) / len(values) ** 0.5 / mean(values) for values in seconds.values()]
+    minute_seconds = mean(training["train_seconds"] for training in trainings)
+    return TrainBench(
+        ratio=min(by_precision.values()) / minute_seconds,
+        reference_seconds=min(by_precision.values()),
+        minute_seconds=minute_seconds,
+        reference_seconds_by_precision=by_precision,
+        reference_steps=len(seconds["float32"]),
+        reference_error_percent=100 * max(errors),
+        reference=reference_name,
+        recipe=recipe_name,
+        precision=precision,
+        runs=trainings,
+        wall_seconds=time.perf_counter() - wall_start,
+        **{name: run.environment(cpu)[name] for name in ("threads", "torch_version", "device", "git_revision", "date")},
+    )
+
+
+def render_train(bench: TrainBench) -> str:
+    """Lay a comparison of trainings out as lines of text."""
+    accuracies = [training["test_accuracy"] for training in bench.runs]
+    trainings = [f"{training['train_seconds']:.1f}" for training in bench.runs]
+    lines = [
+        f"{bench.device}, {bench.threads} threads, torch {bench.torch_version}",
+        f"{bench.recipe} in {bench.precision}: {bench.minute_seconds:.1f} s, mean of {len(bench.runs)} whole trainings "
+        f"({', '.join(trainings)}); "
+        f"test accuracy {mean(accuracies):.2%}",
+    ]
+    for name, seconds in bench.reference_seconds_by_precision.items():
+        lines.append(
+            f"{bench.reference} in {name}: {seconds:,.0f} s by {bench.reference_steps} steps in turn with it: "
+            f"{seconds / bench.minute_seconds:.1f} times as long"
+        )
+    lines.append(
+        f"Ratio {bench.ratio:.1f}, that to the faster one; the mean of a reference step is known within "
+        f"{bench.reference_error_percent:.1f}%. The whole took {bench.wall_seconds:.0f} s"
+    )
+    return "\n".join(lines)
+
+
+class _Batches:
+    """Augmented batches in random order, each with the seconds it took and its share of those that the draws took."""
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, augmentation: str, batch_size: int, generator: torch.Generator
+    ) -> None:
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.augmentation = augment.build(augmentation)
+        start = time.perf_counter()
+        self.order = torch.randperm(len(images), generator=generator)
+        self.drawn = self.augmentation.draw(len(images), generator)
+        self.draw_seconds = (time.perf_counter() - start) * batch_size / len(images)
+        self.taken = 0
+
+    def next(self) -> tuple[Tensor, Tensor, float]:
+        """Inputs, labels and seconds of the next batch; from the last image on it goes on with the first."""
+        start = time.perf_counter()
+        rows = self.order[torch.arange(self.taken, self.taken + self.batch_size) % len(self.order)]
+        drawn = {name: values[rows] for name, values in self.drawn.items()}
+        inputs = self.augmentation.apply(self.images[rows], drawn).contiguous(memory_format=torch.channels_last)
+        targets = self.labels[rows]
+        self.taken += self.batch_size
+        return inputs, targets, self.draw_seconds + time.perf_counter() - start
+
+
 class _Learner:
     """A model and its optimizer, so that two can be trained in turn."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, precision: str = "float32") -> None:
+        self.precision = precision
         self.model: nn.Module = models.build(model_name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[float, float, float]:
         """Train once; seconds of forward pass with loss, backward pass, and optimizer."""
         times = [time.perf_counter()]
-        loss = functional.cross_entropy(self.model(images), labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits = self.model(images)
+        loss = functional.cross_entropy(logits.float(), labels)
         times.append(time.perf_counter())
         loss.backward()  # type: ignore[no-untyped-call]
         times.append(time.perf_counter())

@@ -282,6 +282,26 @@ def step(model_name: str, threads: int | None, as_json: bool) -> None:
         click.echo(bench.render(result))
 
 
+@bench_group.command("train")
+@click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Trainings of minute.")
+@click.option("--steps", type=click.IntRange(2), default=20, show_default=True, help="Reference steps each time.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results/bench-train.json"), show_default=True)
+@threads_option
+@json_option
+def train_bench(runs: int, steps: int, out: Path, threads: int | None, as_json: bool) -> None:
+    """Train minute in full, time the reference's steps in turn with it, and write how many times faster it is."""
+    _set_threads(threads)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=as_json, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    result = bench.bench_train(data.load(), runs=runs, steps=steps, console=console)
+    run.write_json(out, asdict(result))
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        click.echo(bench.render_train(result))
+        click.echo(f"Record: {out}")
+
+
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)

@@ -76,6 +76,19 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
+def without_easiest(order: Tensor, losses: Tensor, fraction: float) -> Tensor:
+    """Those rows of `order` that remain when the `fraction` of all images with the least of `losses` (N,) is left out.
+
+    They keep their order; of N images, N - int(fraction * N) remain. Skipping what is learned already is from selective
+    backpropagation (Jiang et al. 2019, arXiv:1910.00762); here the losses of the epoch before are used, which cost
+    nothing.
+    """
+    left_out = losses.argsort(stable=True)[: int(fraction * len(losses))]
+    kept = torch.ones(len(losses), dtype=torch.bool)
+    kept[left_out] = False
+    return order[kept[order]]
+
+
 def load(source: str | Path | None = None, cache: Path | None = None) -> Dataset:
     """Load CIFAR-10 into memory, every byte checked against the published digests.
 

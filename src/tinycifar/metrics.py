@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +30,21 @@ def wilson_interval(correct: int, count: int, z: float = 1.959964) -> tuple[floa
     half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Lower and upper end of Student's t-interval for the mean of which `values` are independent measurements.
+
+    Raises ValueError for fewer than two values, which tell nothing of their spread.
+    """
+    if len(values) < 2:
+        raise ValueError("an interval of the mean needs at least two values")
+    from scipy.special import stdtrit  # the quantile of Student's distribution; half a second to load
+
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * error
+    mean = statistics.mean(values)
+    return mean - half, mean + half
 
 
 def summarize(logits: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -10,8 +10,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tinycifar.data import MEAN, STD
+
+WHITENING_IMAGES = 2_000  # 450,000 patches for the covariance of 48 values
 
 
 class Classifier(nn.Sequential):
@@ -33,6 +36,9 @@ class Classifier(nn.Sequential):
         """Images (N, 3, H, W) in [0, 1] -> logits (N, num_classes)."""
         logits: Tensor = super().forward((images - self.mean) / self.std)  # type: ignore[no-untyped-call]
         return logits
+
+    def prepare(self, images: Tensor) -> None:
+        """Set what follows from the training images (N, 3, H, W), uint8, before the first step; here nothing does."""
 
 
 def norm_act(channels: int) -> list[nn.Module]:
@@ -100,8 +106,100 @@ class C1C2C3C4O(Classifier):
         )
 
 
+class WhiteningStem(nn.Conv2d):
+    """A 4x4 convolution of stride 2 whose fixed filters make patches of an image uncorrelated and of equal variance.
+
+    Half of the filters are the first principal components of 4x4 patches, each divided by its standard deviation, the
+    other half their negatives, so that a ReLU behind loses nothing. From cifar10-fast (Page 2019) and airbench
+    (Jordan 2024, arXiv:2404.00498), which whiten smaller patches without a stride.
+    """
+
+    EPSILON = 5e-4  # added to the variances: components that are nearly constant are not blown up
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__(3, out_channels, 4, stride=2, padding=1, bias=False)
+        self.weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Set the filters from normalised float images (N, 3, H, W)."""
+        patches = functional.unfold(images, 4, stride=2).transpose(1, 2).flatten(0, 1)
+        variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (components / (variances + self.EPSILON).sqrt()).T.flip(0)[: self.out_channels // 2]
+        filters = filters.view(-1, *self.weight.shape[1:])
+        self.weight.copy_(torch.cat([filters, -filters]))
+
+
+class ConvBlock(nn.Module):
+    """A 3x3 convolution, max-pooling by 2 where asked for, batch normalisation and ReLU, in this order.
+
+    Pooling first leaves a quarter of the work to the rest. With `residual` the input, average-pooled where the block
+    pools, is added before the ReLU, and there are as many channels out as in. Filters start as the identity as far as
+    there are input channels; the normalisation learns a shift but no scale, which the next filters can have as well.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, pool: bool = False, residual: bool = False) -> None:
+        super().__init__()
+        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        nn.init.dirac_(conv.weight[:in_channels].detach())
+        norm = nn.BatchNorm2d(out_channels, momentum=0.2)
+        norm.weight.requires_grad_(False)
+        self.layers = nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), norm)
+        self.activation = nn.ReLU(inplace=True)
+        self.shortcut = (nn.AvgPool2d(2) if pool else nn.Identity()) if residual else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (N, in_channels, H, W) -> (N, out_channels, H, W), or half of H and W with pooling."""
+        outputs: Tensor = self.layers(inputs)
+        if self.shortcut is not None:
+            outputs = outputs + self.shortcut(inputs)
+        activated: Tensor = self.activation(outputs)
+        return activated
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer without bias on inputs scaled by 1 / sqrt(in_features).
+
+    Its weights are then of order 1 and learn well at the rate of the normalisations' shifts, not at one of their own.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        nn.init.normal_(self.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (N, in_features) -> (N, out_features)."""
+        return super().forward(features * self.in_features**-0.5)
+
+
+class WhiteNet(Classifier):
+    """The model of `minute`: a fixed whitening stem, six convolutions at 16x16, 8x8 and 4x4, a pooled linear head."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(
+            WhiteningStem(48),
+            nn.ReLU(inplace=True),
+            ConvBlock(48, 48),
+            ConvBlock(48, 48, pool=True),
+            ConvBlock(48, 64),
+            ConvBlock(64, 64, pool=True),
+            ConvBlock(64, 64, residual=True),
+            ConvBlock(64, 64, residual=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            ScaledLinear(64, num_classes),
+        )
+
+    def prepare(self, images: Tensor) -> None:
+        """Fit the whitening stem to the first of the training images (N, 3, H, W), uint8."""
+        stem = self[0]
+        assert isinstance(stem, WhiteningStem)
+        stem.fit((images[:WHITENING_IMAGES] / 255 - self.mean) / self.std)
+
+
 MODELS: dict[str, Callable[..., Classifier]] = {
     "c1c2c3c4o": C1C2C3C4O,
+    "whitenet": WhiteNet,
 }
 
 

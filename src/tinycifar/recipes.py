@@ -22,9 +22,23 @@ class Recipe:
     augmentation: str
 
     batch_size: int = 128
+    label_smoothing: float = 0.0
+    skip_easiest: float = 0.0
+    """Part of the images that an epoch after the first leaves out: those with the least loss when last trained on."""
+    precision: str = "float32"
+    """Of convolutions and matrix products: "float32", "bfloat16" (autocast), or "auto", which is bfloat16 on machines
+    that multiply it natively and float32 on others."""
+
+    optimizer: str = "sgd"
+    """Either "sgd" for all parameters, or "muon" for the convolutions' filters and SGD for the rest."""
+    muon_learning_rate: float = 0.1
+    muon_momentum: float = 0.7
+    nesterov: bool = False
     weight_decay: float = 5e-4
     max_learning_rate: float = 0.02
+    anneal: str = "cosine"
     warmup_fraction: float = 0.3
+    hold_fraction: float = 0.0
     div_factor: float = 25.0
     final_div_factor: float = 1000.0
     base_momentum: float = 0.85
@@ -45,12 +59,20 @@ class Recipe:
     def __post_init__(self) -> None:
         _choice("model", self.model.lower(), MODELS)
         _choice("augmentation", self.augmentation, AUGMENTATIONS)
+        _choice("precision", self.precision, ("float32", "bfloat16", "auto"))
+        _choice("optimizer", self.optimizer, ("sgd", "muon"))
+        _choice("anneal", self.anneal, ("cosine", "linear"))
         for field, low, high in (
             ("epochs", 1, 100_000),
             ("batch_size", 2, 50_000),
+            ("label_smoothing", 0, 0.9),
+            ("skip_easiest", 0, 0.9),
+            ("muon_learning_rate", 1e-9, 100),
+            ("muon_momentum", 0, 0.9999),
             ("weight_decay", 0, 1),
             ("max_learning_rate", 1e-9, 100),
             ("warmup_fraction", 0.01, 0.99),
+            ("hold_fraction", 0, 0.99 - self.warmup_fraction),
             ("div_factor", 1, 1e9),
             ("final_div_factor", 1, 1e9),
             ("base_momentum", 0, 0.9999),
@@ -73,9 +95,34 @@ def _choice(field: str, value: str, choices: Iterable[str]) -> None:
 _TEXT = Recipe("reference-30", model="c1c2c3c4o", epochs=30, augmentation="reference", watch_test=True)
 _AS_RUN = replace(_TEXT, augmentation="reference-as-run")
 
+_MINUTE = Recipe(
+    "minute",
+    model="whitenet",
+    epochs=4,
+    augmentation="translate-and-flip",
+    batch_size=256,
+    label_smoothing=0.1,
+    skip_easiest=0.5,
+    precision="auto",
+    optimizer="muon",
+    muon_learning_rate=0.1,
+    muon_momentum=0.7,
+    nesterov=True,
+    weight_decay=0.0,
+    max_learning_rate=0.5,
+    anneal="linear",
+    warmup_fraction=0.05,
+    hold_fraction=0.25,
+    div_factor=20.0,
+    final_div_factor=50.0,
+    base_momentum=0.85,
+    max_momentum=0.85,
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
+        _MINUTE,
         replace(_TEXT, name="reference-30", expected_accuracy=0.8414, expected_minutes=31.9),
         replace(_TEXT, name="reference-40", epochs=40),
         replace(_AS_RUN, name="reference-30-as-run", expected_accuracy=0.8542, expected_minutes=39.2),

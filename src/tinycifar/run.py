@@ -174,6 +174,22 @@ def git_revision() -> str | None:
         return None
 
 
+def select_precision(name: str, device: torch.device) -> str:
+    """The precision that `name` means on `device`: "auto" is bfloat16 where the machine multiplies it natively.
+
+    That is a GPU that says so, or an x86 CPU with AMX or AVX512-BF16; others would only imitate it, more slowly than
+    they compute in float32. Older versions of torch cannot tell, and then it is float32.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        native = device.type == "cpu" and any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
+    return "bfloat16" if native else "float32"
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """What a figure depends on besides the recipe: device, thread count, versions, revision, date (UTC)."""
     return {

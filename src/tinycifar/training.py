@@ -71,52 +71,69 @@ def train(
     model = models.build(recipe.model, num_classes=len(dataset.classes))
     size = summarize(model)
     model = model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.0, weight_decay=recipe.weight_decay)
+    precision = run.select_precision(recipe.precision, place)
+    optimizers = optim.build(
+        model,
+        recipe.optimizer,
+        learning_rate=recipe.max_learning_rate,
+        momentum=recipe.max_momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        muon_learning_rate=recipe.muon_learning_rate,
+        muon_momentum=recipe.muon_momentum,
+    )
 
     split, held_images, held_labels = inference.evaluation_split(dataset)
     named = isinstance(source, Dataset) or source in (None, *data.NAMES)
     trained_on = {"seed": seed, "data": dataset.name if named else str(Path(str(source)).absolute())}
-    environment = run.environment(place) | trained_on
+    environment = run.environment(place) | {"precision": precision} | trained_on
     directory = run.create(out, recipe.name)
     run.start(directory, recipe, environment)
     weights = directory / "model.safetensors"
     save = partial(run.save_weights, weights, model, recipe.model, recipe.name, dataset.classes)
     console.print(f"{recipe.name}, seed {seed}: {size.parameters:,} parameters, {len(dataset.train_labels):,} images")
-    console.print(f"{environment['device']}, {environment['threads']} threads")
+    console.print(f"{environment['device']}, {environment['threads']} threads, {precision}")
     console.print(f"Run directory: {directory}")
     if recipe.watch_test and split == "test":
         console.print("Val is the test set, watched after every epoch as the reference did")
 
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
     epochs = stop_after_epoch or recipe.epochs
-    steps_per_epoch = -(-len(images) // recipe.batch_size)
+    later_images = len(images) - int(recipe.skip_easiest * len(images))
+    steps_by_epoch = [-(-count // recipe.batch_size) for count in (len(images), *[later_images] * (recipe.epochs - 1))]
     schedule = partial(
         optim.one_cycle,
-        total_steps=recipe.epochs * steps_per_epoch,
-        max_learning_rate=recipe.max_learning_rate,
+        total_steps=sum(steps_by_epoch),
         warmup_fraction=recipe.warmup_fraction,
+        hold_fraction=recipe.hold_fraction,
         div_factor=recipe.div_factor,
         final_div_factor=recipe.final_div_factor,
         base_momentum=recipe.base_momentum,
         max_momentum=recipe.max_momentum,
+        anneal=recipe.anneal,
     )
     history: list[dict[str, Any]] = []
     step = images_seen = 0
-    train_seconds = 0.0
+    preparation_start = time.perf_counter()
+    model.prepare(images)
+    last_losses = torch.zeros(len(images), device=place)
+    train_seconds = time.perf_counter() - preparation_start
     evaluation: dict[str, Any] = {}
     bar = Progress(console=console, transient=True, disable=not console.is_terminal)
 
     with run.StopSignal() as stop, bar:
-        whole_task = bar.add_task("Whole run", total=epochs * steps_per_epoch)
-        epoch_task = bar.add_task("Epoch", total=steps_per_epoch)
+        whole_task = bar.add_task("Whole run", total=sum(steps_by_epoch[:epochs]))
+        epoch_task = bar.add_task("Epoch", total=steps_by_epoch[0])
         for epoch in range(epochs):
             epoch_start = time.perf_counter()
             generator = epoch_generator(seed, epoch)
             order = torch.randperm(len(images), generator=generator)
-            parameters = augmentation.draw(len(images), generator)
+            parameters = augmentation.draw(len(images), generator, epoch)
+            if epoch > 0 and recipe.skip_easiest:
+                order = data.without_easiest(order, last_losses.cpu(), recipe.skip_easiest)
             train_loss = torch.zeros((), device=place)
             train_correct = torch.zeros((), device=place)
-            bar.reset(epoch_task, description=f"Epoch {epoch + 1}/{recipe.epochs}")
+            bar.reset(epoch_task, total=steps_by_epoch[epoch], description=f"Epoch {epoch + 1}/{recipe.epochs}")
             model.train()
             for rows in torch.split(order, recipe.batch_size):
                 drawn = {name: values[rows].to(place) for name, values in parameters.items()}
@@ -124,18 +141,22 @@ def train(
                 inputs = augmentation.apply(images[rows], drawn).contiguous(memory_format=torch.channels_last)
                 targets = labels[rows]
 
-                logits = model(inputs)
-                loss = functional.cross_entropy(logits, targets)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                learning_rate, momentum = schedule(step)
-                for group in optimizer.param_groups:
-                    group["lr"], group["momentum"] = learning_rate, momentum
-                optimizer.step()
+                with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                    logits = model(inputs)
+                losses = functional.cross_entropy(
+                    logits.float(), targets, label_smoothing=recipe.label_smoothing, reduction="none"
+                )
+                rate, momentum = schedule(step)
+                optim.set_rates(optimizers, rate, momentum)
+                model.zero_grad()
+                losses.mean().backward()  # type: ignore[no-untyped-call]
+                for optimizer in optimizers:
+                    optimizer.step()
 
                 step += 1
                 images_seen += len(rows)
-                train_loss += loss.detach() * len(rows)
+                last_losses[rows] = losses.detach()
+                train_loss += losses.detach().sum()
                 train_correct += (logits.detach().argmax(1) == targets).sum()
                 bar.advance(epoch_task)
                 bar.advance(whole_task)
@@ -143,9 +164,9 @@ def train(
                     break
             entry = {
                 "epoch": epoch + 1,
-                "learning_rate": schedule(step)[0],
-                "train_loss": train_loss.item() / len(images),  # .item() waits for a GPU to finish
-                "train_accuracy": train_correct.item() / len(images),
+                "learning_rate": schedule(step)[0] * recipe.max_learning_rate,
+                "train_loss": train_loss.item() / len(order),  # .item() waits for a GPU to finish
+                "train_accuracy": train_correct.item() / len(order),
                 "train_seconds": time.perf_counter() - epoch_start,
             }
             train_seconds += entry["train_seconds"]
@@ -153,7 +174,7 @@ def train(
                 kept = f"{weights} holds those of epoch {epoch}" if history else "no epoch was finished"
                 raise FloatingPointError(f"the loss is no longer finite in epoch {epoch + 1}: {kept}")
             save()
-            if step < (epoch + 1) * steps_per_epoch:
+            if step < sum(steps_by_epoch[: epoch + 1]):
                 break
 
             if recipe.watch_test or split == "validation":
@@ -190,7 +211,8 @@ def train(
         "train_seconds": train_seconds,
         "wall_seconds": time.perf_counter() - wall_start,
         "images_per_second": images_seen / train_seconds if images_seen else None,
-        **{name: environment[name] for name in ("device", "threads", "torch_version", "git_revision", "date")},
+        **{name: environment[name] for name in ("device", "threads", "precision", "torch_version")},
+        **{name: environment[name] for name in ("git_revision", "date")},
         "history": history,
     }
     return Result(directory, record, None if complete else stop.received)
