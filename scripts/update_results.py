@@ -11,6 +11,7 @@ import hashlib
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,8 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, str]:
 def reference_times(bench: dict[str, Any]) -> str:
     """What the reference takes in each precision it was timed in, and how many times as long that is."""
     return " and ".join(
-        f"{seconds / 60:.1f} minutes in {precision}, {seconds / bench['minute_seconds']:.1f} times as long"
-        for precision, seconds in bench["reference_seconds_by_precision"].items()
+        f"{seconds / 60:.1f} minutes in {precision}, {bench['ratios'][precision]:.1f} times as long"
+        for precision, seconds in bench["reference_seconds"].items()
     )
 
 
@@ -120,10 +121,10 @@ def leaderboard() -> str:
     bench = bench_train()
     lines += [
         "",
-        f"The yardstick: all of `{bench['reference']}` takes {reference_times(bench)}, by {bench['reference_steps']} "
-        f"steps each, in turn with {len(bench['runs'])} trainings of `{bench['recipe']}`, {bench['minute_seconds']:.1f} "
-        f"seconds in the mean. The mean of its steps is known within {bench['reference_error_percent']:.1f}%. "
-        f"{place(bench)}, {bench['date'][:10]}.",
+        f"The yardstick: all of `{bench['reference']}` takes {reference_times(bench)}. So {bench['reference_steps']} "
+        f"steps in each precision say, in turn with {len(bench['runs'])} trainings of `{bench['recipe']}` that took "
+        f"{bench['minute_seconds']:.1f} seconds in the mean; their mean is known within "
+        f"{bench['reference_error_percent']:.1f}%. {place(bench)}, {bench['date'][:10]}.",
     ]
     return "\n".join(lines)
 
@@ -193,7 +194,7 @@ def accuracy_against_seconds() -> tuple[Figure, str]:
     runs, bench = records(HEADLINE), bench_train()
     ends = [(run["train_seconds"], 100 * run["test_accuracy"]) for run in runs]
     history = records(YARDSTICK)[0]["history"]
-    epoch_seconds = bench["reference_seconds_by_precision"]["float32"] / len(history)
+    epoch_seconds = bench["reference_seconds"]["float32"] / len(history)
     curve = [(entry["epoch"] * epoch_seconds, 100 * entry["test_accuracy"]) for entry in history]
     title = "CIFAR-10 on two CPU cores: test accuracy against seconds of training"
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -249,11 +250,10 @@ def main(arguments: list[str] | None = None) -> int:
             stale.append(path)
             if not check:
                 (ROOT / path).write_text(fresh, encoding="utf-8")
-    pictures = {
-        f"{name}.png": partial(compare_curves, name) for name in RECIPES if name.endswith("-as-run") and records(name)
-    }
-    for name, draw in {**pictures, f"{HEADLINE}.png": accuracy_against_seconds}.items():
-        path = f"docs/images/{name}"
+    pictures: dict[str, Callable[[], tuple[Figure, str]]] = {HEADLINE: accuracy_against_seconds}
+    pictures |= {name: partial(compare_curves, name) for name in RECIPES if name.endswith("-as-run") and records(name)}
+    for name, draw in pictures.items():
+        path = f"docs/images/{name}.png"
         figure, digest = draw()
         if drawn_from(ROOT / path) != digest:
             stale.append(path)

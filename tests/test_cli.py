@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,42 @@ def test_every_command_with_json_prints_one_json_object_and_nothing_else(
         assert key in tinycifar(*words, "--json").json
 
 
+def test_bench_train_prints_the_ratio_and_writes_its_record(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = bench.TrainBench(
+        ratio=60.0,
+        ratios={"float32": 60.0},
+        reference_seconds={"float32": 1200.0},
+        minute_seconds=20.0,
+        reference_steps=80,
+        reference_error_percent=0.5,
+        reference="reference-30-as-run",
+        recipe="minute",
+        precision="float32",
+        runs=[{"seed": 0, "train_seconds": 20.0, "wall_seconds": 25.0, "test_accuracy": 0.85}],
+        wall_seconds=300.0,
+        threads=2,
+        torch_version="2.13.0",
+        device="a processor",
+        git_revision=None,
+        date="2026-11-23T12:00:00",
+    )
+    asked = {}
+    monkeypatch.setattr(data, "load", lambda *_: data.sample())
+    monkeypatch.setattr(bench, "bench_train", lambda dataset, **options: asked.update(options) or measured)
+    done = tinycifar("bench", "train", "--runs", "2", "--steps", "5", "--out", "new/bench.json")
+    assert (asked["runs"], asked["steps"]) == (2, 5)
+    assert "Ratio: 60.0" in done.out
+    assert json.loads(Path("new/bench.json").read_text()) == asdict(measured)
+    assert tinycifar("bench", "train", "--json").json == asdict(measured)
+    assert Path("results/bench-train.json").is_file()
+
+
+def test_a_whole_run_with_skipping_says_on_which_images_the_train_accuracy_is(tinycifar: Any) -> None:
+    done = tinycifar("train", "minute", "--data", "sample", "--epochs", "2", "--limit", "64", "--out", "run")
+    assert done.code == 0
+    assert "(on the augmented images, the hardest 45% trained on)" in done.out
+
+
 def test_evaluating_a_run_gives_the_accuracy_that_training_gave(tinycifar: Any, tmp_path: Path) -> None:
     words = ["train", "--data", "sample", "--epochs", "1", "--limit", "64", "--out", "run"]
     record = tinycifar(*words, "--json").json
@@ -112,9 +149,9 @@ def test_an_incomplete_cache_fails_its_check_with_exit_code_1(tinycifar: Any) ->
 
 def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
     """Commands that must be refused, and what the message must say."""
-    sample: list[str | Path] = ["train", "--data", "sample"]
+    sample: list[str | Path] = ["train", "reference-30", "--data", "sample"]
     return [
-        (["train", "resnet"], "unknown recipe 'resnet'; allowed are: reference-30"),
+        (["train", "resnet"], "unknown recipe 'resnet'; allowed are: minute, reference-30"),
         (["summary", "resnet"], "unknown model 'resnet'; the models are: c1c2c3c4o"),
         (["bench", "step", "resnet"], "unknown model 'resnet'"),
         ([*sample, "--set", "colour=red"], "unknown recipe field 'colour'"),

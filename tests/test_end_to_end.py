@@ -2,6 +2,7 @@
 
 import csv
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,17 @@ def test_one_real_epoch_lands_where_the_original_logged_its_first(tmp_path: Path
         [sys.executable, "-m", "tinycifar", "evaluate", str(out), "--json"], stdout=subprocess.PIPE, check=True
     )
     assert json.loads(again.stdout)["accuracy"] == record["test_accuracy"]
+
+
+@pytest.mark.end_to_end
+def test_the_minute_recipe_lands_where_its_ten_recorded_seeds_did(tmp_path: Path) -> None:
+    recorded = [
+        json.loads(path.read_text())["test_accuracy"] for path in sorted((RESULTS / "minute").glob("seed-*.json"))
+    ]
+    assert len(recorded) == 10
+    arguments = ["train", "minute", "--seed", "10", "--out", str(tmp_path / "run"), "--json"]
+    finished = subprocess.run([sys.executable, "-m", "tinycifar", *arguments], stdout=subprocess.PIPE, check=True)
+    record = json.loads(finished.stdout)
+    assert record["train_images"] == 50_000
+    assert record["test_accuracy"] == pytest.approx(statistics.mean(recorded), abs=0.02)
+    assert record["test_accuracy_tta"] > record["test_accuracy"]

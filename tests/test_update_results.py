@@ -20,9 +20,16 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     shutil.copytree(ROOT / "results", tmp_path / "results")
-    (tmp_path / "README.md").write_text(f"before\n{module.BEGIN}\n{module.END}\nafter\n", encoding="utf-8")
-    for name, path in (("RESULTS", "results"), ("README", "README.md"), ("IMAGES", "images")):
-        monkeypatch.setattr(module, name, tmp_path / path)
+    (tmp_path / "docs").mkdir()
+    for path, blocks in module.TEXTS.items():
+        marks = [
+            (f"<!-- {block.__name__}: written by `make results` -->", f"<!-- {block.__name__} end -->")
+            for block in blocks
+        ]
+        text = "".join(f"before\n{begin}\n{end}\nafter\n" for begin, end in marks)
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     return module
 
 
@@ -30,9 +37,10 @@ def test_the_table_holds_the_figures_of_the_records_and_keeps_what_stands_around
     assert script.main(["--check"]) == 1
     assert script.main([]) == 0
     assert script.main(["--check"]) == 0
-    text = script.README.read_text(encoding="utf-8")
+    text = (script.ROOT / "README.md").read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("after\n")
+    assert text.count("after\nbefore\n") == 1
     record = json.loads((ROOT / "results" / "reference-30-as-run" / "seed-0.json").read_text())
     (row,) = [line for line in text.splitlines() if line.startswith("| `reference-30-as-run`")]
     assert f"| {100 * record['test_accuracy']:.2f} |" in row
@@ -52,3 +60,26 @@ def test_a_changed_record_makes_the_table_and_the_picture_stale(
     told = capsys.readouterr().out
     assert "README.md: differs from results/" in told
     assert "reference-30-as-run.png: differs from results/" in told
+
+
+def test_the_headline_is_the_mean_of_the_seeds_with_students_interval(script: ModuleType) -> None:
+    for seed, accuracy in enumerate([0.85, 0.86, 0.87]):
+        path = script.RESULTS / "minute" / f"seed-{seed}.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"test_accuracy": accuracy, "train_seconds": 10.0 + seed}))
+    for path in (script.RESULTS / "minute").glob("seed-[3-9].json"):
+        path.unlink()
+    text = script.headline()
+    # The deviation is a point; of the mean of three, with Student's quantile 4.303, the interval is 2.48 points.
+    for told in ("**86.00%", "after 11.0 seconds", "3 seeds", "83.52 to 88.48", "deviation 1.00", "worst seed 85.00"):
+        assert told in text
+
+
+def test_only_ten_seeds_that_are_surely_above_85_percent_enter_the_leaderboard(script: ModuleType) -> None:
+    assert "| `minute` |" in script.leaderboard()
+    assert "| `reference-30-as-run` |" not in script.leaderboard()
+    path = script.RESULTS / "minute" / "seed-0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"test_accuracy": 0.5}))
+    assert "| `minute` |" not in script.leaderboard()
+    path.unlink()
+    assert "| `minute` |" not in script.leaderboard()

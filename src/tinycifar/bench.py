@@ -145,16 +145,17 @@ class TrainBench:
     """What `bench_train` measured, in seconds on the same cores, in the same process and in turn.
 
     `minute_seconds` is the mean of whole trainings, from the preparation of the model to the last step; loading and
-    evaluation are left out. `reference_seconds_by_precision` is what all of the reference's steps take at the median of
-    those timed, `reference_seconds` the least of it, and `ratio` is `reference_seconds / minute_seconds`.
-    `reference_error_percent` is half of the 95% interval of the mean step, the largest one. `runs` are the trainings
-    with their `seed`, `train_seconds`, `wall_seconds` (with evaluation) and `test_accuracy`.
+    evaluation are left out. `reference_seconds` has by precision what all of the reference's steps take at the median
+    of those timed, and `ratios` how many times as long as `minute_seconds` that is; `ratio` is the one of the
+    precision that the reference's recipe has. `reference_error_percent` is half of the 95% interval of the mean step,
+    the larger one. `runs` are the trainings: `seed`, `train_seconds`, `wall_seconds` (with evaluation),
+    `test_accuracy`.
     """
 
     ratio: float
-    reference_seconds: float
+    ratios: dict[str, float]
+    reference_seconds: dict[str, float]
     minute_seconds: float
-    reference_seconds_by_precision: dict[str, float]
     reference_steps: int
     reference_error_percent: float
     reference: str
@@ -180,9 +181,9 @@ def bench_train(
 ) -> TrainBench:
     """Train a recipe in full `runs` times, with real reference steps before, between and after, all on the CPU.
 
-    Each time `steps` of them are timed after a few that are not, in float32 and, where the recipe trains in another
-    precision, in that one in turn: the reference must not look slow for want of what the recipe has. They train the
-    reference on the same images with its augmentation, as its recipe does. The trainings have seeds 0, 1, ... and open
+    Each time `steps` of them are timed after a few that are not, in the reference's precision and, where the recipe
+    trains in another one, in that too, so that what the precision gains is told apart. They train the reference on the
+    same images with its augmentation, as its recipe does. The trainings have seeds 0, 1, ... and open
     the test set at their end. Raises ValueError for runs or steps below 1.
     """
     if runs < 1 or steps < 2:
@@ -193,7 +194,8 @@ def bench_train(
     recipe, reference = recipes.get(recipe_name), recipes.get(reference_name)
     cpu = torch.device("cpu")
     precision = run.select_precision(recipe.precision, cpu)
-    learners = {name: _Learner(reference.model, name) for name in dict.fromkeys(("float32", precision))}
+    own_precision = run.select_precision(reference.precision, cpu)
+    learners = {name: _Learner(reference.model, name) for name in dict.fromkeys((own_precision, precision))}
     batches = _Batches(
         dataset.train_images, dataset.train_labels, reference.augmentation, reference.batch_size, epoch_generator(0, 0)
     )
@@ -217,15 +219,16 @@ def bench_train(
         time_reference()
 
     steps_in_all = reference.epochs * len(dataset.train_labels) / reference.batch_size
-    by_precision = {name: median(values) * steps_in_all for name, values in seconds.items()}
+    reference_seconds = {name: median(values) * steps_in_all for name, values in seconds.items()}
     errors = [1.96 * stdev(values) / len(values) ** 0.5 / mean(values) for values in seconds.values()]
     minute_seconds = mean(training["train_seconds"] for training in trainings)
+    ratios = {name: whole / minute_seconds for name, whole in reference_seconds.items()}
     return TrainBench(
-        ratio=min(by_precision.values()) / minute_seconds,
-        reference_seconds=min(by_precision.values()),
+        ratio=ratios[own_precision],
+        ratios=ratios,
+        reference_seconds=reference_seconds,
         minute_seconds=minute_seconds,
-        reference_seconds_by_precision=by_precision,
-        reference_steps=len(seconds["float32"]),
+        reference_steps=len(seconds[own_precision]),
         reference_error_percent=100 * max(errors),
         reference=reference_name,
         recipe=recipe_name,
@@ -238,24 +241,23 @@ def bench_train(
 
 def render_train(bench: TrainBench) -> str:
     """Lay a comparison of trainings out as lines of text."""
-    accuracies = [training["test_accuracy"] for training in bench.runs]
-    trainings = [f"{training['train_seconds']:.1f}" for training in bench.runs]
-    lines = [
-        f"{bench.device}, {bench.threads} threads, torch {bench.torch_version}",
-        f"{bench.recipe} in {bench.precision}: {bench.minute_seconds:.1f} s, mean of {len(bench.runs)} whole trainings "
-        f"({', '.join(trainings)}); "
-        f"test accuracy {mean(accuracies):.2%}",
-    ]
-    for name, seconds in bench.reference_seconds_by_precision.items():
-        lines.append(
-            f"{bench.reference} in {name}: {seconds:,.0f} s by {bench.reference_steps} steps in turn with it: "
-            f"{seconds / bench.minute_seconds:.1f} times as long"
-        )
-    lines.append(
-        f"Ratio {bench.ratio:.1f}, that to the faster one; the mean of a reference step is known within "
-        f"{bench.reference_error_percent:.1f}%. The whole took {bench.wall_seconds:.0f} s"
+    trainings = ", ".join(f"{training['train_seconds']:.1f}" for training in bench.runs)
+    accuracy = mean(training["test_accuracy"] for training in bench.runs)
+    return "\n".join(
+        [
+            f"{bench.device}, {bench.threads} threads, torch {bench.torch_version}",
+            f"{bench.recipe} in {bench.precision}: {bench.minute_seconds:.1f} s ({trainings}), "
+            f"test accuracy {accuracy:.2%}",
+            *(
+                f"{bench.reference} in {name}: {seconds:,.0f} s, {bench.ratios[name]:.1f} times as long"
+                for name, seconds in bench.reference_seconds.items()
+            ),
+            f"Reference seconds follow from {bench.reference_steps} steps in each precision around the trainings; "
+            f"their mean is known within {bench.reference_error_percent:.1f}%. All of this took "
+            f"{bench.wall_seconds:.0f} s",
+            f"Ratio: {bench.ratio:.1f}",
+        ]
     )
-    return "\n".join(lines)
 
 
 class _Batches:

@@ -114,7 +114,10 @@ def _closing_summary(recipe: recipes.Recipe, result: training.Result) -> list[st
     if result.stopped_by:
         lines.append(f"Stopped in epoch {record['epochs'] + 1}; the weights of the last step are saved")
     if record["train_accuracy"] is not None:
-        lines.append(f"Train accuracy, last epoch: {record['train_accuracy']:.2%} (on the augmented images trained on)")
+        which = "augmented images"
+        if recipe.skip_easiest and record["epochs"] > 1:
+            which = f"augmented images, the hardest {1 - recipe.skip_easiest:.0%}"
+        lines.append(f"Train accuracy, last epoch: {record['train_accuracy']:.2%} (on the {which} trained on)")
     if not result.stopped_by:
         evaluation = run.read_json(result.directory / "evaluation.json")
         lines += _evaluation_lines(evaluation)
@@ -285,7 +288,12 @@ def step(model_name: str, threads: int | None, as_json: bool) -> None:
 @bench_group.command("train")
 @click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Trainings of minute.")
 @click.option("--steps", type=click.IntRange(2), default=20, show_default=True, help="Reference steps each time.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/bench-train.json"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("results/bench-train.json"),
+    show_default=True,
+)
 @threads_option
 @json_option
 def train_bench(runs: int, steps: int, out: Path, threads: int | None, as_json: bool) -> None:

@@ -34,7 +34,7 @@ class Classifier(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> logits (N, num_classes)."""
-        logits: Tensor = super().forward((images - self.mean) / self.std)  # type: ignore[no-untyped-call]
+        logits: Tensor = super().forward((images - self.mean).div_(self.std))  # type: ignore[no-untyped-call]
         return logits
 
     def prepare(self, images: Tensor) -> None:
@@ -133,9 +133,9 @@ class WhiteningStem(nn.Conv2d):
 class ConvBlock(nn.Module):
     """A 3x3 convolution, max-pooling by 2 where asked for, batch normalisation and ReLU, in this order.
 
-    Pooling first leaves a quarter of the work to the rest. With `residual` the input, average-pooled where the block
-    pools, is added before the ReLU, and there are as many channels out as in. Filters start as the identity as far as
-    there are input channels; the normalisation learns a shift but no scale, which the next filters can have as well.
+    Pooling first leaves a quarter of the work to the rest. With `residual` the input, of the same shape as the output,
+    is added before the ReLU. Filters start as the identity as far as there are input channels; the normalisation learns
+    a shift but no scale, which the next filters can have as well.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, pool: bool = False, residual: bool = False) -> None:
@@ -146,14 +146,12 @@ class ConvBlock(nn.Module):
         norm.weight.requires_grad_(False)
         self.layers = nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), norm)
         self.activation = nn.ReLU(inplace=True)
-        self.shortcut = (nn.AvgPool2d(2) if pool else nn.Identity()) if residual else None
+        self.residual = residual
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (N, in_channels, H, W) -> (N, out_channels, H, W), or half of H and W with pooling."""
         outputs: Tensor = self.layers(inputs)
-        if self.shortcut is not None:
-            outputs = outputs + self.shortcut(inputs)
-        activated: Tensor = self.activation(outputs)
+        activated: Tensor = self.activation(outputs + inputs if self.residual else outputs)
         return activated
 
 
@@ -173,7 +171,7 @@ class ScaledLinear(nn.Linear):
 
 
 class WhiteNet(Classifier):
-    """The model of `minute`: a fixed whitening stem, six convolutions at 16x16, 8x8 and 4x4, a pooled linear head."""
+    """The model of `minute`: a fixed whitening stem, five convolutions at 16x16, 8x8 and 4x4, a pooled linear head."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__(
@@ -182,12 +180,11 @@ class WhiteNet(Classifier):
             ConvBlock(48, 48),
             ConvBlock(48, 48, pool=True),
             ConvBlock(48, 64),
-            ConvBlock(64, 64, pool=True),
-            ConvBlock(64, 64, residual=True),
-            ConvBlock(64, 64, residual=True),
+            ConvBlock(64, 88, pool=True),
+            ConvBlock(88, 88, residual=True),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            ScaledLinear(64, num_classes),
+            ScaledLinear(88, num_classes),
         )
 
     def prepare(self, images: Tensor) -> None:

@@ -90,14 +90,20 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     """A matrix with nearly the same singular vectors as `matrix` (M, N), its singular values between about 0.5 and 1.5.
 
     Values that are small beside the largest one stay smaller: three steps of the iteration do not lift them all.
+    A step multiplies by a polynomial of the Gram matrix, on whose short side nearly all of the work is done.
     """
     linear, cubic, quintic = NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
     x: Tensor = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
+    gram = x @ x.T
+    product = torch.eye(len(gram), device=gram.device)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
+        polynomial = torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        polynomial.diagonal().add_(linear)
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    x = product @ x
     return x.T if tall else x
 
 

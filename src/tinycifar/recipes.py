@@ -98,11 +98,11 @@ _AS_RUN = replace(_TEXT, augmentation="reference-as-run")
 _MINUTE = Recipe(
     "minute",
     model="whitenet",
-    epochs=4,
+    epochs=5,
     augmentation="translate-and-flip",
     batch_size=256,
-    label_smoothing=0.1,
-    skip_easiest=0.5,
+    label_smoothing=0.05,
+    skip_easiest=0.55,
     precision="auto",
     optimizer="muon",
     muon_learning_rate=0.1,
@@ -112,7 +112,7 @@ _MINUTE = Recipe(
     max_learning_rate=0.5,
     anneal="linear",
     warmup_fraction=0.05,
-    hold_fraction=0.25,
+    hold_fraction=0.2,
     div_factor=20.0,
     final_div_factor=50.0,
     base_momentum=0.85,
@@ -129,7 +129,7 @@ RECIPES: dict[str, Recipe] = {
         replace(_AS_RUN, name="reference-40-as-run", epochs=40),
     )
 }
-DEFAULT_RECIPE = "reference-30"
+DEFAULT_RECIPE = "minute"
 UNSETTABLE = {"name", "expected_accuracy", "expected_minutes"}  # what a recipe is called and gave, not what it does
 
 
