@@ -123,7 +123,7 @@ def leaderboard() -> str:
         "",
         f"The yardstick: all of `{bench['reference']}` takes {reference_times(bench)}. So {bench['reference_steps']} "
         f"steps in each precision say, in turn with {len(bench['runs'])} trainings of `{bench['recipe']}` that took "
-        f"{bench['minute_seconds']:.1f} seconds in the mean; their mean is known within "
+        f"{bench['minute_seconds']:.1f} seconds in the mean; their median is known within "
         f"{bench['reference_error_percent']:.1f}%. {place(bench)}, {bench['date'][:10]}.",
     ]
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from torch import Tensor
 from tinycifar import augment
 from tinycifar.augment import AUGMENTATIONS, Augmentation, Parameters, affine, build, fill_holes, flip
 
-TENSOR_NAMES = ["none", "translate-and-flip", "reference", "reference-as-run"]
+TENSOR_NAMES = ["none", "translate", "reference", "reference-as-run"]
 ON_ALBUMENTATIONS = {"reference": "albumentations", "reference-as-run": "albumentations-as-run"}
 DRAWS = 20_000
 KEPT = 3_000  # of them, the images looked at
@@ -213,8 +213,7 @@ def test_equal_seeds_draw_equal_parameters_and_other_seeds_others(name: str) -> 
     assert all(len(value) == 50 for value in first.values())
     for key in first:
         assert torch.equal(first[key], again[key])
-        if (name, key) != ("translate-and-flip", "flipped"):  # that follows from the epoch and the image's number
-            assert not torch.equal(first[key], other[key])
+        assert not torch.equal(first[key], other[key])
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -252,29 +251,18 @@ def global_random_states() -> bytes:
 
 
 def test_every_translation_is_a_window_of_the_reflected_image_and_all_are_as_likely(photos: Tensor) -> None:
-    augmentation = build("translate-and-flip")
+    augmentation = build("translate")
     drawn = augmentation.draw(5000, seeded(1))
     shifts, counts = drawn["shift"].unique(dim=0, return_counts=True)
     assert shifts.tolist() == [[y, x] for y in range(-2, 3) for x in range(-2, 3)]
     assert counts.min() > 140  # of 200 expected, with a standard deviation of 14
     assert counts.max() < 260
-    rows = {"shift": drawn["shift"][: len(photos)], "flipped": torch.zeros(len(photos), dtype=torch.bool)}
+    rows = {"shift": drawn["shift"][: len(photos)]}
     moved = augmentation.apply(photos, rows)
     for image, result, (y, x) in zip(photos.numpy(), moved, rows["shift"].tolist(), strict=True):
         padded = np.pad(image, [(0, 0), (2, 2), (2, 2)], mode="reflect")
         expected = padded[:, 2 + y : 34 + y, 2 + x : 34 + x] / np.float32(255)
         np.testing.assert_array_equal(result.numpy(), expected)
-
-
-def test_two_neighbouring_epochs_show_every_image_both_ways(photos: Tensor) -> None:
-    augmentation = build("translate-and-flip")
-    still = torch.zeros(len(photos), 2, dtype=torch.int64)
-    flipped = [augmentation.draw(len(photos), seeded(epoch), epoch)["flipped"] for epoch in range(3)]
-    assert torch.equal(flipped[0], ~flipped[1])
-    assert torch.equal(flipped[0], flipped[2])
-    assert abs(int(flipped[0].sum()) - len(photos) / 2) <= 0.5
-    first, second = (augmentation.apply(photos, {"shift": still, "flipped": f}) for f in flipped[:2])
-    assert torch.equal(first, second.flip(3))
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

@@ -84,7 +84,7 @@ def test_drawing_and_augmenting_count_as_data_and_only_in_the_real_loop(
     clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Pipeline:
-        def draw(self, count: int, generator: torch.Generator, epoch: int = 0) -> dict[str, Tensor]:
+        def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
             clock.now += count * 1e-3
             return {"row": torch.arange(count)}
 
@@ -203,6 +203,13 @@ def test_the_ratio_is_that_of_the_reference_as_its_recipe_has_it_to_the_mean_tra
     assert trained.reference_steps == 9
     assert trained.reference_error_percent == pytest.approx(0, abs=1e-6)
     assert [training["seed"] for training in trained.runs] == [0, 1]
+
+
+def test_the_error_of_a_median_follows_from_its_neighbours_and_not_from_outliers() -> None:
+    # Of 100 sorted values the 41st to the 60th bracket the median (Conover 1999, Practical Nonparametric Statistics).
+    spread = [float(value) for value in range(1, 101)]
+    assert bench.median_error_percent(spread) == pytest.approx(100 * (60 - 41) / 2 / 50.5)
+    assert bench.median_error_percent([*spread[:-1], 1e6]) == bench.median_error_percent(spread)
 
 
 def test_the_text_of_a_training_benchmark_tells_ratios_seconds_and_accuracy(trained: TrainBench) -> None:

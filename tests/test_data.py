@@ -101,13 +101,13 @@ def test_the_real_cache_is_all_of_cifar_10():
     assert torch.equal(sample.test_images, loaded.test_images[:200])
 
 
-def test_leaving_out_the_easiest_keeps_the_order_of_the_rest():
+def test_the_hardest_images_stay_in_their_order():
     losses = torch.tensor([0.5, 0.1, 0.9, 0.2, 0.7])
     order = torch.tensor([4, 1, 3, 0, 2])
-    assert data.without_easiest(order, losses, 0.4).tolist() == [4, 0, 2]
-    assert data.without_easiest(order, losses, 0.39).tolist() == [4, 3, 0, 2]  # rounded down to whole images
-    assert data.without_easiest(order, losses, 0.0).tolist() == order.tolist()
+    assert data.hardest(order, losses, 3).tolist() == [4, 0, 2]
+    assert data.hardest(order, losses, 5).tolist() == order.tolist()
+    assert data.hardest(order, losses, 0).tolist() == []
 
 
-def test_of_equal_losses_as_many_are_left_out_as_asked():
-    assert data.without_easiest(torch.arange(10).flip(0), torch.zeros(10), 0.5).tolist() == [9, 8, 7, 6, 5]
+def test_of_equal_losses_as_many_stay_as_asked():
+    assert data.hardest(torch.arange(10).flip(0), torch.zeros(10), 5).tolist() == [9, 8, 7, 6, 5]

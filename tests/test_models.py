@@ -119,9 +119,10 @@ def test_the_whitening_stem_makes_patches_uncorrelated_and_of_unit_variance() ->
     model.prepare(images)
     stem = next(model.children())
     assert isinstance(stem, models.WhiteningStem)
+    normalised = (torch.cat([images, images.flip(3)]) / 255 - model.mean) / model.std
     with torch.no_grad():
         # Without the zeros beyond the border, which are no patches of the images.
-        whitened = torch.nn.functional.conv2d((images / 255 - model.mean) / model.std, stem.weight, stride=2)
+        whitened = torch.nn.functional.conv2d(normalised, stem.weight, stride=2)
     half = stem.out_channels // 2
     torch.testing.assert_close(stem.weight[half:], -stem.weight[:half])
     values = whitened[:, :half].transpose(0, 1).flatten(1)
@@ -132,30 +133,67 @@ def test_the_whitening_stem_makes_patches_uncorrelated_and_of_unit_variance() ->
     assert second_moments.diagonal().min() > 0.8  # the smallest components, which EPSILON holds back most
 
 
-def test_grey_images_whose_patches_fill_a_third_of_the_space_give_finite_filters() -> None:
-    grey = data.sample().train_images[:100, :1].expand(-1, 3, -1, -1)
-    model = build("whitenet")
-    model.prepare(grey)
-    with torch.no_grad():
-        assert model(grey[:4] / 255).isfinite().all()
-
-
 def test_the_whitening_stem_is_fixed_and_travels_with_the_weights() -> None:
     model = build("whitenet")
     assert [key for key, p in model.named_parameters() if p.dim() == 4 and not p.requires_grad] == ["0.weight"]
     assert "0.weight" in model.state_dict()
 
 
-def test_filters_of_a_new_block_pass_their_input_on() -> None:
-    block = models.ConvBlock(3, 5).eval()
-    inputs = torch.rand(2, 3, 4, 4)
+@pytest.mark.parametrize("grey", [False, True])
+def test_whitenet_gives_an_image_and_its_mirror_image_the_same_logits(grey: bool) -> None:
+    torch.manual_seed(0)
+    images = data.sample().train_images[:100]
+    if grey:  # patches then fill a third of their space
+        images = images[:, :1].expand(-1, 3, -1, -1)
+    model = build("whitenet")
+    model.prepare(images)
     with torch.no_grad():
-        torch.testing.assert_close(block(inputs)[:, :3], inputs / (1 + 1e-5) ** 0.5)
+        for name, values in model.named_parameters():
+            if name.endswith("shift"):
+                values.normal_()
+        for _ in range(10):  # statistics of both halves, which differ as the images are not mirrored
+            model.train()(images / 255)
+        model.eval()
+        logits, mirrored = model(images / 255), model(images.flip(3) / 255)
+    assert logits.isfinite().all()
+    assert logits.std() > 0.1
+    torch.testing.assert_close(logits, mirrored, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mirrored_convolution_is_a_plain_one_whose_second_half_are_mirror_images() -> None:
+    torch.manual_seed(0)
+    conv = models.MirroredConv(4, 6)
+    mirrored = conv.weight.flip(3)[:, [2, 3, 0, 1]]
+    inputs = torch.randn(2, 4, 5, 5)
+    expected = torch.nn.functional.conv2d(inputs, torch.cat([conv.weight, mirrored]), padding=1)
+    torch.testing.assert_close(conv(inputs), expected)
+    seen = conv(inputs.flip(3)[:, [2, 3, 0, 1]]).flip(3)[:, [3, 4, 5, 0, 1, 2]]
+    torch.testing.assert_close(seen, expected)
+
+
+def test_filters_of_a_new_block_pass_their_input_on() -> None:
+    block = models.MirroredBlock(4, 6).eval()
+    inputs = torch.rand(2, 4, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(block(inputs)[:, [0, 1, 3, 4]], inputs / (1 + 1e-5) ** 0.5)
+
+
+def test_a_mirrored_norm_in_training_is_batch_normalisation_with_a_shift_for_each_pair() -> None:
+    torch.manual_seed(0)
+    norm, plain = models.MirroredNorm(4), torch.nn.BatchNorm2d(4, momentum=0.2)
+    with torch.no_grad():
+        norm.shift.copy_(torch.tensor([1.0, 2.0]))
+        plain.bias.copy_(torch.tensor([1.0, 2.0, 1.0, 2.0]))
+    for _ in range(3):
+        inputs = torch.randn(5, 4, 3, 3)
+        torch.testing.assert_close(norm(inputs), plain(inputs))
+    torch.testing.assert_close(norm.running_mean, plain.running_mean)
+    torch.testing.assert_close(norm.running_var, plain.running_var)
 
 
 def test_a_residual_block_adds_its_input_before_the_activation() -> None:
     torch.manual_seed(0)
-    block = models.ConvBlock(4, 4, residual=True).eval()
+    block = models.MirroredBlock(4, 4, residual=True).eval()
     inputs = torch.randn(2, 4, 6, 6)
     with torch.no_grad():
         torch.testing.assert_close(block(inputs), torch.relu(block.layers(inputs) + inputs))
@@ -163,7 +201,7 @@ def test_a_residual_block_adds_its_input_before_the_activation() -> None:
 
 def test_a_pooling_block_takes_the_largest_of_four_before_it_normalises() -> None:
     torch.manual_seed(0)
-    block = models.ConvBlock(4, 5, pool=True).eval()
+    block = models.MirroredBlock(4, 6, pool=True).eval()
     inputs = torch.randn(2, 4, 6, 6)
     conv, _, norm = block.layers
     with torch.no_grad():

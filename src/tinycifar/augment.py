@@ -43,8 +43,8 @@ Parameters = dict[str, Tensor]
 class Augmentation(Protocol):
     """A random change of training images in two steps: draw once an epoch, apply once a batch."""
 
-    def draw(self, count: int, generator: torch.Generator, epoch: int = 0) -> Parameters:
-        """Draw the parameters of `count` images for an epoch (0-based) from a CPU generator; they lie on the CPU."""
+    def draw(self, count: int, generator: torch.Generator) -> Parameters:
+        """Draw the parameters of `count` images from a CPU generator; they lie on the CPU."""
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         """Images (B, 3, H, W), uint8, and their B rows of parameters -> float32 in [0, 1] on the images' device."""
@@ -128,7 +128,7 @@ def _uniform(low: float, high: float, generator: torch.Generator, *shape: int) -
 class NoAugmentation:
     """Images as they are, divided by 255."""
 
-    def draw(self, count: int, generator: torch.Generator, epoch: int = 0) -> Parameters:
+    def draw(self, count: int, generator: torch.Generator) -> Parameters:
         """Nothing is drawn, and the generator does not move."""
         return {}
 
@@ -137,21 +137,15 @@ class NoAugmentation:
         return images / 255
 
 
-class TranslateAndFlip:
-    """Shifts by up to `most` whole pixels either way in x and y, the border reflected, and a mirror image every other
-    epoch: of the images with an even number in even epochs and of the others in odd ones.
-
-    Two neighbouring epochs so show every image both ways, which learns faster than flips at random (alternating flip,
-    Jordan 2024, arXiv:2404.00498).
-    """
+class Translation:
+    """Shifts by up to `most` whole pixels either way in x and y, the border reflected."""
 
     def __init__(self, most: int) -> None:
         self.most = most
 
-    def draw(self, count: int, generator: torch.Generator, epoch: int = 0) -> Parameters:
-        """`shift` (N, 2), int64, in y and x, uniform from -most to most, and `flipped` (N,), bool."""
-        shift = torch.randint(-self.most, self.most + 1, (count, 2), generator=generator)
-        return {"shift": shift, "flipped": (torch.arange(count) + epoch) % 2 == 0}
+    def draw(self, count: int, generator: torch.Generator) -> Parameters:
+        """`shift` (N, 2), int64, in y and x, each uniform from -most to most."""
+        return {"shift": torch.randint(-self.most, self.most + 1, (count, 2), generator=generator)}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         """Images (B, 3, H, W), uint8, and their rows of parameters -> float32 in [0, 1]."""
@@ -159,7 +153,7 @@ class TranslateAndFlip:
         padded = F.pad(images.float() / 255, [self.most] * 4, mode="reflect")
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, 2 * most + 1, 2 * most + 1, H, W), a view
         top, left = (parameters["shift"] + self.most).unbind(1)
-        return flip(windows[torch.arange(count, device=images.device), :, top, left], parameters["flipped"])
+        return windows[torch.arange(count, device=images.device), :, top, left]
 
 
 class ReferenceAugmentation:
@@ -173,7 +167,7 @@ class ReferenceAugmentation:
         self.hole_size_range = hole_size_range
         self.fill = fill
 
-    def draw(self, count: int, generator: torch.Generator, epoch: int = 0) -> Parameters:
+    def draw(self, count: int, generator: torch.Generator) -> Parameters:
         """`flipped` (N,), `matrices` (N, 2, 3) and `holes` (N, K, 4) for `flip`, `affine` and `fill_holes`."""
         return {
             "flipped": _uniform(0, 1, generator, count) < FLIP_RATE,
@@ -213,7 +207,7 @@ class AlbumentationsAugmentation:
             [A.HorizontalFlip(p=FLIP_RATE), shift_scale_rotate, A.CoarseDropout(**coarse_dropout, p=HOLE_RATE)]
         )
 
-    def draw(self, count: int, generator: torch.Generator, epoch: int = 0) -> Parameters:
+    def draw(self, count: int, generator: torch.Generator) -> Parameters:
         """`seed` (N,), int64: what Albumentations draws for an image follows from it."""
         return {"seed": torch.randint(2**63 - 1, (count,), generator=generator)}
 
@@ -252,7 +246,7 @@ def _albumentations_text() -> Augmentation:
 
 AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
     "none": NoAugmentation,
-    "translate-and-flip": partial(TranslateAndFlip, most=2),
+    "translate": partial(Translation, most=2),
     "reference": _text,
     "reference-as-run": _as_run,
     "albumentations": _albumentations_text,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -147,7 +148,7 @@ class TrainBench:
     `minute_seconds` is the mean of whole trainings, from the preparation of the model to the last step; loading and
     evaluation are left out. `reference_seconds` has by precision what all of the reference's steps take at the median
     of those timed, and `ratios` how many times as long as `minute_seconds` that is; `ratio` is the one of the
-    precision that the reference's recipe has. `reference_error_percent` is half of the 95% interval of the mean step,
+    precision that the reference's recipe has. `reference_error_percent` is half of the 95% interval of that median,
     the larger one. `runs` are the trainings: `seed`, `train_seconds`, `wall_seconds` (with evaluation),
     `test_accuracy`.
     """
@@ -220,7 +221,6 @@ def bench_train(
 
     steps_in_all = reference.epochs * len(dataset.train_labels) / reference.batch_size
     reference_seconds = {name: median(values) * steps_in_all for name, values in seconds.items()}
-    errors = [1.96 * stdev(values) / len(values) ** 0.5 / mean(values) for values in seconds.values()]
     minute_seconds = mean(training["train_seconds"] for training in trainings)
     ratios = {name: whole / minute_seconds for name, whole in reference_seconds.items()}
     return TrainBench(
@@ -229,7 +229,7 @@ def bench_train(
         reference_seconds=reference_seconds,
         minute_seconds=minute_seconds,
         reference_steps=len(seconds[own_precision]),
-        reference_error_percent=100 * max(errors),
+        reference_error_percent=max(map(median_error_percent, seconds.values())),
         reference=reference_name,
         recipe=recipe_name,
         precision=precision,
@@ -237,6 +237,17 @@ def bench_train(
         wall_seconds=time.perf_counter() - wall_start,
         **{name: run.environment(cpu)[name] for name in ("threads", "torch_version", "device", "git_revision", "date")},
     )
+
+
+def median_error_percent(values: list[float]) -> float:
+    """Half of the 95% interval of the median, from binomial ranks of the sorted values, in per cent of the median."""
+    ordered = sorted(values)
+    reach = 0.98 * len(values) ** 0.5
+    low, high = (
+        max(0, math.floor(len(values) / 2 - reach)),
+        min(len(values) - 1, math.ceil(len(values) / 2 + reach) - 1),
+    )
+    return 100 * (ordered[high] - ordered[low]) / 2 / median(values)
 
 
 def render_train(bench: TrainBench) -> str:
@@ -253,7 +264,7 @@ def render_train(bench: TrainBench) -> str:
                 for name, seconds in bench.reference_seconds.items()
             ),
             f"Reference seconds follow from {bench.reference_steps} steps in each precision around the trainings; "
-            f"their mean is known within {bench.reference_error_percent:.1f}%. All of this took "
+            f"their median is known within {bench.reference_error_percent:.1f}%. All of this took "
             f"{bench.wall_seconds:.0f} s",
             f"Ratio: {bench.ratio:.1f}",
         ]

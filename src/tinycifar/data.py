@@ -76,16 +76,14 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def without_easiest(order: Tensor, losses: Tensor, fraction: float) -> Tensor:
-    """Those rows of `order` that remain when the `fraction` of all images with the least of `losses` (N,) is left out.
+def hardest(order: Tensor, losses: Tensor, count: int) -> Tensor:
+    """Those rows of `order` (N,) whose images have the `count` largest of `losses` (N,), in the same order.
 
-    They keep their order; of N images, N - int(fraction * N) remain. Skipping what is learned already is from selective
-    backpropagation (Jiang et al. 2019, arXiv:1910.00762); here the losses of the epoch before are used, which cost
-    nothing.
+    Leaving out what is learned already is from selective backpropagation (Jiang et al. 2019, arXiv:1910.00762); here
+    the losses are those of an image's last time in training, which cost nothing.
     """
-    left_out = losses.argsort(stable=True)[: int(fraction * len(losses))]
-    kept = torch.ones(len(losses), dtype=torch.bool)
-    kept[left_out] = False
+    kept = torch.zeros(len(losses), dtype=torch.bool)
+    kept[losses.argsort(stable=True)[len(losses) - count :]] = True
     return order[kept[order]]
 
 

@@ -109,9 +109,9 @@ class C1C2C3C4O(Classifier):
 class WhiteningStem(nn.Conv2d):
     """A 4x4 convolution of stride 2 whose fixed filters make patches of an image uncorrelated and of equal variance.
 
-    Half of the filters are the first principal components of 4x4 patches, each divided by its standard deviation, the
-    other half their negatives, so that a ReLU behind loses nothing. From cifar10-fast (Page 2019) and airbench
-    (Jordan 2024, arXiv:2404.00498), which whiten smaller patches without a stride.
+    Half of the filters are the first principal components of 4x4 patches and of their mirror images, each divided by
+    its standard deviation, the other half their negatives, so that a ReLU behind loses nothing. From cifar10-fast (Page
+    2019) and airbench (Jordan 2024, arXiv:2404.00498), which whiten smaller patches without a stride.
     """
 
     EPSILON = 5e-4  # added to the variances: components that are nearly constant are not blown up
@@ -121,30 +121,80 @@ class WhiteningStem(nn.Conv2d):
         self.weight.requires_grad_(False)
 
     @torch.no_grad()
-    def fit(self, images: Tensor) -> None:
-        """Set the filters from normalised float images (N, 3, H, W)."""
+    def fit(self, images: Tensor) -> Tensor:
+        """Set the filters from normalised images (N, 3, H, W); gives the channel each one becomes in a mirror image."""
         patches = functional.unfold(images, 4, stride=2).transpose(1, 2).flatten(0, 1)
-        variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (components / (variances + self.EPSILON).sqrt()).T.flip(0)[: self.out_channels // 2]
+        moments = (patches.T @ patches / len(patches)).double()
+        places = torch.arange(moments.shape[0]).view(self.weight.shape[1:])
+        mirrored = places.flip(2).flatten().to(moments.device)
+        # The mirror image of a component is itself or its negative; the last term tells those of equal variance apart.
+        mirror = torch.eye(len(mirrored), device=moments.device)[mirrored].double()
+        variances, components = torch.linalg.eigh((moments + moments[mirrored][:, mirrored]) / 2 + 1e-6 * mirror)
+        filters = (components / (variances.clamp(min=0) + self.EPSILON).sqrt()).T.flip(0)[: self.out_channels // 2]
+        even = (filters * filters[:, mirrored]).sum(1) > 0
         filters = filters.view(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
+        channel, negative = torch.arange(self.out_channels, device=even.device).view(2, -1)
+        return torch.cat([torch.where(even, channel, negative), torch.where(even, negative, channel)])
 
 
-class ConvBlock(nn.Module):
-    """A 3x3 convolution, max-pooling by 2 where asked for, batch normalisation and ReLU, in this order.
+class MirroredConv(nn.Conv2d):
+    """A 3x3 convolution to which a mirrored image is the same image, seen by other channels.
+
+    It holds half of its filters; the others are their mirror images. `mirror` (in_channels) says which channel each of
+    its inputs becomes where the image is mirrored. Of its outputs the two halves then change places, which is also
+    what it expects of its inputs unless told otherwise. A group convolution (Cohen & Welling 2016, arXiv:1602.07576).
+    """
+
+    mirror: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels // 2, 3, padding=1, bias=False)
+        self.register_buffer("mirror", torch.arange(in_channels).roll(in_channels // 2))
+        nn.init.dirac_(self.weight[: in_channels // 2].detach())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (N, in_channels, H, W) -> (N, out_channels, H, W)."""
+        weight = torch.cat([self.weight, self.weight.flip(3)[:, self.mirror]])
+        return functional.conv2d(inputs, weight.contiguous(memory_format=torch.channels_last), padding=1)
+
+
+class MirroredNorm(nn.Module):
+    """Batch normalisation behind a `MirroredConv`, with one learned shift for a channel and its mirror image.
+
+    It learns no scale, which the next filters can have as well. In evaluation a pair shares its statistics too.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.2) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(channels // 2))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.momentum = momentum
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (N, channels, H, W) -> the same shape."""
+        mean, variance = self.running_mean, self.running_var
+        if not self.training:
+            mean, variance = ((values + values.roll(len(values) // 2)) / 2 for values in (mean, variance))
+        shift = torch.cat([self.shift, self.shift])
+        return functional.batch_norm(inputs, mean, variance, None, shift, self.training, self.momentum)
+
+
+class MirroredBlock(nn.Module):
+    """A mirrored convolution, max-pooling by 2 where asked for, normalisation and ReLU, in this order.
 
     Pooling first leaves a quarter of the work to the rest. With `residual` the input, of the same shape as the output,
-    is added before the ReLU. Filters start as the identity as far as there are input channels; the normalisation learns
-    a shift but no scale, which the next filters can have as well.
+    is added before the ReLU. Filters start as the identity as far as there are input channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, pool: bool = False, residual: bool = False) -> None:
         super().__init__()
-        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        nn.init.dirac_(conv.weight[:in_channels].detach())
-        norm = nn.BatchNorm2d(out_channels, momentum=0.2)
-        norm.weight.requires_grad_(False)
-        self.layers = nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), norm)
+        conv = MirroredConv(in_channels, out_channels)
+        self.layers = nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), MirroredNorm(out_channels))
         self.activation = nn.ReLU(inplace=True)
         self.residual = residual
 
@@ -155,43 +205,49 @@ class ConvBlock(nn.Module):
         return activated
 
 
-class ScaledLinear(nn.Linear):
-    """A linear layer without bias on inputs scaled by 1 / sqrt(in_features).
+class MirroredLinear(nn.Linear):
+    """A linear layer without bias on the sums of a channel and its mirror image, scaled by 1 / sqrt(in_features).
 
     Its weights are then of order 1 and learn well at the rate of the normalisations' shifts, not at one of their own.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+        super().__init__(in_features // 2, out_features, bias=False)
         nn.init.normal_(self.weight)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (N, in_features) -> (N, out_features)."""
-        return super().forward(features * self.in_features**-0.5)
+        one, other = features.chunk(2, dim=1)
+        return super().forward((one + other) * features.shape[1] ** -0.5)
 
 
 class WhiteNet(Classifier):
-    """The model of `minute`: a fixed whitening stem, five convolutions at 16x16, 8x8 and 4x4, a pooled linear head."""
+    """The model of `minute`: a fixed whitening stem, five mirrored convolutions, a pooled linear head.
+
+    Its logits are the same for an image and its mirror image. Feature maps have 16x16, 8x8 and 4x4 pixels.
+    """
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__(
             WhiteningStem(48),
             nn.ReLU(inplace=True),
-            ConvBlock(48, 48),
-            ConvBlock(48, 48, pool=True),
-            ConvBlock(48, 64),
-            ConvBlock(64, 88, pool=True),
-            ConvBlock(88, 88, residual=True),
+            MirroredBlock(48, 48),
+            MirroredBlock(48, 48, pool=True),
+            MirroredBlock(48, 64),
+            MirroredBlock(64, 128, pool=True),
+            MirroredBlock(128, 128, residual=True),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            ScaledLinear(88, num_classes),
+            MirroredLinear(128, num_classes),
         )
 
     def prepare(self, images: Tensor) -> None:
         """Fit the whitening stem to the first of the training images (N, 3, H, W), uint8."""
-        stem = self[0]
+        stem, first = self[0], self[2]
         assert isinstance(stem, WhiteningStem)
-        stem.fit((images[:WHITENING_IMAGES] / 255 - self.mean) / self.std)
+        assert isinstance(first, MirroredBlock)
+        mirror = stem.fit((images[:WHITENING_IMAGES] / 255 - self.mean) / self.std)
+        first.get_submodule("layers.0").get_buffer("mirror").copy_(mirror)
 
 
 MODELS: dict[str, Callable[..., Classifier]] = {

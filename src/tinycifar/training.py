@@ -100,6 +100,8 @@ def train(
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
     epochs = stop_after_epoch or recipe.epochs
     later_images = len(images) - int(recipe.skip_easiest * len(images))
+    if recipe.skip_easiest and later_images > recipe.batch_size:
+        later_images -= later_images % recipe.batch_size  # a small last batch would spoil the running statistics
     steps_by_epoch = [-(-count // recipe.batch_size) for count in (len(images), *[later_images] * (recipe.epochs - 1))]
     schedule = partial(
         optim.one_cycle,
@@ -128,9 +130,9 @@ def train(
             epoch_start = time.perf_counter()
             generator = epoch_generator(seed, epoch)
             order = torch.randperm(len(images), generator=generator)
-            parameters = augmentation.draw(len(images), generator, epoch)
+            parameters = augmentation.draw(len(images), generator)
             if epoch > 0 and recipe.skip_easiest:
-                order = data.without_easiest(order, last_losses.cpu(), recipe.skip_easiest)
+                order = data.hardest(order, last_losses.cpu(), later_images)
             train_loss = torch.zeros((), device=place)
             train_correct = torch.zeros((), device=place)
             bar.reset(epoch_task, total=steps_by_epoch[epoch], description=f"Epoch {epoch + 1}/{recipe.epochs}")
