@@ -142,10 +142,12 @@ def table() -> str:
         cells = [NOT_MEASURED] + [""] * 5
         if runs:
             fields = ("train_accuracy", "test_accuracy", "test_accuracy_tta", "best_test_accuracy")
+            scores = [percent([run[field] for run in runs]) if runs[0][field] else "–" for field in fields]
             minutes, speed = mean_of(runs, "train_seconds") / 60, mean_of(runs, "images_per_second")
-            scores = [percent([run[field] for run in runs]) for field in fields]
-            fastest = min(epoch["train_seconds"] for run in runs for epoch in run["history"])
-            time = f"{minutes:.1f} min, {speed:,.0f} images/s; fastest epoch {fastest:.1f} s"
+            time = f"{minutes:.1f} min, {speed:,.0f} images/s"
+            if not recipe.skip_easiest:  # else epochs differ in length
+                fastest = min(epoch["train_seconds"] for run in runs for epoch in run["history"])
+                time += f"; fastest epoch {fastest:.1f} s"
             cells = [str(len(runs)), *scores, time]
             places |= {place(run) for run in runs}
         logged = "–"
