@@ -183,7 +183,7 @@ def trained(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> TrainBen
             "wall_seconds": seconds + 5,
             "test_accuracy": 0.8 + seed / 100,
         }
-        return SimpleNamespace(record=record)
+        return SimpleNamespace(record=record, stopped_by=None)
 
     monkeypatch.setattr(bench, "_Learner", Learner)
     monkeypatch.setattr(bench.training, "train", train)
@@ -223,6 +223,17 @@ def test_the_text_of_a_training_benchmark_tells_ratios_seconds_and_accuracy(trai
         *(f"{ratio:.1f} times" for ratio in trained.ratios.values()),
     ):
         assert figure in text
+
+
+def test_a_signal_during_a_training_ends_the_benchmark_with_the_signals_exit_code(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = SimpleNamespace(record={"test_accuracy": None}, stopped_by=15)
+    monkeypatch.setattr(bench.training, "train", lambda *_, **__: stopped)
+    monkeypatch.setattr(bench._Learner, "step", lambda *_: (1.0, 1.0, 1.0))
+    with pytest.raises(SystemExit) as ended:
+        bench_train(data.sample(), runs=1, steps=2)
+    assert ended.value.code == 143
 
 
 @pytest.mark.parametrize("wrong", [{"runs": 0}, {"steps": 1}])

@@ -184,8 +184,8 @@ def bench_train(
 
     Each time `steps` of them are timed after a few that are not, in the reference's precision and, where the recipe
     trains in another one, in that too, so that what the precision gains is told apart. They train the reference on the
-    same images with its augmentation, as its recipe does. The trainings have seeds 0, 1, ... and open
-    the test set at their end. Raises ValueError for runs or steps below 1.
+    same images with its augmentation, as its recipe does. The trainings have seeds 0, 1, ... and open the test set at
+    their end. Raises ValueError for fewer than 1 run or 2 steps, and SystemExit where a signal ends a training.
     """
     if runs < 1 or steps < 2:
         raise ValueError("at least 1 run and 2 steps are needed")
@@ -214,7 +214,10 @@ def bench_train(
     time_reference()
     for seed in range(runs):
         with tempfile.TemporaryDirectory() as folder:
-            record = training.train(recipe, dataset, out=Path(folder) / "run", seed=seed, device="cpu").record
+            result = training.train(recipe, dataset, out=Path(folder) / "run", seed=seed, device="cpu")
+        if result.stopped_by:
+            raise SystemExit(128 + result.stopped_by)
+        record = result.record
         trainings.append({name: record[name] for name in ("seed", "train_seconds", "wall_seconds", "test_accuracy")})
         console.print(f"Seed {seed}: {record['train_seconds']:.1f} s, test accuracy {record['test_accuracy']:.2%}")
         time_reference()

@@ -124,17 +124,17 @@ class WhiteningStem(nn.Conv2d):
     def fit(self, images: Tensor) -> Tensor:
         """Set the filters from normalised images (N, 3, H, W); gives the channel each one becomes in a mirror image."""
         patches = functional.unfold(images, 4, stride=2).transpose(1, 2).flatten(0, 1)
-        moments = (patches.T @ patches / len(patches)).double()
+        moments = (patches.T @ patches / len(patches)).cpu().double()
         places = torch.arange(moments.shape[0]).view(self.weight.shape[1:])
-        mirrored = places.flip(2).flatten().to(moments.device)
+        mirrored = places.flip(2).flatten()
         # The mirror image of a component is itself or its negative; the last term tells those of equal variance apart.
-        mirror = torch.eye(len(mirrored), device=moments.device)[mirrored].double()
+        mirror = torch.eye(len(mirrored), dtype=torch.float64)[mirrored]
         variances, components = torch.linalg.eigh((moments + moments[mirrored][:, mirrored]) / 2 + 1e-6 * mirror)
         filters = (components / (variances.clamp(min=0) + self.EPSILON).sqrt()).T.flip(0)[: self.out_channels // 2]
         even = (filters * filters[:, mirrored]).sum(1) > 0
         filters = filters.view(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
-        channel, negative = torch.arange(self.out_channels, device=even.device).view(2, -1)
+        channel, negative = torch.arange(self.out_channels).view(2, -1)
         return torch.cat([torch.where(even, channel, negative), torch.where(even, negative, channel)])
 
 
