@@ -197,7 +197,7 @@ def trained(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> TrainBen
 def test_the_ratio_is_that_of_the_reference_as_its_recipe_has_it_to_the_mean_training(trained: TrainBench) -> None:
     steps = 30 * len(data.sample().train_labels) / 128
     assert trained.reference_seconds == pytest.approx({"float32": 3 * steps, "bfloat16": 2 * steps})
-    assert trained.minute_seconds == pytest.approx(50)
+    assert trained.train_seconds == pytest.approx(50)
     assert trained.ratios == pytest.approx({"float32": 3 * steps / 50, "bfloat16": 2 * steps / 50})
     assert trained.ratio == trained.ratios["float32"]
     assert trained.reference_steps == 9
@@ -225,15 +225,13 @@ def test_the_text_of_a_training_benchmark_tells_ratios_seconds_and_accuracy(trai
         assert figure in text
 
 
-def test_a_signal_during_a_training_ends_the_benchmark_with_the_signals_exit_code(
-    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_during_a_training_ends_the_benchmark(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = SimpleNamespace(record={"test_accuracy": None}, stopped_by=15)
     monkeypatch.setattr(bench.training, "train", lambda *_, **__: stopped)
     monkeypatch.setattr(bench._Learner, "step", lambda *_: (1.0, 1.0, 1.0))
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(bench.Stopped, match="nothing was recorded") as ended:
         bench_train(data.sample(), runs=1, steps=2)
-    assert ended.value.code == 143
+    assert ended.value.signal == 15
 
 
 @pytest.mark.parametrize("wrong", [{"runs": 0}, {"steps": 1}])

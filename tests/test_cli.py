@@ -85,7 +85,7 @@ def test_bench_train_prints_the_ratio_and_writes_its_record(tinycifar: Any, monk
         ratio=60.0,
         ratios={"float32": 60.0},
         reference_seconds={"float32": 1200.0},
-        minute_seconds=20.0,
+        train_seconds=20.0,
         reference_steps=80,
         reference_error_percent=0.5,
         reference="reference-30-as-run",
@@ -102,12 +102,29 @@ def test_bench_train_prints_the_ratio_and_writes_its_record(tinycifar: Any, monk
     asked = {}
     monkeypatch.setattr(data, "load", lambda *_: data.sample())
     monkeypatch.setattr(bench, "bench_train", lambda dataset, **options: asked.update(options) or measured)
-    done = tinycifar("bench", "train", "--runs", "2", "--steps", "5", "--out", "new/bench.json")
-    assert (asked["runs"], asked["steps"]) == (2, 5)
+    monkeypatch.setattr(run, "git_revision", lambda: "0123abcd")
+    done = tinycifar("bench", "train", "minute", "--runs", "2", "--steps", "5")
+    assert (asked["recipe_name"], asked["runs"], asked["steps"]) == ("minute", 2, 5)
     assert "Ratio: 60.0" in done.out
-    assert json.loads(Path("new/bench.json").read_text()) == asdict(measured)
-    assert tinycifar("bench", "train", "--json").json == asdict(measured)
-    assert Path("results/bench-train.json").is_file()
+    assert not Path("results").exists()
+    assert tinycifar("bench", "train", "--json", "--record").json == asdict(measured)
+    assert json.loads(Path("results/minute/bench-train.json").read_text()) == asdict(measured)
+    refused = tinycifar("bench", "train", "--record")
+    assert (refused.code, refused.out) == (2, "")
+    assert "there is a record already" in refused.err
+
+
+def test_a_benchmark_that_a_signal_ends_says_so_and_gives_its_exit_code(
+    tinycifar: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise bench.Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(data, "load", lambda *_: data.sample())
+    monkeypatch.setattr(bench, "bench_train", stopped)
+    done = tinycifar("bench", "train")
+    assert (done.code, done.out) == (143, "")
+    assert done.err == "tinycifar: stopped; nothing was recorded\n"
 
 
 def test_a_whole_run_with_skipping_says_on_which_images_the_train_accuracy_is(tinycifar: Any) -> None:
@@ -154,6 +171,12 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         (["train", "resnet"], "unknown recipe 'resnet'; allowed are: minute, reference-30"),
         (["summary", "resnet"], "unknown model 'resnet'; the models are: c1c2c3c4o"),
         (["bench", "step", "resnet"], "unknown model 'resnet'"),
+        (["bench", "train", "resnet"], "unknown recipe 'resnet'"),
+        (["bench", "train", "--steps", "1"], "1 is not in the range"),
+        (
+            ["train", "--data", "sample", "--set", "max_momentum=0"],
+            "nesterov needs base_momentum and max_momentum above 0",
+        ),
         ([*sample, "--set", "colour=red"], "unknown recipe field 'colour'"),
         ([*sample, "--set", "epochs=many"], "epochs takes a whole number"),
         ([*sample, "--epochs", "0"], "epochs must lie between 1"),

@@ -89,20 +89,22 @@ def test_a_record_lies_where_its_recipe_seed_and_device_say_and_is_never_replace
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(run, "git_revision", lambda: "0123abcd")
-    path = run.record_path("reference-30", 2, torch.device("cpu"))
+    path = run.record_path("reference-30", "seed-2", torch.device("cpu"))
     assert path == Path("results/reference-30/seed-2.json")
-    assert run.record_path("reference-30", 2, torch.device("cuda:0")) == Path("results/reference-30/cuda/seed-2.json")
+    assert run.record_path("reference-30", "seed-2", torch.device("cuda:0")) == Path(
+        "results/reference-30/cuda/seed-2.json"
+    )
     path.parent.mkdir(parents=True)
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"there is a record already: move .*seed-2.json away"):
-        run.record_path("reference-30", 2, torch.device("cpu"))
+        run.record_path("reference-30", "seed-2", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("revision", [None, "0123abcd-dirty"])
 def test_a_record_needs_a_commit_to_name(monkeypatch: pytest.MonkeyPatch, revision: str | None) -> None:
     monkeypatch.setattr(run, "git_revision", lambda: revision)
     with pytest.raises(ValueError, match="git checkout whose source is committed"):
-        run.record_path("reference-30", 0, torch.device("cpu"))
+        run.record_path("reference-30", "seed-0", torch.device("cpu"))
 
 
 def test_a_nearly_full_disk_is_refused_before_anything_is_trained(

@@ -71,7 +71,14 @@ def test_the_headline_is_the_mean_of_the_seeds_with_students_interval(script: Mo
         path.unlink()
     text = script.headline()
     # The deviation is a point; of the mean of three, with Student's quantile 4.303, the interval is 2.48 points.
-    for told in ("**86.00%", "after 11.0 seconds", "3 seeds", "83.52 to 88.48", "deviation 1.00", "worst seed 85.00"):
+    for told in (
+        "**86.00%",
+        "after 11.0 seconds",
+        "mean of 3 seeds",
+        "83.52 to 88.48",
+        "deviation 1.00",
+        "worst seed 85.00",
+    ):
         assert told in text
 
 

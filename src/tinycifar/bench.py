@@ -145,9 +145,9 @@ def render(bench: StepBench) -> str:
 class TrainBench:
     """What `bench_train` measured, in seconds on the same cores, in the same process and in turn.
 
-    `minute_seconds` is the mean of whole trainings, from the preparation of the model to the last step; loading and
+    `train_seconds` is the mean of whole trainings, from the preparation of the model to the last step; loading and
     evaluation are left out. `reference_seconds` has by precision what all of the reference's steps take at the median
-    of those timed, and `ratios` how many times as long as `minute_seconds` that is; `ratio` is the one of the
+    of those timed, and `ratios` how many times as long as `train_seconds` that is; `ratio` is the one of the
     precision that the reference's recipe has. `reference_error_percent` is half of the 95% interval of that median,
     the larger one. `runs` are the trainings: `seed`, `train_seconds`, `wall_seconds` (with evaluation),
     `test_accuracy`.
@@ -156,7 +156,7 @@ class TrainBench:
     ratio: float
     ratios: dict[str, float]
     reference_seconds: dict[str, float]
-    minute_seconds: float
+    train_seconds: float
     reference_steps: int
     reference_error_percent: float
     reference: str
@@ -169,6 +169,14 @@ class TrainBench:
     device: str
     git_revision: str | None
     date: str
+
+
+class Stopped(Exception):  # noqa: N818  (no error)
+    """A benchmark that a signal, of that number, ended."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__("stopped; nothing was recorded")
+        self.signal = signal
 
 
 def bench_train(
@@ -185,7 +193,7 @@ def bench_train(
     Each time `steps` of them are timed after a few that are not, in the reference's precision and, where the recipe
     trains in another one, in that too, so that what the precision gains is told apart. They train the reference on the
     same images with its augmentation, as its recipe does. The trainings have seeds 0, 1, ... and open the test set at
-    their end. Raises ValueError for fewer than 1 run or 2 steps, and SystemExit where a signal ends a training.
+    their end. Raises ValueError for fewer than 1 run or 2 steps, and Stopped where a signal ends a training.
     """
     if runs < 1 or steps < 2:
         raise ValueError("at least 1 run and 2 steps are needed")
@@ -216,7 +224,7 @@ def bench_train(
         with tempfile.TemporaryDirectory() as folder:
             result = training.train(recipe, dataset, out=Path(folder) / "run", seed=seed, device="cpu")
         if result.stopped_by:
-            raise SystemExit(128 + result.stopped_by)
+            raise Stopped(result.stopped_by)
         record = result.record
         trainings.append({name: record[name] for name in ("seed", "train_seconds", "wall_seconds", "test_accuracy")})
         console.print(f"Seed {seed}: {record['train_seconds']:.1f} s, test accuracy {record['test_accuracy']:.2%}")
@@ -224,13 +232,13 @@ def bench_train(
 
     steps_in_all = reference.epochs * len(dataset.train_labels) / reference.batch_size
     reference_seconds = {name: median(values) * steps_in_all for name, values in seconds.items()}
-    minute_seconds = mean(training["train_seconds"] for training in trainings)
-    ratios = {name: whole / minute_seconds for name, whole in reference_seconds.items()}
+    train_seconds = mean(training["train_seconds"] for training in trainings)
+    ratios = {name: whole / train_seconds for name, whole in reference_seconds.items()}
     return TrainBench(
         ratio=ratios[own_precision],
         ratios=ratios,
         reference_seconds=reference_seconds,
-        minute_seconds=minute_seconds,
+        train_seconds=train_seconds,
         reference_steps=len(seconds[own_precision]),
         reference_error_percent=max(map(median_error_percent, seconds.values())),
         reference=reference_name,
@@ -250,7 +258,7 @@ def median_error_percent(values: list[float]) -> float:
         max(0, math.floor(len(values) / 2 - reach)),
         min(len(values) - 1, math.ceil(len(values) / 2 + reach) - 1),
     )
-    return 100 * (ordered[high] - ordered[low]) / 2 / median(values)
+    return float(100 * (ordered[high] - ordered[low]) / 2 / median(values))
 
 
 def render_train(bench: TrainBench) -> str:
@@ -260,7 +268,7 @@ def render_train(bench: TrainBench) -> str:
     return "\n".join(
         [
             f"{bench.device}, {bench.threads} threads, torch {bench.torch_version}",
-            f"{bench.recipe} in {bench.precision}: {bench.minute_seconds:.1f} s ({trainings}), "
+            f"{bench.recipe} in {bench.precision}: {bench.train_seconds:.1f} s ({trainings}), "
             f"test accuracy {accuracy:.2%}",
             *(
                 f"{bench.reference} in {name}: {seconds:,.0f} s, {bench.ratios[name]:.1f} times as long"

@@ -78,7 +78,7 @@ def train(
                 "--record is for whole, unchanged recipes on the cached data: "
                 "leave out --epochs, --set, --limit, --stop-after-epoch and --data"
             )
-        record_path = run.record_path(recipe_name, seed, run.select_device(device))
+        record_path = run.record_path(recipe_name, f"seed-{seed}", run.select_device(device))
     _set_threads(threads)
     console = Console(stderr=as_json, markup=False, emoji=False, highlight=False, soft_wrap=True)
     result = training.train(
@@ -286,28 +286,27 @@ def step(model_name: str, threads: int | None, as_json: bool) -> None:
 
 
 @bench_group.command("train")
-@click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Trainings of minute.")
+@click.argument("recipe_name", metavar="[RECIPE]", default=recipes.DEFAULT_RECIPE)
+@click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Trainings in full.")
 @click.option("--steps", type=click.IntRange(2), default=20, show_default=True, help="Reference steps each time.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("results/bench-train.json"),
-    show_default=True,
-)
+@click.option("--record", is_flag=True, help="Write results/RECIPE/bench-train.json.")
 @threads_option
 @json_option
-def train_bench(runs: int, steps: int, out: Path, threads: int | None, as_json: bool) -> None:
-    """Train minute in full, time the reference's steps in turn with it, and write how many times faster it is."""
+def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: int | None, as_json: bool) -> None:
+    """Train RECIPE in full, time the reference's steps in turn with it, and tell how many times faster it is."""
+    recipes.get(recipe_name)
     _set_threads(threads)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    path = run.record_path(recipe_name, "bench-train", torch.device("cpu")) if record else None
     console = Console(stderr=as_json, markup=False, emoji=False, highlight=False, soft_wrap=True)
-    result = bench.bench_train(data.load(), runs=runs, steps=steps, console=console)
-    run.write_json(out, asdict(result))
+    result = bench.bench_train(data.load(), recipe_name=recipe_name, runs=runs, steps=steps, console=console)
     if as_json:
         _print_json(asdict(result))
     else:
         click.echo(bench.render_train(result))
-        click.echo(f"Record: {out}")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run.write_json(path, asdict(result))
+        console.print(f"Record: {path}")
 
 
 def _set_threads(threads: int | None) -> None:
@@ -337,6 +336,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = _fail(str(error), 2)
     except FloatingPointError as error:
         code = _fail(str(error), 1)
+    except bench.Stopped as error:
+        code = _fail(str(error), 128 + error.signal)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted", 130)
     sys.exit(code)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tinycifar.data import MEAN, STD
 
-WHITENING_IMAGES = 2_000  # 450,000 patches for the covariance of 48 values
+WHITENING_IMAGES = 2_000  # 450,000 patches for the second moments of 48 values
 
 
 class Classifier(nn.Sequential):

@@ -120,7 +120,8 @@ def build(
 ) -> list[Optimizer]:
     """The optimizers called `name`; every parameter that is trained is in one of them, each group has its `max_lr`.
 
-    "sgd" trains all parameters alike; "muon" trains the convolutions' filters with `Muon` and the rest with SGD.
+    "sgd" trains all parameters alike; "muon" trains the convolutions' filters with `Muon`, which has no weight decay as
+    it keeps their norms, and the rest with SGD.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     filters = [parameter for parameter in trained if name == "muon" and parameter.dim() == 4]

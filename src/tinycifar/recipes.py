@@ -84,6 +84,8 @@ class Recipe:
             value = getattr(self, field)
             if not low <= value <= high:
                 raise ValueError(f"{field} must lie between {low:g} and {high:g}, not {value:g}")
+        if self.nesterov and not (self.base_momentum and self.max_momentum):
+            raise ValueError("nesterov needs base_momentum and max_momentum above 0")
 
 
 def _choice(field: str, value: str, choices: Iterable[str]) -> None:

@@ -210,15 +210,15 @@ def start(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None:
     write_json(directory / "environment.json", details)
 
 
-def record_path(recipe_name: str, seed: int, device: torch.device) -> Path:
-    """Where the record of a run goes: `results/RECIPE/seed-N.json`, or `results/RECIPE/cuda/seed-N.json` from a GPU.
+def record_path(recipe_name: str, name: str, device: torch.device) -> Path:
+    """Where a record goes: `results/RECIPE/NAME.json`, or `results/RECIPE/cuda/NAME.json` from a GPU.
 
     Raises ValueError if a record is there already, and if the source is not that of a commit: a record names one.
     """
     folder = Path("results") / recipe_name / ("cuda" if device.type == "cuda" else "")
-    path = folder / f"seed-{seed}.json"
+    path = folder / f"{name}.json"
     if path.exists():
-        raise ValueError(f"there is a record already: move {path} away, or choose another --seed")
+        raise ValueError(f"there is a record already: move {path} away first")
     revision = git_revision()
     if revision is None or revision.endswith("-dirty"):
         raise ValueError("--record needs tinycifar to run from a git checkout whose source is committed")
