@@ -1,8 +1,11 @@
 import math
 
 import pytest
+import sklearn.metrics
 import torch
+from torch import Tensor
 
+from tinycifar import metrics
 from tinycifar.metrics import correct_count, mean_interval, summarize, wilson_interval
 
 
@@ -50,3 +53,73 @@ def test_the_interval_of_a_mean_equals_a_published_example() -> None:
 def test_one_value_gives_no_interval_of_the_mean() -> None:
     with pytest.raises(ValueError, match="two values"):
         mean_interval([1.0])
+
+
+def noisy(count: int = 400, classes: int = 5) -> tuple[Tensor, Tensor]:
+    """Logits that are right more often than not, and labels; the last class is never predicted."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(classes, (count,), generator=generator)
+    logits = 2 * torch.randn(count, classes, generator=generator)
+    logits[torch.arange(count), labels] += 2
+    logits[:, -1] = -10
+    return logits, labels
+
+
+def test_confusion_and_scores_of_classes_equal_scikit_learns() -> None:
+    logits, labels = noisy()
+    predicted = logits.argmax(1)
+    confusion = metrics.confusion_matrix(logits, labels)
+    assert confusion.tolist() == sklearn.metrics.confusion_matrix(labels, predicted, labels=range(5)).tolist()
+    rows = metrics.per_class(confusion)
+    expected = sklearn.metrics.precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "images"), expected, strict=True):
+        assert [row[name] for row in rows] == pytest.approx(values.tolist())
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_top_k_accuracy_equals_scikit_learns(k: int) -> None:
+    logits, labels = noisy()
+    expected = sklearn.metrics.top_k_accuracy_score(labels, logits, k=k, labels=range(5))
+    assert metrics.top_k_accuracy(logits, labels, k) == pytest.approx(expected)
+    assert metrics.top_k_accuracy(logits, labels, 6) == 1
+
+
+def test_loss_and_brier_score_equal_scikit_learns() -> None:
+    logits, labels = noisy()
+    probabilities = logits.double().softmax(1).numpy()
+    found = metrics.calibration(logits, labels)
+    assert found["loss"] == pytest.approx(sklearn.metrics.log_loss(labels, probabilities, labels=range(5)))
+    by_class = [sklearn.metrics.brier_score_loss(labels == c, probabilities[:, c]) for c in range(5)]
+    assert found["brier"] == pytest.approx(sum(by_class))
+
+
+def test_calibration_error_of_a_hand_worked_example() -> None:
+    # Of two classes: three images at 0.9, two of them right; one at 0.6, right. In 15 bins 0.9 lies in the 14th.
+    confidence = torch.tensor([0.9, 0.9, 0.9, 0.6], dtype=torch.float64)
+    logits = torch.stack([confidence.log(), (1 - confidence).log()], dim=1)
+    labels = torch.tensor([0, 0, 1, 0])
+    rows = metrics.reliability(logits, labels)
+    assert [row["images"] for row in rows] == [0] * 8 + [1] + [0] * 4 + [3, 0]
+    assert rows[13] == pytest.approx({"images": 3, "confidence": 0.9, "accuracy": 2 / 3})
+    expected = 3 / 4 * (0.9 - 2 / 3) + 1 / 4 * (1 - 0.6)
+    assert metrics.expected_calibration_error(logits, labels) == pytest.approx(expected)
+
+
+def test_the_fitted_temperature_is_the_one_that_logits_were_sharpened_by() -> None:
+    generator = torch.Generator().manual_seed(1)
+    honest = 2 * torch.randn(20_000, 4, generator=generator)
+    labels = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
+    assert metrics.fit_temperature(honest * 3, labels) == pytest.approx(3, rel=0.03)
+    before, after = (
+        metrics.calibration(logits, labels) for logits in (honest * 3, metrics.crossfit_temperature(honest * 3, labels))
+    )
+    assert after["ece"] < 0.02 < before["ece"]
+    assert after["loss"] < before["loss"]
+
+
+def test_crossfitting_divides_each_half_by_the_temperature_of_the_other() -> None:
+    logits, labels = noisy()
+    scaled = metrics.crossfit_temperature(logits, labels)
+    even, odd = (metrics.fit_temperature(logits[half::2], labels[half::2]) for half in range(2))
+    torch.testing.assert_close(scaled[::2], logits[::2] / odd)
+    torch.testing.assert_close(scaled[1::2], logits[1::2] / even)

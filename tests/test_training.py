@@ -239,16 +239,40 @@ def test_the_record_has_every_field_and_the_run_directory_every_file(tmp_path: P
     assert record["history"] == run.read_metrics(result.directory)
     assert record["test_accuracy"] == record["history"][-1]["test_accuracy"]
     assert record["best_test_accuracy"] == max(entry["test_accuracy"] for entry in record["history"])
-    names = {"recipe.json", "environment.json", "metrics.jsonl", "model.safetensors", "evaluation.json"}
+    names = {"recipe.json", "environment.json", "metrics.jsonl", "model.safetensors"}
+    names |= {"evaluation.json", "evaluation.safetensors"}
     assert {path.name for path in result.directory.iterdir()} == names
 
 
 def test_evaluating_a_run_repeats_its_test_accuracy_to_the_last_image(tmp_path: Path) -> None:
     result = training.train(SMALL, data.sample(), out=tmp_path / "run", limit=64)
     before = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    after = inference.evaluate_run(tmp_path / "run")
-    assert (after["correct"], after["images"]) == (before["correct"], 200)
-    assert after["accuracy"] == result.record["test_accuracy"]
+    after = inference.evaluate_run(tmp_path / "run").content
+    assert after.keys() == before.keys()
+    assert after | {"images_per_second": 0} == before | {"images_per_second": 0}
+    assert (after["images"], after["accuracy"]) == (200, result.record["test_accuracy"])
+
+
+def test_the_stored_logits_give_the_stored_figures(tmp_path: Path) -> None:
+    training.train(SMALL, data.sample(), out=tmp_path / "run", limit=64)
+    stored = load_file(tmp_path / "run" / "evaluation.safetensors")
+    content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert torch.equal(stored["labels"], data.sample().test_labels)
+    for suffix in ("", "_tta"):
+        accuracy = (stored[f"logits{suffix}"].argmax(1) == stored["labels"]).double().mean().item()
+        assert content[f"accuracy{suffix}"] == accuracy
+    assert [row["class"] for row in content["classes"]] == list(data.CLASSES)
+    assert sum(map(sum, content["confusion"])) == sum(row["images"] for row in content["reliability"]) == 200
+
+
+def test_a_temperature_is_fitted_to_validation_images_only(tmp_path: Path) -> None:
+    recipe = recipes.with_settings(SMALL, ["validation_images=100"])
+    training.train(recipe, data.sample(), out=tmp_path / "held", limit=64)
+    training.train(SMALL, data.sample(), out=tmp_path / "whole", limit=64)
+    held, whole = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("held", "whole"))
+    assert 0.05 < held["temperature"] < 20
+    assert held["calibrated"].keys() == {"loss", "brier", "ece"}
+    assert (whole["temperature"], whole["calibrated"]) == (None, None)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -275,7 +299,7 @@ def test_a_signal_ends_the_run_after_its_step_with_what_was_learned_saved(
 def test_a_signal_in_the_last_evaluation_leaves_a_complete_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = inference.evaluate
 
-    def interrupted(*arguments: Any) -> dict[str, Any]:
+    def interrupted(*arguments: Any) -> inference.Evaluation:
         os.kill(os.getpid(), signal.SIGINT)
         return evaluate(*arguments)
 

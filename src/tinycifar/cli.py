@@ -139,7 +139,36 @@ def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
         f"{evaluation['split'].capitalize()} accuracy: {evaluation['accuracy']:.2%} (95% interval {low:.2%} to "
         f"{high:.2%}; {evaluation['correct']:,} of {evaluation['images']:,} images), loss {evaluation['loss']:.4f}",
         f"With flip averaging (TTA): {evaluation['accuracy_tta']:.2%}",
+        f"Among the best two: {evaluation['top2_accuracy']:.2%}, three: {evaluation['top3_accuracy']:.2%}",
+        f"Calibration: ECE {evaluation['ece']:.4f}, NLL {evaluation['loss']:.4f}, Brier {evaluation['brier']:.4f}; "
+        + _calibrated(evaluation),
     ]
+
+
+def _calibrated(evaluation: dict[str, Any]) -> str:
+    if evaluation["calibrated"] is None:
+        return "no temperature, as it is fitted on validation images only"
+    after = evaluation["calibrated"]
+    return (
+        f"at temperature {evaluation['temperature']:.3f}, fitted on the other half of the validation images, "
+        f"{after['ece']:.4f}, {after['loss']:.4f}, {after['brier']:.4f}"
+    )
+
+
+def _class_lines(evaluation: dict[str, Any]) -> list[str]:
+    names = [row["class"] for row in evaluation["classes"]]
+    width = max(map(len, names))
+    lines = [f"{'':{width}}  images  precision  recall      F1"]
+    for row in evaluation["classes"]:
+        scores = f"{row['precision']:9.2%}  {row['recall']:6.2%}  {row['f1']:6.2%}"
+        lines.append(f"{row['class']:{width}}  {row['images']:6,}  {scores}")
+    lines += ["", "Confusion, true classes down, predicted across"]
+    cell = max(5, *(len(name[:6]) + 1 for name in names))
+    lines.append(" " * width + "".join(f"{name[:6]:>{cell}}" for name in names))
+    for name, counts in zip(names, evaluation["confusion"], strict=True):
+        lines.append(f"{name:{width}}" + "".join(f"{count:{cell}}" for count in counts))
+    lines.append(f"{evaluation['images_per_second']:,.0f} images/s")
+    return lines
 
 
 @cli.command()
@@ -151,18 +180,18 @@ def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
 def evaluate(directory: Path, source: str | None, device: str, threads: int | None, as_json: bool) -> int:
     """Repeat the accuracy of RUN from its saved weights; on its own data, write evaluation.json anew."""
     _set_threads(threads)
-    result = inference.evaluate_run(directory, source=source, device=device)
+    found = inference.evaluate_run(directory, source=source, device=device)
     if as_json:
-        _print_json(result)
+        _print_json(found.content)
     else:
-        for line in _evaluation_lines(result):
+        for line in [*_evaluation_lines(found.content), *_class_lines(found.content)]:
             click.echo(line)
     if source is not None:  # the run's own evaluation is that on its own data
         return 0
     try:
-        run.write_json(directory / "evaluation.json", result)
+        found.save(directory)
     except OSError as error:
-        click.echo(f"tinycifar: evaluation.json is not written: {_problem(error)}", err=True)
+        click.echo(f"tinycifar: the evaluation is not written: {_problem(error)}", err=True)
         return 1
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from tinycifar import data, metrics, models, run
@@ -99,22 +101,65 @@ def evaluation_split(dataset: Dataset) -> tuple[str, Tensor, Tensor]:
     return "test", dataset.test_images, dataset.test_labels
 
 
-def evaluate(model: Classifier, dataset: Dataset) -> dict[str, Any]:
-    """Loss, accuracy and its 95% interval on the images open for evaluation, and accuracy with flip averaging (TTA)."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of a model on the images open for evaluation.
+
+    `content` is that of an `evaluation.json`; `logits` (N, C) and `logits_tta`, averaged over an image and its mirror
+    image, are float32, `labels` (N,) int64.
+    """
+
+    content: dict[str, Any]
+    logits: Tensor
+    logits_tta: Tensor
+    labels: Tensor
+
+    def save(self, directory: Path) -> None:
+        """Write `evaluation.json`, and the tensors it was computed from as `evaluation.safetensors`."""
+        tensors = {"logits": self.logits, "logits_tta": self.logits_tta, "labels": self.labels}
+        run.write_bytes(directory / "evaluation.safetensors", save(tensors))
+        run.write_json(directory / "evaluation.json", self.content)
+
+
+def evaluate(model: Classifier, dataset: Dataset) -> Evaluation:
+    """Score a model on the images that `dataset` opens: accuracy, with TTA too, errors by class, calibration, speed.
+
+    On validation images a temperature is fitted; what it does for calibration is told of each half of the images with
+    the temperature of the other half. On test images there is none, as nothing may be fitted to them.
+    """
     split, images, labels = evaluation_split(dataset)
-    plain = metrics.summarize(logits(model, images), labels)
-    flipped = metrics.summarize(logits(model, images, flip=True), labels)
-    return {
+    start = time.perf_counter()
+    plain = logits(model, images)
+    seconds = time.perf_counter() - start
+    flipped = logits(model, images, flip=True)
+    tta = metrics.summarize(flipped, labels)
+    confusion = metrics.confusion_matrix(plain, labels)
+    named = zip(dataset.classes, metrics.per_class(confusion), strict=True)
+    temperature = calibrated = None
+    if split == "validation" and len(labels) > 1:
+        temperature = metrics.fit_temperature(plain, labels)
+        calibrated = metrics.calibration(metrics.crossfit_temperature(plain, labels), labels)
+    content = {
         "data": dataset.name,
         "split": split,
-        **plain,
-        "accuracy_tta": flipped["accuracy"],
-        "loss_tta": flipped["loss"],
+        **metrics.summarize(plain, labels),
+        "accuracy_tta": tta["accuracy"],
+        "loss_tta": tta["loss"],
+        "top2_accuracy": metrics.top_k_accuracy(plain, labels, 2),
+        "top3_accuracy": metrics.top_k_accuracy(plain, labels, 3),
+        **metrics.calibration(plain, labels),
+        "temperature": temperature,
+        "calibrated": calibrated,
+        "images_per_second": len(labels) / seconds,
+        "classes": [{"class": name, **row} for name, row in named],
+        "confusion": confusion.tolist(),
+        "reliability": metrics.reliability(plain, labels),
     }
+    return Evaluation(content, plain, flipped, labels)
 
 
-def evaluate_run(directory: str | Path, *, source: str | Path | None = None, device: str = "auto") -> dict[str, Any]:
-    """Evaluate a run's saved weights on the images that its recipe opens; the content of an `evaluation.json`.
+def evaluate_run(directory: str | Path, *, source: str | Path | None = None, device: str = "auto") -> Evaluation:
+    """Evaluate a run's saved weights on the images that its recipe opens.
 
     `source` is as in `tinycifar.data.load`; by default the one the run was trained on. Raises ValueError if
     `directory` is no run directory.

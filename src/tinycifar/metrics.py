@@ -7,8 +7,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+RELIABILITY_BINS = 15
 
 
 def correct_count(logits: Tensor, labels: Tensor) -> int:
@@ -57,3 +60,93 @@ def summarize(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         "accuracy_interval": list(wilson_interval(correct, len(labels))),
         "loss": functional.cross_entropy(logits.double(), labels).item(),
     }
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
+    """Counts (C, C), int64, from logits (N, C) and labels (N,): row the true class, column the predicted one."""
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
+
+
+def per_class(confusion: Tensor) -> list[dict[str, float]]:
+    """Each class's `images`, `precision`, `recall` and `f1` from a confusion matrix (C, C); 0 instead of 0 by 0."""
+    hits, true, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    return [
+        {
+            "images": n,
+            "precision": hit / guesses if guesses else 0.0,
+            "recall": hit / n if n else 0.0,
+            "f1": 2 * hit / (n + guesses) if n + guesses else 0.0,
+        }
+        for hit, n, guesses in zip(hits.tolist(), true.tolist(), predicted.tolist(), strict=True)
+    ]
+
+
+def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
+    """How often the label (N,) is among the `k` largest of the logits (N, C), a fraction; 1 where k exceeds C."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (best == labels[:, None]).any(1).double().mean().item()
+
+
+def brier_score(logits: Tensor, labels: Tensor) -> float:
+    """Squared error of the probabilities, summed over classes (0 to 2), mean over images (Brier 1950)."""
+    probabilities = logits.double().softmax(1)
+    truth = functional.one_hot(labels, logits.shape[1])
+    return ((probabilities - truth) ** 2).sum(1).mean().item()
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = RELIABILITY_BINS) -> list[dict[str, float]]:
+    """Images by the probability of their predicted class, in bins of equal width that hold their upper edge.
+
+    A bin has `images`, and the means over them of `confidence`, that probability, and `accuracy`; 0 where it is empty.
+    """
+    confidence, predicted = logits.double().softmax(1).max(1)
+    inner_edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
+    places = torch.bucketize(confidence, inner_edges)
+    count = torch.bincount(places, minlength=bins)
+    sums = [torch.bincount(places, weights=w, minlength=bins) for w in (confidence, (predicted == labels).double())]
+    means = [(total / count.clamp(min=1)).tolist() for total in sums]
+    return [{"images": n, "confidence": c, "accuracy": a} for n, c, a in zip(count.tolist(), *means, strict=True)]
+
+
+def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = RELIABILITY_BINS) -> float:
+    """Mean distance of confidence and accuracy over the bins of `reliability`, by images (Guo et al. 2017)."""
+    rows = reliability(logits, labels, bins)
+    return sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / len(labels)
+
+
+def calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """How far probabilities can be believed: `loss` (NLL, nats), `brier` and `ece`, all better where lower."""
+    return {
+        "loss": functional.cross_entropy(logits.double(), labels).item(),
+        "brier": brier_score(logits, labels),
+        "ece": expected_calibration_error(logits, labels),
+    }
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The number by which logits (N, C) are divided for the least cross-entropy with labels (Guo et al. 2017).
+
+    To be fitted on images that were not trained on; between 0.05 and 20.
+    """
+    from scipy.optimize import minimize_scalar
+
+    exact = logits.double()
+    found = minimize_scalar(
+        lambda log: functional.cross_entropy(exact / math.exp(log), labels).item(),
+        bounds=(math.log(0.05), math.log(20)),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return math.exp(found.x)
+
+
+def crossfit_temperature(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (N, C), those at even places divided by the temperature that fits the others, and the other way round.
+
+    So calibration can be told of the very images that a temperature is fitted to, without flattering it.
+    """
+    scaled = torch.empty_like(logits)
+    for half in range(2):
+        scaled[half::2] = logits[half::2] / fit_temperature(logits[1 - half :: 2], labels[1 - half :: 2])
+    return scaled

@@ -190,8 +190,9 @@ def train(
 
         complete = len(history) == epochs
         if complete:
-            evaluation = inference.evaluate(model, dataset)
-            run.write_json(directory / "evaluation.json", evaluation)
+            found = inference.evaluate(model, dataset)
+            evaluation = found.content
+            found.save(directory)
 
     of_split = {evaluation.get("split"): evaluation}
     validation, test = of_split.get("validation", {}), of_split.get("test", {})
