@@ -16,6 +16,7 @@ from PIL import Image
 
 from tinycifar import bench, cifar10, data, recipes, report, run
 from tinycifar.cli import main
+from tinycifar.corruptions import CORRUPTIONS
 
 
 class Outcome:
@@ -148,6 +149,18 @@ def test_evaluate_prints_scores_by_class_and_the_confusion_matrix(tinycifar: Any
         score, confusion = (line.split() for line in lines if line.startswith(row["class"]))
         assert score[1:] == [str(row["images"]), *(f"{row[name]:.2%}" for name in ("precision", "recall", "f1"))]
         assert confusion[1:] == [str(count) for count in counts]
+
+
+def test_robustness_is_told_for_every_corruption_and_severity(tinycifar: Any, trained: Path) -> None:
+    words = ["evaluate", trained, "--robustness", "--images", "20"]
+    found = tinycifar(*words, "--json").json["robustness"]
+    assert found["images"] == 20
+    assert {name: len(accuracies) for name, accuracies in found["accuracy"].items()} == dict.fromkeys(CORRUPTIONS, 5)
+    every = [accuracy for accuracies in found["accuracy"].values() for accuracy in accuracies]
+    assert found["mean_corruption_accuracy"] == pytest.approx(sum(every) / 80)
+    out = tinycifar(*words).out
+    assert f"Mean {found['mean_corruption_accuracy']:.2%}, without corruption {found['clean_accuracy']:.2%}" in out
+    assert json.loads((trained / "evaluation.json").read_text())["robustness"] == found
 
 
 def test_predict_prints_a_line_a_picture_with_three_classes(tinycifar: Any, trained: Path, tmp_path: Path) -> None:

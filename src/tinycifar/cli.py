@@ -171,20 +171,42 @@ def _class_lines(evaluation: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _robustness_lines(evaluation: dict[str, Any]) -> list[str]:
+    if "robustness" not in evaluation:
+        return []
+    found = evaluation["robustness"]
+    lines = ["", f"Corrupted: {found['images']:,} images, accuracy at severity 1 to 5"]
+    for name, accuracies in found["accuracy"].items():
+        lines.append(f"{name:16}" + "".join(f"{accuracy:8.2%}" for accuracy in accuracies))
+    lines.append(f"Mean {found['mean_corruption_accuracy']:.2%}, without corruption {found['clean_accuracy']:.2%}")
+    return lines
+
+
 @cli.command()
 @click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
 @data_option
 @device_option
 @threads_option
+@click.option("--robustness", is_flag=True, help="Also on corrupted images: 16 corruptions, 5 severities.")
+@click.option(
+    "--images", type=click.IntRange(1), default=2000, show_default=True, help="How many of them, with --robustness."
+)
 @json_option
-def evaluate(directory: Path, source: str | None, device: str, threads: int | None, as_json: bool) -> int:
+def evaluate(
+    directory: Path, source: str | None, device: str, threads: int | None, robustness: bool, images: int, as_json: bool
+) -> int:
     """Repeat the accuracy of RUN from its saved weights; on its own data, write evaluation.json anew."""
     _set_threads(threads)
-    found = inference.evaluate_run(directory, source=source, device=device)
+    corrupted = images if robustness else 0
+    found = inference.evaluate_run(directory, source=source, device=device, corrupted=corrupted)
     if as_json:
         _print_json(found.content)
     else:
-        for line in [*_evaluation_lines(found.content), *_class_lines(found.content)]:
+        for line in [
+            *_evaluation_lines(found.content),
+            *_class_lines(found.content),
+            *_robustness_lines(found.content),
+        ]:
             click.echo(line)
     if source is not None:  # the run's own evaluation is that on its own data
         return 0
