@@ -22,7 +22,7 @@ from PIL import Image
 
 from tinycifar.metrics import mean_interval
 from tinycifar.recipes import RECIPES
-from tinycifar.report import BLUE, ORANGE
+from tinycifar.plots import BLUE, ORANGE
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,27 @@ from typing import Any
 import click
 import torch
 from rich.console import Console
+from rich.progress import Progress
 
-from tinycifar import __version__, bench, cifar10, data, inference, recipes, report, run, summary, training
-from tinycifar.models import build
+from tinycifar import (
+    __version__,
+    bench,
+    cifar10,
+    compare,
+    data,
+    explain,
+    inference,
+    pictures,
+    plots,
+    recipes,
+    report,
+    run,
+    summary,
+    text,
+    trained,
+    training,
+)
+from tinycifar.models import MODELS, build
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
@@ -27,6 +47,14 @@ data_option = click.option(
     "source",
     metavar="PATH",
     help="CIFAR-10's binary folder or archive, or `sample` (default: the cache, filled first).",
+)
+model_option = click.option(
+    "--model",
+    "model_name",
+    metavar="MODEL",
+    default=recipes.DEFAULT_RECIPE,
+    show_default=True,
+    help="A run directory, a weights file, or a shipped model.",
 )
 
 
@@ -40,6 +68,7 @@ def cli() -> None:
 @click.argument("recipe_name", metavar="[RECIPE]", default=recipes.DEFAULT_RECIPE)
 @click.option("--epochs", type=int, help="Epochs of the whole schedule.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--seeds", type=click.IntRange(1), help="Train N seeds one after another, from --seed on.", metavar="N")
 @device_option
 @threads_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, new or empty (default: runs/RECIPE/DATE).")
@@ -57,6 +86,7 @@ def train(
     recipe_name: str,
     epochs: int | None,
     seed: int,
+    seeds: int | None,
     device: str,
     threads: int | None,
     out: Path | None,
@@ -67,123 +97,90 @@ def train(
     record: bool,
     as_json: bool,
 ) -> int:
-    """Train RECIPE and fill a run directory with weights, metrics, evaluation and plots."""
+    """Train RECIPE and fill a run directory with weights, metrics, evaluation, plots and a report."""
     recipe = recipes.with_settings(recipes.get(recipe_name), settings)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
-    record_path = None
+    all_seeds = range(seed, seed + (seeds or 1))
     if record:
         if recipe != recipes.get(recipe_name) or (limit, stop_after_epoch, source) != (None, None, None):
             raise ValueError(
                 "--record is for whole, unchanged recipes on the cached data: "
                 "leave out --epochs, --set, --limit, --stop-after-epoch and --data"
             )
-        record_path = run.record_path(recipe_name, f"seed-{seed}", run.select_device(device))
+        place = run.select_device(device)
+        record_paths = {number: run.record_path(recipe_name, f"seed-{number}", place) for number in all_seeds}
     _set_threads(threads)
-    console = Console(stderr=as_json, markup=False, emoji=False, highlight=False, soft_wrap=True)
-    result = training.train(
-        recipe,
-        source,
-        out=out,
-        seed=seed,
-        device=device,
-        limit=limit,
-        stop_after_epoch=stop_after_epoch,
-        console=console,
-    )
-    if record_path is not None and not result.stopped_by:
-        record_path.parent.mkdir(parents=True, exist_ok=True)
-        run.write_json(record_path, result.record)
-        console.print(f"Record: {record_path}")
+    display = _display(as_json)
+    whole = run.create(out, recipe.name) if seeds else None
+    task = display.add_task("Seeds", total=seeds) if seeds else None
+    results: list[training.Result] = []
+    code = 0
+    with display:
+        for number in all_seeds:
+            result = training.train(
+                recipe,
+                source,
+                out=whole / f"seed-{number}" if whole else out,
+                seed=number,
+                device=device,
+                limit=limit,
+                stop_after_epoch=stop_after_epoch,
+                display=display,
+            )
+            results.append(result)
+            stopped = bool(result.stopped_by)
+            if record and not stopped:
+                record_paths[number].parent.mkdir(parents=True, exist_ok=True)
+                run.write_json(record_paths[number], result.record)
+                display.console.print(f"Record: {record_paths[number]}")
+            evaluation = None if stopped else run.read_json(result.directory / "evaluation.json")
+            if seeds and evaluation is not None:
+                display.console.print(f"Seed {number}: {text.accuracy(evaluation)}")
+            elif not as_json:
+                for line in text.closing_summary(recipe, result.record, evaluation, stopped):
+                    display.console.print(line)
+            code = max(code, _report(result.directory))
+            if result.stopped_by:
+                code = 128 + result.stopped_by
+                break
+            if task is not None:
+                display.advance(task)
+    if whole is None:
+        if as_json:
+            _print_json({"run": str(results[0].directory), **results[0].record})
+        else:
+            click.echo(f"Everything lies in {results[0].directory}; open report.html there")
+        return code
+    found = compare.over_seeds([result.record for result in results if not result.stopped_by])
+    run.write_json(whole / "summary.json", found)
     if as_json:
-        _print_json({"run": str(result.directory), **result.record})
+        _print_json({"run": str(whole), **found, "runs": [result.record for result in results]})
     else:
-        for line in _closing_summary(recipe, result):
-            console.print(line)
+        for line in ["", *text.over_seeds(found), f"Everything lies in {whole}"]:
+            click.echo(line)
+    return code
+
+
+def _report(directory: Path) -> int:
+    """Write a run's pictures and its page; 1 and a line if that fails, as the run itself is safe by now."""
     try:
-        report.plot_run(result.directory)
+        plots.save_curves(directory)
+        report.write(directory)
     except OSError as error:
-        click.echo(f"tinycifar: no plots: {_problem(error)}", err=True)
+        click.echo(f"tinycifar: no report: {_problem(error)}", err=True)
         return 1
-    return 128 + result.stopped_by if result.stopped_by else 0
-
-
-def _closing_summary(recipe: recipes.Recipe, result: training.Result) -> list[str]:
-    record = result.record
-    lines = []
-    if result.stopped_by:
-        lines.append(f"Stopped in epoch {record['epochs'] + 1}; the weights of the last step are saved")
-    if record["train_accuracy"] is not None:
-        which = "augmented images"
-        if recipe.skip_easiest and record["epochs"] > 1:
-            which = f"augmented images, the hardest {1 - recipe.skip_easiest:.0%}"
-        lines.append(f"Train accuracy, last epoch: {record['train_accuracy']:.2%} (on the {which} trained on)")
-    if not result.stopped_by:
-        evaluation = run.read_json(result.directory / "evaluation.json")
-        lines += _evaluation_lines(evaluation)
-        if record["best_test_accuracy"] is not None:
-            best = f"{record['best_test_accuracy']:.2%}"
-            lines.append(f"Best on test, any epoch: {best} (chosen on the test set, as the reference did)")
-        verdict = "met" if evaluation["accuracy"] >= recipe.target_accuracy else "not met"
-        lines.append(f"Target of {recipe.target_accuracy:.2%}: {verdict} on the {evaluation['split']} images")
-    if record["images_per_second"]:
-        seconds, speed = record["train_seconds"], record["images_per_second"]
-        lines.append(f"Training took {seconds:,.1f} s at {speed:,.0f} images/s on {record['threads']} threads")
-    lines.append(f"Everything lies in {result.directory}")
-    return lines
-
-
-def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
-    low, high = evaluation["accuracy_interval"]
-    return [
-        f"{evaluation['split'].capitalize()} accuracy: {evaluation['accuracy']:.2%} (95% interval {low:.2%} to "
-        f"{high:.2%}; {evaluation['correct']:,} of {evaluation['images']:,} images), loss {evaluation['loss']:.4f}",
-        f"With flip averaging (TTA): {evaluation['accuracy_tta']:.2%}",
-        f"Among the best two: {evaluation['top2_accuracy']:.2%}, three: {evaluation['top3_accuracy']:.2%}",
-        f"Calibration: ECE {evaluation['ece']:.4f}, NLL {evaluation['loss']:.4f}, Brier {evaluation['brier']:.4f}; "
-        + _calibrated(evaluation),
-    ]
-
-
-def _calibrated(evaluation: dict[str, Any]) -> str:
-    if evaluation["calibrated"] is None:
-        return "no temperature, as it is fitted on validation images only"
-    after = evaluation["calibrated"]
-    return (
-        f"at temperature {evaluation['temperature']:.3f}, fitted on the other half of the validation images, "
-        f"{after['ece']:.4f}, {after['loss']:.4f}, {after['brier']:.4f}"
-    )
-
-
-def _class_lines(evaluation: dict[str, Any]) -> list[str]:
-    names = [row["class"] for row in evaluation["classes"]]
-    width = max(map(len, names))
-    lines = [f"{'':{width}}  images  precision  recall      F1"]
-    for row in evaluation["classes"]:
-        scores = f"{row['precision']:9.2%}  {row['recall']:6.2%}  {row['f1']:6.2%}"
-        lines.append(f"{row['class']:{width}}  {row['images']:6,}  {scores}")
-    lines += ["", "Confusion, true classes down, predicted across"]
-    cell = max(5, *(len(name[:6]) + 1 for name in names))
-    lines.append(" " * width + "".join(f"{name[:6]:>{cell}}" for name in names))
-    for name, counts in zip(names, evaluation["confusion"], strict=True):
-        lines.append(f"{name:{width}}" + "".join(f"{count:{cell}}" for count in counts))
-    lines.append(f"{evaluation['images_per_second']:,.0f} images/s")
-    return lines
-
-
-def _robustness_lines(evaluation: dict[str, Any]) -> list[str]:
-    if "robustness" not in evaluation:
-        return []
-    found = evaluation["robustness"]
-    lines = ["", f"Corrupted: {found['images']:,} images, accuracy at severity 1 to 5"]
-    for name, accuracies in found["accuracy"].items():
-        lines.append(f"{name:16}" + "".join(f"{accuracy:8.2%}" for accuracy in accuracies))
-    lines.append(f"Mean {found['mean_corruption_accuracy']:.2%}, without corruption {found['clean_accuracy']:.2%}")
-    return lines
+    except ValueError as error:
+        click.echo(f"tinycifar: no report: {error}", err=True)
+        return 1
+    return 0
 
 
 @cli.command()
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("model_name", metavar="MODEL")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder to write to (default: the run's, else evaluations/MODEL)."
+)
 @data_option
 @device_option
 @threads_option
@@ -193,61 +190,217 @@ def _robustness_lines(evaluation: dict[str, Any]) -> list[str]:
 )
 @json_option
 def evaluate(
-    directory: Path, source: str | None, device: str, threads: int | None, robustness: bool, images: int, as_json: bool
+    model_name: str,
+    out: Path | None,
+    source: str | None,
+    device: str,
+    threads: int | None,
+    robustness: bool,
+    images: int,
+    as_json: bool,
 ) -> int:
-    """Repeat the accuracy of RUN from its saved weights; on its own data, write evaluation.json anew."""
+    """Score MODEL, a run, a weights file or a shipped model, on the images that it opens; write evaluation.json."""
     _set_threads(threads)
+    model = trained.load(model_name, device)
     corrupted = images if robustness else 0
-    found = inference.evaluate_run(directory, source=source, device=device, corrupted=corrupted)
+    found = inference.evaluate_model(model, source=source, corrupted=corrupted)
     if as_json:
         _print_json(found.content)
     else:
-        for line in [
-            *_evaluation_lines(found.content),
-            *_class_lines(found.content),
-            *_robustness_lines(found.content),
-        ]:
+        blocks = [text.scores(found.content), text.by_class(found.content), text.robustness(found.content)]
+        for line in [*blocks[0], *blocks[1], f"{found.content['images_per_second']:,.0f} images/s", *blocks[2]]:
             click.echo(line)
-    if source is not None:  # the run's own evaluation is that on its own data
-        return 0
+    if out is None:  # a run's own evaluation is that on its own data
+        of_run = source is None and model_name not in trained.shipped() and Path(model_name).is_dir()
+        out = Path(model_name) if of_run else Path("evaluations") / model.name
     try:
-        found.save(directory)
+        out.mkdir(parents=True, exist_ok=True)
+        found.save(out)
     except OSError as error:
         click.echo(f"tinycifar: the evaluation is not written: {_problem(error)}", err=True)
         return 1
     return 0
 
 
-@cli.command()
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@cli.command("report")
+@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+def report_command(directory: Path) -> int:
+    """Write RUN's report.html anew: one page with all that is known of it, which needs no network."""
+    plots.save_curves(directory)
+    click.echo(f"Report: {report.write(directory)}")
+    return 0
+
+
+@cli.command("compare")
+@click.argument("directories", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--model", "model_path", metavar="RUN", required=True, type=click.Path(path_type=Path), help="Run or weights file."
+    "--out", type=click.Path(path_type=Path), default="comparison.html", show_default=True, help="The page to write."
+)
+@json_option
+def compare_command(directories: tuple[Path, ...], out: Path, as_json: bool) -> int:
+    """Lay runs side by side: a table, their curves, and whether they differ by more than noise.
+
+    A RUN of several seeds counts as one recipe, as do several RUNs of the same recipe.
+    """
+    found = compare.compare(directories)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        for line in found.lines():
+            click.echo(line)
+    compare.write(found, out)
+    click.echo(f"Page: {out}", err=as_json)
+    return 0
+
+
+@cli.command()
+@click.argument("paths", metavar="PICTURE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@model_option
+@device_option
+@threads_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print one line of comma-separated values a picture.")
+@json_option
+def predict(
+    paths: tuple[Path, ...], model_name: str, device: str, threads: int | None, as_csv: bool, as_json: bool
+) -> int:
+    """Give the three most probable classes of pictures: PNG, JPEG and WebP files of any size, or folders of them."""
+    if as_csv and as_json:
+        raise ValueError("--csv and --json exclude each other")
+    _set_threads(threads)
+    model = trained.load(model_name, device)
+    files = pictures.find(paths)
+    display = _display(to_stderr=True)
+    with display:
+        found = list(display.track(inference.predict(model, files), total=len(files), description="Pictures"))
+    predictions = [entry for entry in found if "classes" in entry]
+    unreadable = [entry for entry in found if "problem" in entry]
+    if as_json:
+        content = {"model": model_name, "temperature": model.temperature, "predictions": predictions}
+        _print_json(content | {"unreadable": unreadable})
+    elif as_csv:
+        _print_csv(predictions, min(3, len(model.classes)))
+    else:
+        rows = [
+            [entry["file"], *(f"{of['class']} {of['probability']:6.1%}" for of in entry["classes"])]
+            for entry in predictions
+        ]
+        for line in text.table(rows):
+            click.echo(line)
+    for entry in unreadable:
+        click.echo(f"tinycifar: {entry['problem']}", err=True)
+    if unreadable:
+        click.echo(f"tinycifar: {len(unreadable):,} of {len(found):,} files skipped", err=True)
+    return 1 if unreadable else 0
+
+
+def _print_csv(predictions: Iterable[dict[str, Any]], top: int) -> None:
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["file", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("class", "probability"))])
+    for entry in predictions:
+        cells = [cell for of in entry["classes"] for cell in (of["class"], f"{of['probability']:.6f}")]
+        writer.writerow([entry["file"], *cells])
+    click.echo(lines.getvalue(), nl=False)
+
+
+@cli.command("explain")
+@click.argument("paths", metavar="PICTURE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@model_option
+@click.option("--class", "class_name", metavar="CLASS", help="Explain this class (default: the most probable one).")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="explanations",
+    show_default=True,
+    help="Folder for the pictures.",
 )
 @device_option
 @threads_option
 @json_option
-def predict(images: tuple[Path, ...], model_path: Path, device: str, threads: int | None, as_json: bool) -> None:
-    """Give the three most probable classes of each IMAGE, a PNG or JPEG of any size."""
+def explain_command(
+    paths: tuple[Path, ...],
+    model_name: str,
+    class_name: str | None,
+    out: Path,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Draw what in pictures speaks for a class: Grad-CAM as a heat map over each, one PNG a picture."""
     _set_threads(threads)
-    predictions = inference.predict(inference.load(model_path, device), images)
+    model = trained.load(model_name, device)
+    files = pictures.find(paths)
+    out.mkdir(parents=True, exist_ok=True)
+    display = _display(to_stderr=True)
+    with display:
+        work = explain.explain_files(model, files, out, class_name)
+        found = list(display.track(work, total=len(files), description="Pictures"))
+    unreadable = [entry for entry in found if "problem" in entry]
+    explained = [entry for entry in found if "problem" not in entry]
     if as_json:
-        _print_json({"model": str(model_path), "predictions": predictions})
-        return
-    for prediction in predictions:
-        classes = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in prediction["classes"])
-        click.echo(f"{prediction['file']}: {classes}")
+        _print_json({"model": model_name, "explanations": explained, "unreadable": unreadable})
+    else:
+        for entry in explained:
+            click.echo(f"{entry['file']}: {entry['class']} {entry['probability']:.1%}, drawn in {entry['picture']}")
+    for entry in unreadable:
+        click.echo(f"tinycifar: {entry['problem']}", err=True)
+    return 1 if unreadable else 0
 
 
 @cli.command("summary")
 @click.argument("model_name", metavar="MODEL")
+@click.option(
+    "--plot",
+    metavar="PNG",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the theoretical and the effective receptive field over an example.",
+)
 @json_option
-def summary_command(model_name: str, as_json: bool) -> None:
-    """Print MODEL's layer table: shapes, parameters, MACs, receptive field."""
-    table = summary.summarize(build(model_name))
+def summary_command(model_name: str, plot: Path | None, as_json: bool) -> None:
+    """Print MODEL's layer table: shapes, parameters, MACs, receptive field.
+
+    MODEL is an architecture, untrained, or a run, a weights file or a shipped model.
+    """
+    if model_name.lower() in MODELS:
+        model, label = build(model_name), f"{model_name}, untrained"
+    else:
+        found = trained.load(model_name, "cpu")
+        model, label = found.model, f"{found.name}, trained"
+    table = summary.summarize(model)
+    if plot is not None:
+        field = explain.effective_receptive_field(model, data.sample().test_images)
+        figure = plots.receptive_fields(table, field, data.sample().test_images[plots.EXAMPLE], label)
+        plots.save(figure, plot)
     if as_json:
         _print_json(summary.as_json(table))
     else:
         click.echo(summary.render(table))
+
+
+@cli.command("models")
+@json_option
+def models_command(as_json: bool) -> None:
+    """List the models that are shipped with their weights, and those that can be trained."""
+    shipped = trained.shipped()
+    architectures = {name: summary.summarize(build(name)) for name in MODELS}
+    if as_json:
+        sizes = {name: {"parameters": of.parameters, "macs": of.macs} for name, of in architectures.items()}
+        _print_json({"shipped": shipped, "architectures": sizes})
+        return
+    rows = [["shipped", "model", "parameters", "MACs", "test accuracy", "weights"]]
+    for name, of in shipped.items():
+        size = f"{of['bytes'] / 1000:,.0f} kB"
+        score = f"{of['test_accuracy']:.2%}"
+        rows.append([name, of["model"], f"{of['parameters']:,}", f"{of['macs']:,}", score, size])
+    for line in text.table(rows):
+        click.echo(line)
+    click.echo()
+    rows = [["architecture", "parameters", "MACs", "recipes"]]
+    for name, table in architectures.items():
+        by = ", ".join(recipe.name for recipe in recipes.RECIPES.values() if recipe.model == name)
+        rows.append([name, f"{table.parameters:,}", f"{table.macs:,}", by])
+    for line in text.table(rows):
+        click.echo(line)
 
 
 @cli.command("recipes")
@@ -348,7 +501,7 @@ def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: 
     recipes.get(recipe_name)
     _set_threads(threads)
     path = run.record_path(recipe_name, "bench-train", torch.device("cpu")) if record else None
-    console = Console(stderr=as_json, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console = _console(as_json)
     result = bench.bench_train(data.load(), recipe_name=recipe_name, runs=runs, steps=steps, console=console)
     if as_json:
         _print_json(asdict(result))
@@ -363,6 +516,16 @@ def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: 
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def _console(to_stderr: bool) -> Console:
+    return Console(stderr=to_stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _display(to_stderr: bool) -> Progress:
+    """The live display of a command: bars on a terminal, else lines alone."""
+    console = _console(to_stderr)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
 
 
 def _print_json(content: dict[str, Any]) -> None:

@@ -1,27 +1,21 @@
-"""From images to logits: the only inference loop, trained weights from disk, and predictions on pictures."""
+"""From images to logits: the only inference loop, evaluation, and predictions on pictures."""
 
 from __future__ import annotations
 
-import json
 import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tinycifar import data, metrics, models, run
+from tinycifar import data, metrics, pictures, run
 from tinycifar.data import Dataset
 from tinycifar.models import Classifier
-
-IMAGE_FORMATS = ("PNG", "JPEG")
+from tinycifar.trained import Trained
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -50,45 +44,6 @@ def logits(model: Classifier, images: Tensor, *, flip: bool = False, batch_size:
         return torch.cat(parts)
     finally:
         model.train(was_training)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model with its weights and what their file says of them."""
-
-    model: Classifier
-    model_name: str
-    recipe: str
-    classes: tuple[str, ...]
-
-
-def load(path: str | Path, device: str = "auto") -> Trained:
-    """Load trained weights from a run directory or a `.safetensors` file that `tinycifar train` wrote.
-
-    Raises ValueError, naming the file, if it is missing, no safetensors file, not ours, or does not fit its model.
-    """
-    path = Path(path)
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        what = "is no run directory: it holds no model.safetensors" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {what}; name a run directory or a .safetensors file")
-    try:
-        with safe_open(file, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no readable safetensors file: {error}") from None
-    try:
-        model_name, classes = metadata["model"], tuple(str(name) for name in json.loads(metadata["classes"]))
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{file} does not name its model and classes; it was not written by tinycifar") from None
-    model = models.build(model_name, num_classes=len(classes))
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError:
-        raise ValueError(f"{file} holds weights that do not fit the model {model_name}") from None
-    model = model.to(run.select_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Trained(model.eval(), model_name, metadata.get("recipe", ""), classes)
 
 
 def evaluation_split(dataset: Dataset) -> tuple[str, Tensor, Tensor]:
@@ -121,11 +76,12 @@ class Evaluation:
         run.write_json(directory / "evaluation.json", self.content)
 
 
-def evaluate(model: Classifier, dataset: Dataset) -> Evaluation:
+def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = None) -> Evaluation:
     """Score a model on the images that `dataset` opens: accuracy, with TTA too, errors by class, calibration, speed.
 
     On validation images a temperature is fitted; what it does for calibration is told of each half of the images with
-    the temperature of the other half. On test images there is none, as nothing may be fitted to them.
+    the temperature of the other half. Nothing may be fitted to test images: there it is `temperature`, if given, which
+    must come from elsewhere.
     """
     split, images, labels = evaluation_split(dataset)
     start = time.perf_counter()
@@ -135,10 +91,12 @@ def evaluate(model: Classifier, dataset: Dataset) -> Evaluation:
     tta = metrics.summarize(flipped, labels)
     confusion = metrics.confusion_matrix(plain, labels)
     named = zip(dataset.classes, metrics.per_class(confusion), strict=True)
-    temperature = calibrated = None
+    scaled = None
     if split == "validation" and len(labels) > 1:
         temperature = metrics.fit_temperature(plain, labels)
-        calibrated = metrics.calibration(metrics.crossfit_temperature(plain, labels), labels)
+        scaled = metrics.crossfit_temperature(plain, labels)
+    elif temperature is not None:
+        scaled = plain / temperature
     content = {
         "data": dataset.name,
         "split": split,
@@ -149,11 +107,12 @@ def evaluate(model: Classifier, dataset: Dataset) -> Evaluation:
         "top3_accuracy": metrics.top_k_accuracy(plain, labels, 3),
         **metrics.calibration(plain, labels),
         "temperature": temperature,
-        "calibrated": calibrated,
+        "calibrated": None if scaled is None else metrics.calibration(scaled, labels),
         "images_per_second": len(labels) / seconds,
         "classes": [{"class": name, **row} for name, row in named],
         "confusion": confusion.tolist(),
         "reliability": metrics.reliability(plain, labels),
+        "reliability_calibrated": None if scaled is None else metrics.reliability(scaled, labels),
     }
     return Evaluation(content, plain, flipped, labels)
 
@@ -184,69 +143,42 @@ def robustness(model: Classifier, dataset: Dataset, count: int = 2_000, seed: in
     }
 
 
-def evaluate_run(
-    directory: str | Path, *, source: str | Path | None = None, device: str = "auto", corrupted: int = 0
-) -> Evaluation:
-    """Evaluate a run's saved weights on the images that its recipe opens, and `robustness` on `corrupted` of them.
+def evaluate_model(trained: Trained, *, source: str | Path | None = None, corrupted: int = 0) -> Evaluation:
+    """Evaluate a trained model on the images that it opens, and its `robustness` on `corrupted` of them.
 
-    `source` is as in `tinycifar.data.load`; by default the one the run was trained on. Raises ValueError if
-    `directory` is no run directory.
+    `source` is as in `tinycifar.data.load`; by default the data it was trained on. A model that was trained with
+    validation images opens only these.
     """
-    directory = Path(directory)
-    if directory.is_file():
-        raise ValueError(f"{directory} is a file; name a run directory")
-    trained = load(directory, device)
-    recipe, environment = run.read_recipe(directory), run.read_environment(directory)
-    dataset = data.load(environment["data"] if source is None else source).split(recipe.validation_images)
-    found = evaluate(trained.model, dataset)
+    dataset = data.load(trained.data if source is None else source).split(trained.validation_images)
+    found = evaluate(trained.model, dataset, trained.temperature)
     if corrupted:
         found.content["robustness"] = robustness(trained.model, dataset, corrupted)
     return found
 
 
-def read_picture(path: str | Path, size: int = 32) -> Tensor:
-    """A PNG or JPEG as uint8 (3, size, size): turned upright, cropped to its central square, resized with antialiasing.
+def predict(trained: Trained, paths: Sequence[str | Path], top: int = 3) -> Iterator[dict[str, Any]]:
+    """The `top` most probable classes of each picture, one after another, each a dict with its path as `file`.
 
-    Transparent parts become white, grey and 16-bit pictures RGB of 8 bits. Raises ValueError, naming the file, if it
-    cannot be read as one of these formats or has more pixels than Pillow holds safe.
+    It has `classes`, each a `class` and its `probability`, at the model's temperature if it has one; or, where the file
+    is no picture, the reason as `problem`. Pictures are read and held 256 at a time.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
-                picture = _to_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ValueError(f"cannot read {path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or f"no {' or '.join(IMAGE_FORMATS)} image"
-        raise ValueError(f"cannot read {path}: {reason}") from None
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    # Cropped first: with `box`, or `ImageOps.fit`, the filter would mix in pixels from outside the crop.
-    square = picture.crop((left, top, left + side, top + side))
-    resized = square.resize((size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def predict(trained: Trained, paths: Sequence[str | Path], top: int = 3) -> list[dict[str, Any]]:
-    """The `top` most probable classes of each picture: `file`, and `classes`, each a `class` and its `probability`.
-
-    Raises ValueError, naming the file, for one that is no picture.
-    """
-    images = torch.stack([read_picture(path) for path in paths])
-    probabilities, indices = logits(trained.model, images).softmax(1).topk(min(top, len(trained.classes)))
-    return [
-        {
-            "file": str(path),
-            "classes": [{"class": trained.classes[i], "probability": p} for p, i in zip(ps, indexes, strict=True)],
-        }
-        for path, ps, indexes in zip(paths, probabilities.tolist(), indices.tolist(), strict=True)
-    ]
+    top = min(top, len(trained.classes))
+    for start in range(0, len(paths), 256):
+        part = paths[start : start + 256]
+        found: list[dict[str, Any]] = []
+        images = []
+        for path in part:
+            try:
+                images.append(pictures.to_tensor(pictures.read_square(path)))
+                found.append({"file": str(path), "classes": []})
+            except ValueError as error:
+                found.append({"file": str(path), "problem": str(error)})
+        if images:
+            scaled = logits(trained.model, torch.stack(images)) / (trained.temperature or 1)
+            rows = zip(*(values.tolist() for values in scaled.softmax(1).topk(top)), strict=True)
+            for entry in found:
+                if "classes" in entry:
+                    entry["classes"] = [
+                        {"class": trained.classes[i], "probability": p} for p, i in zip(*next(rows), strict=True)
+                    ]
+        yield from found

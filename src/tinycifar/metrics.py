@@ -150,3 +150,35 @@ def crossfit_temperature(logits: Tensor, labels: Tensor) -> Tensor:
     for half in range(2):
         scaled[half::2] = logits[half::2] / fit_temperature(logits[1 - half :: 2], labels[1 - half :: 2])
     return scaled
+
+
+def mcnemar(first: Tensor, second: Tensor) -> tuple[int, int, float]:
+    """Which of two models is right more often on the same images, from whether each was right on each, bool (N,).
+
+    Gives how many images only the first and only the second has right, and the two-sided p-value of the exact McNemar
+    test (McNemar 1947): how often models that are equally good would differ by that much or more on such images.
+    """
+    from scipy.stats import binomtest
+
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    if only_first + only_second == 0:
+        return 0, 0, 1.0
+    return only_first, only_second, float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def welch_interval(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Lower and upper end of the interval for the mean of `second` minus that of `first`, spreads not being equal.
+
+    By Welch's t-test (1947), both independent measurements. Raises ValueError for fewer than two values on a side.
+    """
+    if min(len(first), len(second)) < 2:
+        raise ValueError("an interval of the difference needs at least two values on each side")
+    from scipy.special import stdtrit
+
+    difference = statistics.mean(second) - statistics.mean(first)
+    errors = [statistics.variance(values) / len(values) for values in (first, second)]
+    if not sum(errors):
+        return difference, difference
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(v) - 1) for e, v in zip(errors, (first, second), strict=True))
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(sum(errors))
+    return difference - half, difference + half

@@ -1,57 +1,162 @@
-"""Runs to pictures."""
+"""One self-contained page about a run."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
-from tinycifar import run
+from tinycifar import cifar10, data, explain, inference, pictures, plots, run, text, trained, training
+from tinycifar.models import build
+from tinycifar.recipes import Recipe
+from tinycifar.summary import summarize
 
-# Okabe & Ito's palette, told apart with any colour vision.
-BLUE, ORANGE = "#0072b2", "#d55e00"
-NAMES = {"train": "training", "validation": "validation", "test": "test"}
-
-
-def plot_curves(history: Sequence[dict[str, Any]], quantity: str, title: str) -> Figure:
-    """Curves over the epochs of `quantity`, "loss" or "accuracy", for each split that the history has it of."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    scale = 100 if quantity == "accuracy" else 1
-    for split, colour in (("train", BLUE), ("validation", ORANGE), ("test", ORANGE)):
-        points = [
-            (entry["epoch"], entry[f"{split}_{quantity}"] * scale)
-            for entry in history
-            if f"{split}_{quantity}" in entry
-        ]
-        if points:
-            epochs, values = zip(*points, strict=True)
-            marker = "o" if len(points) < 3 else None
-            label = f"{NAMES[split]}, last {values[-1]:.2f}{' %' if scale == 100 else ''}"
-            axes.plot(epochs, values, colour, marker=marker, linewidth=2, label=label)
-    axes.set_title(title)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("accuracy (%)" if quantity == "accuracy" else "cross-entropy loss (nats)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlim(0.5, max(entry["epoch"] for entry in history) + 0.5)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
+MISTAKES = 24
 
 
-def plot_run(directory: Path) -> list[Path]:
-    """Draw `loss.png` and `accuracy.png` of a run from its metrics; nothing if no epoch was finished.
+def render(template: str, **content: Any) -> str:
+    """A page from a file in `templates/`; every value is escaped unless the template says it is markup."""
+    environment = Environment(
+        loader=PackageLoader("tinycifar"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**content)
 
-    Raises ValueError if `directory` is no run directory.
+
+def write(directory: Path) -> Path:
+    """Write `report.html` of a run, from what lies in its directory and the images it was evaluated on; gives its path.
+
+    Raises ValueError, naming the file, if `directory` is no run directory or a file in it is damaged.
     """
+    if seeds := run.seeds(directory):
+        raise ValueError(f"{directory} holds several seeds; name one of them, for example {seeds[0]}")
+    recipe, environment = run.read_recipe(directory), run.read_environment(directory)
     history = run.read_metrics(directory)
-    name = run.read_json(directory / "recipe.json")["name"]
-    paths = []
-    for quantity in ("loss", "accuracy") if history else ():
-        path = directory / f"{quantity}.png"
-        plot_curves(history, quantity, f"{name}: {quantity} after each epoch").savefig(path, dpi=120)
-        paths.append(path)
-    return paths
+    table = summarize(build(recipe.model))
+    evaluation = None
+    robustness = None
+    mistakes: list[dict[str, Any]] = []
+    missing = ""
+    if (directory / "evaluation.json").exists():
+        evaluation = run.read_json(directory / "evaluation.json")
+        robustness = evaluation.get("robustness")
+        try:
+            mistakes = _mistakes(directory)
+        except cifar10.DataError as error:
+            missing = str(error)
+    page = render(
+        "report.html",
+        recipe=recipe,
+        environment=environment,
+        history=history,
+        table=table,
+        evaluation=evaluation,
+        accuracy=text.accuracy(evaluation) if evaluation else None,
+        calibration=text.calibration(evaluation) if evaluation else None,
+        robustness=robustness,
+        mistakes=mistakes,
+        missing=missing,
+        train_seconds=sum(entry["train_seconds"] for entry in history),
+        figures=_figures(recipe, environment, history, evaluation),
+        recipe_fields=asdict(recipe),
+    )
+    path = directory / "report.html"
+    run.write_bytes(path, page.encode())
+    return path
+
+
+def _figures(
+    recipe: Recipe,
+    environment: dict[str, Any],
+    history: Sequence[dict[str, Any]],
+    evaluation: dict[str, Any] | None,
+) -> dict[str, dict[str, str]]:
+    """The page's figures by name, those of which the run knows enough."""
+    figures = {}
+    if history:
+        for quantity in ("accuracy", "loss"):
+            title = f"{quantity.capitalize()} after each epoch"
+            figures[quantity] = plots.svg(quantity, plots.curves, history, quantity, title)
+    if isinstance(environment.get("train_images"), int):
+        epochs, rates = _learning_rates(recipe, environment["train_images"])
+        figures["rate"] = plots.svg("rate", plots.learning_rates, epochs, rates)
+    if evaluation is not None:
+        figures["confusion"] = plots.svg("confusion", plots.confusion, evaluation)
+        figures["reliability"] = plots.svg("reliability", plots.reliability, evaluation)
+        if "robustness" in evaluation:
+            figures["robustness"] = plots.svg("robustness", plots.robustness, evaluation["robustness"])
+    return figures
+
+
+def _learning_rates(recipe: Recipe, images: int) -> tuple[list[float], dict[str, list[float]]]:
+    """At about 200 steps of a run's schedule: how many epochs have passed, and the rate of each of its optimizers."""
+    _, steps_by_epoch, schedule = training.plan(recipe, images)
+    total = sum(steps_by_epoch)
+    passed = [epoch + step / count for epoch, count in enumerate(steps_by_epoch) for step in range(count)] + [
+        float(recipe.epochs)
+    ]
+    steps = sorted({*range(0, total, max(1, total // 200)), total})
+    maxima = {"SGD": recipe.max_learning_rate}
+    if recipe.optimizer == "muon":
+        maxima["Muon"] = recipe.muon_learning_rate
+    rates = {name: [largest * schedule(step)[0] for step in steps] for name, largest in maxima.items()}
+    return [passed[step] for step in steps], rates
+
+
+def _mistakes(directory: Path) -> list[dict[str, Any]]:
+    """The run's most confident mistakes on the images it was evaluated on, with pictures as data URIs."""
+    model = trained.load(directory, "cpu")
+    stored = read_logits(directory / "evaluation.safetensors")
+    dataset = data.load(model.data).split(model.validation_images)
+    _, images, labels = inference.evaluation_split(dataset)
+    if not torch.equal(stored["labels"], labels):
+        raise ValueError(f"{directory / 'evaluation.safetensors'} is not of the run's own data: evaluate it again")
+    probabilities = (stored["logits"] / (model.temperature or 1)).softmax(1)
+    confidence, predicted = probabilities.max(1)
+    wrong = (predicted != labels).nonzero()[:, 0]
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:MISTAKES]]
+    if not len(worst):
+        return []
+    heats = explain.heat_maps(model.model, images[worst], predicted[worst])
+    found = []
+    for index, heat in zip(worst.tolist(), heats, strict=True):
+        picture = pictures.to_image(images[index])
+        found.append(
+            {
+                "index": index,
+                "image": _data_uri(picture),
+                "heat": _data_uri(plots.heat_overlay(picture, heat)),
+                "true": model.classes[int(labels[index])],
+                "predicted": model.classes[int(predicted[index])],
+                "probability": float(confidence[index]),
+            }
+        )
+    return found
+
+
+def read_logits(path: Path) -> dict[str, Tensor]:
+    """The tensors of an `evaluation.safetensors`; ValueError, naming the file, if it is missing or damaged."""
+    try:
+        tensors = load_file(path)
+        return {name: tensors[name] for name in ("logits", "logits_tta", "labels")}
+    except (SafetensorError, OSError, KeyError):
+        raise ValueError(f"{path} is missing or damaged: evaluate the run again") from None
+
+
+def _data_uri(picture: Image.Image) -> str:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

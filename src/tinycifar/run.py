@@ -120,10 +120,29 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def save_weights(path: Path, model: nn.Module, model_name: str, recipe: str, classes: tuple[str, ...]) -> None:
-    """Write a model's weights as safetensors, with the names needed to build it again as metadata."""
+def seeds(directory: Path) -> list[Path]:
+    """The runs of a directory that `tinycifar train --seeds` filled, by seed; none if it is another one."""
+    found = [path for path in directory.glob("seed-*") if re.fullmatch(r"seed-\d+", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
+
+
+def save_weights(
+    path: Path,
+    model: nn.Module,
+    *,
+    model_name: str,
+    recipe: str,
+    classes: tuple[str, ...],
+    data: str,
+    validation_images: int,
+    temperature: float | None = None,
+) -> None:
+    """Write a model's weights as safetensors, what is needed to build and to judge it again as metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"model": model_name, "recipe": recipe, "classes": json.dumps(classes)}
+    metadata = {"model": model_name, "recipe": recipe, "classes": json.dumps(classes), "data": data}
+    metadata |= {"validation_images": str(validation_images)}
+    if temperature is not None:
+        metadata["temperature"] = repr(temperature)
     write_bytes(path, save(tensors, metadata=metadata))
 
 

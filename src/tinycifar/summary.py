@@ -45,6 +45,8 @@ class Summary:
     `macs` counts convolutions and matrix products (no bias, normalisation or activation). `receptive_field` is that of
     the last convolution before global pooling, in pixels. Sizes are in units of 1024**2 bytes at float32, by
     torchsummary's formulas: `activations_mb` is twice the outputs of all rows, for forward and backward.
+    `map_field` is the receptive field of the last feature map before global pooling, `map_centre` the pixel, counted
+    from 0 and with a fraction, in the middle of what the map's middle position sees.
     """
 
     layers: tuple[Layer, ...]
@@ -55,6 +57,8 @@ class Summary:
     input_mb: float
     activations_mb: float
     parameters_mb: float
+    map_field: int
+    map_centre: float
 
 
 class View(NamedTuple):
@@ -66,10 +70,14 @@ class View(NamedTuple):
     """Distance between two neighbouring positions, in pixels."""
     pooled: bool = False
     """Whether global pooling lies behind it."""
+    start: float = 0.0
+    """The pixel in the middle of what the first position sees, from 0; with a fraction, perhaps negative."""
 
-    def window(self, kernel: int, stride: int = 1, dilation: int = 1) -> View:
+    def window(self, kernel: int, stride: int = 1, dilation: int = 1, padding: int = 0) -> View:
         """What one position sees after a convolution or pooling of that geometry."""
-        return self._replace(field=self.field + (kernel - 1) * dilation * self.step, step=self.step * stride)
+        reach = (kernel - 1) * dilation
+        start = self.start + (reach / 2 - padding) * self.step
+        return self._replace(field=self.field + reach * self.step, step=self.step * stride, start=start)
 
 
 def receptive_field(layers: Sequence[Mapping[str, int]]) -> int:
@@ -120,6 +128,8 @@ def summarize(model: nn.Module, image_size: int = 32) -> Summary:
         input_mb=image.numel() * VALUE_BYTES / MEGABYTE,
         activations_mb=2 * values * VALUE_BYTES / MEGABYTE,
         parameters_mb=parameters * VALUE_BYTES / MEGABYTE,
+        map_field=walk.last_map.field,
+        map_centre=walk.last_map.start + walk.last_map.step * ((walk.last_side - 1) // 2),
     )
 
 
@@ -132,10 +142,13 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.macs = 0
         self.macs_within: list[int] = []  # of the modules at work, outermost first
         self.convolution_field = 1
+        self.last_map, self.last_side = View(), 1
         self.views: dict[int, tuple[View, Tensor]] = {}  # by id; the tensor is kept so that no id is used twice
 
     def remember(self, tensor: Tensor, view: View) -> None:
         self.views[id(tensor)] = view, tensor
+        if tensor.dim() == 4 and not view.pooled:
+            self.last_map, self.last_side = view, tensor.shape[-1]
 
     def enter(self, module: nn.Module, arguments: Any) -> None:
         self.macs_within.append(0)
@@ -168,18 +181,20 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def after(self, name: str, args: Any, inputs: list[Tensor], output: Tensor) -> View:
         """How `output`, made by the operation `name` from `inputs`, looks at the image."""
         views = [self.views[id(tensor)][0] for tensor in inputs]
-        view = View(max(v.field for v in views), max(v.step for v in views), all(v.pooled for v in views))
+        widest = max(views, key=lambda view: view.field)
+        view = widest._replace(step=max(v.step for v in views), pooled=all(v.pooled for v in views))
         side = max(tensor.shape[-1] if tensor.dim() == 4 else 1 for tensor in inputs)
         if name == "convolution":
             if args[6]:
                 raise ValueError("receptive fields of transposed convolutions are not known here")
-            view = view.window(max(args[1].shape[2:]), max(args[3]), max(args[5]))
+            view = view.window(max(args[1].shape[2:]), max(args[3]), max(args[5]), max(args[4]))
             if not view.pooled:
                 self.convolution_field = max(self.convolution_field, view.field)  # a shortcut may run last
         elif name in ("max_pool2d_with_indices", "avg_pool2d"):
             stride = args[2] if len(args) > 2 and args[2] else args[1]
             dilation = args[4] if name.startswith("max") and len(args) > 4 else [1]
-            view = view.window(max(args[1]), max(stride), max(dilation))
+            padding = args[3] if len(args) > 3 else [0]
+            view = view.window(max(args[1]), max(stride), max(dilation), max(padding))
         elif side > 1 and (output.dim() < 4 or output.shape[-1] == 1):
             view = view.window(side)._replace(pooled=True)
         elif "pool" in name or "upsample" in name:

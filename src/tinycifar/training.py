@@ -6,6 +6,7 @@ import ctypes
 import math
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,15 +41,15 @@ def train(
     device: str = "auto",
     limit: int | None = None,
     stop_after_epoch: int | None = None,
-    console: Console | None = None,
+    display: Progress | None = None,
 ) -> Result:
     """Train `recipe` on `dataset` and fill a run directory with weights, metrics and evaluation.
 
     `dataset` is a Dataset or a source as in `tinycifar.data.load` (default: CIFAR-10 from the cache). `out` is the run
     directory, which must be new or empty (default: a dated one under `runs/`). `limit` keeps the first training images
     only. `stop_after_epoch` ends the run early while the schedule stays that of the whole recipe. Progress goes to
-    `console` (default: nowhere). Weights are saved after every epoch; the first Ctrl-C, SIGTERM or SIGHUP ends the run
-    after the step at hand and saves them too. Torch's global generator is seeded with `seed`.
+    `display` and its console (default: nowhere). Weights are saved after every epoch; the first Ctrl-C, SIGTERM or
+    SIGHUP ends the run after the step at hand and saves them too. Torch's global generator is seeded with `seed`.
     Raises ValueError for a folder in use, a device that is not there, a limit or stop out of range; FloatingPointError
     if the loss is no longer finite, the weights of the epoch before being kept.
     """
@@ -57,7 +58,8 @@ def train(
         raise ValueError(f"a run stops after one of its epochs, 1 to {recipe.epochs}, not after {stop_after_epoch}")
     if limit is not None and limit < 1:
         raise ValueError(f"a limit must be at least 1 image, not {limit}")
-    console = console or Console(quiet=True)
+    display = display or Progress(console=Console(quiet=True), disable=True)
+    console = display.console
     place = run.select_device(device)
     run.check_unused(out)
     augmentation = augment.build(recipe.augmentation)
@@ -85,12 +87,22 @@ def train(
 
     split, held_images, held_labels = inference.evaluation_split(dataset)
     named = isinstance(source, Dataset) or source in (None, *data.NAMES)
-    trained_on = {"seed": seed, "data": dataset.name if named else str(Path(str(source)).absolute())}
-    environment = run.environment(place) | {"precision": precision} | trained_on
+    data_name = dataset.name if named else str(Path(str(source)).absolute())
+    environment = run.environment(place) | {"precision": precision, "seed": seed}
+    environment |= {"data": data_name, "train_images": len(dataset.train_labels)}
     directory = run.create(out, recipe.name)
     run.start(directory, recipe, environment)
     weights = directory / "model.safetensors"
-    save = partial(run.save_weights, weights, model, recipe.model, recipe.name, dataset.classes)
+    save = partial(
+        run.save_weights,
+        weights,
+        model,
+        model_name=recipe.model,
+        recipe=recipe.name,
+        classes=dataset.classes,
+        data=data_name,
+        validation_images=recipe.validation_images,
+    )
     console.print(f"{recipe.name}, seed {seed}: {size.parameters:,} parameters, {len(dataset.train_labels):,} images")
     console.print(f"{environment['device']}, {environment['threads']} threads, {precision}")
     console.print(f"Run directory: {directory}")
@@ -99,43 +111,28 @@ def train(
 
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
     epochs = stop_after_epoch or recipe.epochs
-    later_images = len(images) - int(recipe.skip_easiest * len(images))
-    if recipe.skip_easiest and later_images > recipe.batch_size:
-        later_images -= later_images % recipe.batch_size  # a small last batch would spoil the running statistics
-    steps_by_epoch = [-(-count // recipe.batch_size) for count in (len(images), *[later_images] * (recipe.epochs - 1))]
-    schedule = partial(
-        optim.one_cycle,
-        total_steps=sum(steps_by_epoch),
-        warmup_fraction=recipe.warmup_fraction,
-        hold_fraction=recipe.hold_fraction,
-        div_factor=recipe.div_factor,
-        final_div_factor=recipe.final_div_factor,
-        base_momentum=recipe.base_momentum,
-        max_momentum=recipe.max_momentum,
-        anneal=recipe.anneal,
-    )
+    images_by_epoch, steps_by_epoch, schedule = plan(recipe, len(images))
     history: list[dict[str, Any]] = []
     step = images_seen = 0
-    preparation_start = time.perf_counter()
-    model.prepare(images)
+    train_seconds = 0.0
     last_losses = torch.zeros(len(images), device=place)
-    train_seconds = time.perf_counter() - preparation_start
     evaluation: dict[str, Any] = {}
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    whole_task = display.add_task("Whole run", total=sum(steps_by_epoch[:epochs]))
+    epoch_task = display.add_task("Epoch", total=steps_by_epoch[0])
 
-    with run.StopSignal() as stop, bar:
-        whole_task = bar.add_task("Whole run", total=sum(steps_by_epoch[:epochs]))
-        epoch_task = bar.add_task("Epoch", total=steps_by_epoch[0])
+    with run.StopSignal() as stop:
         for epoch in range(epochs):
             epoch_start = time.perf_counter()
+            if epoch == 0:
+                model.prepare(images)
             generator = epoch_generator(seed, epoch)
             order = torch.randperm(len(images), generator=generator)
             parameters = augmentation.draw(len(images), generator)
             if epoch > 0 and recipe.skip_easiest:
-                order = data.hardest(order, last_losses.cpu(), later_images)
+                order = data.hardest(order, last_losses.cpu(), images_by_epoch[epoch])
             train_loss = torch.zeros((), device=place)
             train_correct = torch.zeros((), device=place)
-            bar.reset(epoch_task, total=steps_by_epoch[epoch], description=f"Epoch {epoch + 1}/{recipe.epochs}")
+            display.reset(epoch_task, total=steps_by_epoch[epoch], description=f"Epoch {epoch + 1}/{recipe.epochs}")
             model.train()
             for rows in torch.split(order, recipe.batch_size):
                 drawn = {name: values[rows].to(place) for name, values in parameters.items()}
@@ -160,8 +157,8 @@ def train(
                 last_losses[rows] = losses.detach()
                 train_loss += losses.detach().sum()
                 train_correct += (logits.detach().argmax(1) == targets).sum()
-                bar.advance(epoch_task)
-                bar.advance(whole_task)
+                display.advance(epoch_task)
+                display.advance(whole_task)
                 if stop.received:
                     break
             entry = {
@@ -193,6 +190,9 @@ def train(
             found = inference.evaluate(model, dataset)
             evaluation = found.content
             found.save(directory)
+            save(temperature=evaluation["temperature"])
+    for task in (whole_task, epoch_task):
+        display.remove_task(task)
 
     of_split = {evaluation.get("split"): evaluation}
     validation, test = of_split.get("validation", {}), of_split.get("test", {})
@@ -219,6 +219,27 @@ def train(
         "history": history,
     }
     return Result(directory, record, None if complete else stop.received)
+
+
+def plan(recipe: Recipe, images: int) -> tuple[list[int], list[int], Callable[[int], tuple[float, float]]]:
+    """Images and steps of each epoch, and the schedule: from a step to the rate's fraction and the momentum."""
+    later_images = images - int(recipe.skip_easiest * images)
+    if recipe.skip_easiest and later_images > recipe.batch_size:
+        later_images -= later_images % recipe.batch_size  # a small last batch would spoil the running statistics
+    images_by_epoch = [images] + [later_images] * (recipe.epochs - 1)
+    steps_by_epoch = [-(-count // recipe.batch_size) for count in images_by_epoch]
+    schedule = partial(
+        optim.one_cycle,
+        total_steps=sum(steps_by_epoch),
+        warmup_fraction=recipe.warmup_fraction,
+        hold_fraction=recipe.hold_fraction,
+        div_factor=recipe.div_factor,
+        final_div_factor=recipe.final_div_factor,
+        base_momentum=recipe.base_momentum,
+        max_momentum=recipe.max_momentum,
+        anneal=recipe.anneal,
+    )
+    return images_by_epoch, steps_by_epoch, schedule
 
 
 def keep_freed_memory() -> None:

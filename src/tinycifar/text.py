@@ -1,0 +1,147 @@
+"""What commands print: results as lines of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tinycifar.recipes import Recipe
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows, the first of them the heading, as lines of aligned columns: the first flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:{'>' if column else '<'}{width}}" for column, (cell, width) in cells).rstrip()
+        for cells in (enumerate(zip(row, widths, strict=True)) for row in rows)
+    ]
+
+
+def closing_summary(
+    recipe: Recipe, record: dict[str, Any], evaluation: dict[str, Any] | None, stopped: bool
+) -> list[str]:
+    """What `train` says at its end, from the run's record and, unless it was stopped, its evaluation."""
+    lines = []
+    if stopped:
+        lines.append(f"Stopped in epoch {record['epochs'] + 1}; the weights of the last step are saved")
+    if record["train_accuracy"] is not None:
+        which = "augmented images"
+        if recipe.skip_easiest and record["epochs"] > 1:
+            which = f"augmented images, the hardest {1 - recipe.skip_easiest:.0%}"
+        lines.append(f"Train accuracy, last epoch: {record['train_accuracy']:.2%} (on the {which} trained on)")
+    if evaluation is not None:
+        lines += scores(evaluation)
+        if record["best_test_accuracy"] is not None:
+            best = f"{record['best_test_accuracy']:.2%}"
+            lines.append(f"Best on test, any epoch: {best} (chosen on the test set, as the reference did)")
+        verdict = "met" if evaluation["accuracy"] >= recipe.target_accuracy else "not met"
+        lines.append(f"Target of {recipe.target_accuracy:.2%}: {verdict} on the {evaluation['split']} images")
+    if record["images_per_second"]:
+        seconds, speed = record["train_seconds"], record["images_per_second"]
+        lines.append(f"Training took {seconds:,.1f} s at {speed:,.0f} images/s on {record['threads']} threads")
+    return lines
+
+
+def accuracy(evaluation: dict[str, Any]) -> str:
+    """An accuracy with its interval and what it counts."""
+    low, high = evaluation["accuracy_interval"]
+    return (
+        f"{evaluation['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}; "
+        f"{evaluation['correct']:,} of {evaluation['images']:,} images)"
+    )
+
+
+def scores(evaluation: dict[str, Any]) -> list[str]:
+    """Accuracy and calibration."""
+    return [
+        f"{evaluation['split'].capitalize()} accuracy: {accuracy(evaluation)}, loss {evaluation['loss']:.4f}",
+        f"With flip averaging (TTA): {evaluation['accuracy_tta']:.2%}",
+        f"Among the best two: {evaluation['top2_accuracy']:.2%}, three: {evaluation['top3_accuracy']:.2%}",
+        f"Calibration: {calibration(evaluation)}",
+    ]
+
+
+def calibration(evaluation: dict[str, Any]) -> str:
+    """Calibration as it is, and what a temperature makes of it."""
+    plain = f"ECE {evaluation['ece']:.4f}, NLL {evaluation['loss']:.4f}, Brier {evaluation['brier']:.4f}"
+    after = evaluation["calibrated"]
+    if after is None:
+        return f"{plain}; no temperature, as it is fitted on validation images only"
+    return (
+        f"{plain}; at temperature {evaluation['temperature']:.3f}, fitted on {temperature_source(evaluation)}, "
+        f"{after['ece']:.4f}, {after['loss']:.4f}, {after['brier']:.4f}"
+    )
+
+
+def temperature_source(evaluation: dict[str, Any]) -> str:
+    """Which images an evaluation's temperature comes from."""
+    if evaluation["split"] == "validation":
+        return "the other half of the validation images"
+    return "validation images of a twin that was trained without them"
+
+
+def by_class(evaluation: dict[str, Any]) -> list[str]:
+    """Scores of each class, and the confusion matrix."""
+    rows = [["", "images", "precision", "recall", "F1"]]
+    for row in evaluation["classes"]:
+        rows.append([row["class"], f"{row['images']:,}", *(f"{row[key]:.2%}" for key in ("precision", "recall", "f1"))])
+    names = [row["class"] for row in evaluation["classes"]]
+    confusion = [["", *(name[:6] for name in names)]]
+    for name, counts in zip(names, evaluation["confusion"], strict=True):
+        confusion.append([name, *map(str, counts)])
+    return [*table(rows), "", "Confusion, true classes down, predicted across", *table(confusion)]
+
+
+def robustness(evaluation: dict[str, Any]) -> list[str]:
+    """Accuracy on corrupted images; nothing where it was not measured."""
+    if "robustness" not in evaluation:
+        return []
+    found = evaluation["robustness"]
+    rows = [["", *map(str, range(1, 6))]]
+    rows += [[name, *(f"{value:.2%}" for value in values)] for name, values in found["accuracy"].items()]
+    return [
+        f"Corrupted: {found['images']:,} images, accuracy at severity 1 to 5",
+        *table(rows),
+        f"Mean {found['mean_corruption_accuracy']:.2%}, without corruption {found['clean_accuracy']:.2%}",
+    ]
+
+
+def over_seeds(summary: dict[str, Any]) -> list[str]:
+    """What several seeds of one recipe gave."""
+    if not summary["finished"]:
+        return ["No seed was finished"]
+    lines = [f"{len(summary['finished'])} seeds of {summary['recipe']}, {summary['split']} accuracy:"]
+    if summary["interval"] is not None:
+        low, high = summary["interval"]
+        lines.append(
+            f"mean {summary['mean']:.2%} (95% t-interval of the mean {low:.2%} to {high:.2%}), "
+            f"standard deviation {100 * summary['standard_deviation']:.2f} points"
+        )
+    lines.append(f"min {summary['min']:.2%}, max {summary['max']:.2%}")
+    lines.append(f"training: mean {summary['mean_train_seconds']:,.1f} s")
+    return lines
+
+
+def chart(
+    series: Sequence[tuple[str, Sequence[float], Sequence[float]]], width: int = 64, height: int = 14
+) -> list[str]:
+    """Curves of accuracies in per cent over epochs, each a letter, its epochs and its values, as characters.
+
+    Where curves meet there is an asterisk.
+    """
+    values = [value for _, _, ys in series for value in ys]
+    low, high = 5 * math.floor(min(values) / 5), 5 * math.ceil(max(values) / 5)
+    high = max(high, low + 5)
+    last = max(max(xs) for _, xs, _ in series)
+    first = min(min(xs) for _, xs, _ in series)
+    grid = [[" "] * width for _ in range(height)]
+    for letter, xs, ys in series:
+        for x, y in zip(xs, ys, strict=True):
+            column = round((x - first) / max(1, last - first) * (width - 1))
+            row = round((high - y) / (high - low) * (height - 1))
+            grid[row][column] = letter if grid[row][column] in (" ", letter) else "*"
+    labels = [f"{high:3d}% " if row == 0 else f"{low:3d}% " if row == height - 1 else "     " for row in range(height)]
+    lines = [f"{label}|{''.join(cells)}".rstrip() for label, cells in zip(labels, grid, strict=True)]
+    axis = f"epoch {first:g}".ljust(width - 4) + f"{last:>4g}"
+    return ["accuracy over the epochs (* where curves meet)", *lines, "     +" + "-" * width, "      " + axis]

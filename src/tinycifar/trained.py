@@ -1,0 +1,88 @@
+"""Trained models: from a run directory, a weights file, or the package, which ships some."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tinycifar import models, run
+from tinycifar.models import Classifier
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with its weights and what their file says of them.
+
+    `name` is what it can be called: that of a shipped model, of a run directory or of a file. `data` and
+    `validation_images` say what it was trained on and how many of these images were held out. Logits are to be divided
+    by `temperature` before probabilities are told; None where none was fitted.
+    """
+
+    model: Classifier
+    name: str
+    model_name: str
+    recipe: str
+    classes: tuple[str, ...]
+    data: str
+    validation_images: int
+    temperature: float | None
+
+
+def shipped() -> dict[str, dict[str, Any]]:
+    """What the package ships, by name: the JSON beside each model's weights."""
+    return {path.stem: run.read_json(path) for path in sorted(WEIGHTS.glob("*.json"))}
+
+
+def load(source: str | Path, device: str = "auto") -> Trained:
+    """Load a trained model: the name of a shipped one, a run directory, or a `.safetensors` file that a run wrote.
+
+    A shipped model's name goes before a folder of that name, which can be written as `./NAME`.
+    Raises ValueError, naming the file, if it is missing, no safetensors file, not ours, does not fit its model, or, for
+    a shipped one, is not what was shipped.
+    """
+    known = shipped()
+    if isinstance(source, str) and source in known:
+        file = WEIGHTS / f"{source}.safetensors"
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != known[source]["sha256"]:
+            raise ValueError(f"{file} is damaged or missing; install tinycifar again")
+        return _read(file, source, device)
+    path = Path(source)
+    if path.is_dir() and (seeds := run.seeds(path)):
+        raise ValueError(f"{path} holds several seeds; name one of them, for example {seeds[0]}")
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        what = "is no run directory: it holds no model.safetensors" if path.is_dir() else "does not exist"
+        shipped_names = f", or a shipped model: {', '.join(known)}" if known else ""
+        raise ValueError(f"{path} {what}; name a run directory, a .safetensors file{shipped_names}")
+    return _read(file, file.parent.resolve().name if file.stem == "model" else file.stem, device)
+
+
+def _read(file: Path, name: str, device: str) -> Trained:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no readable safetensors file: {error}") from None
+    try:
+        model_name, recipe, data = (metadata[key] for key in ("model", "recipe", "data"))
+        classes = tuple(str(name) for name in json.loads(metadata["classes"]))
+        validation_images = int(metadata["validation_images"])
+        temperature = float(metadata["temperature"]) if "temperature" in metadata else None
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{file} does not name its model, classes and data; no tinycifar of today wrote it") from None
+    model = models.build(model_name, num_classes=len(classes))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise ValueError(f"{file} holds weights that do not fit the model {model_name}") from None
+    model = model.to(run.select_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Trained(model.eval(), name, model_name, recipe, classes, data, validation_images, temperature)
