@@ -21,8 +21,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image
 
 from tinycifar.metrics import mean_interval
-from tinycifar.recipes import RECIPES
 from tinycifar.plots import BLUE, ORANGE
+from tinycifar.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

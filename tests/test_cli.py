@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tinycifar import bench, cifar10, data, recipes, report, run
+from tinycifar import bench, cifar10, data, pictures, plots, recipes, run
 from tinycifar.cli import main
 from tinycifar.corruptions import CORRUPTIONS
 
@@ -60,7 +61,8 @@ def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, t
     for text in ("Train accuracy", "Test accuracy", "95% interval", "Best on test", "Target", "images/s", "run"):
         assert text in done.out
     assert "\x1b" not in done.out
-    assert {"loss.png", "accuracy.png", "model.safetensors"} <= {path.name for path in Path("run").iterdir()}
+    found = {path.name for path in Path("run").iterdir()}
+    assert {"loss.png", "accuracy.png", "model.safetensors", "report.html"} <= found
 
 
 def test_every_command_with_json_prints_one_json_object_and_nothing_else(
@@ -72,6 +74,10 @@ def test_every_command_with_json_prints_one_json_object_and_nothing_else(
         (["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "other"], "test_accuracy"),
         (["evaluate", trained], "accuracy"),
         (["predict", "image.png", "--model", trained], "predictions"),
+        (["explain", "image.png", "--model", trained], "explanations"),
+        (["compare", trained], "contenders"),
+        (["models"], "shipped"),
+        (["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "more", "--seeds", "2"], "mean"),
         (["summary", "C1C2C3C4O"], "layers"),
         (["recipes"], "recipes"),
         (["bench", "step", "c1c2c3c4o"], "images_per_second"),
@@ -167,11 +173,104 @@ def test_predict_prints_a_line_a_picture_with_three_classes(tinycifar: Any, trai
     for name in ("one.png", "two.jpg"):
         Image.new("RGB", (50, 40), "red").save(tmp_path / name)
     done = tinycifar("predict", "one.png", "two.jpg", "--model", trained)
-    assert done.code == 0
+    assert (done.code, done.err) == (0, "")
     first, second = done.out.splitlines()
-    assert first.startswith("one.png: ")
-    assert second.startswith("two.jpg: ")
+    assert first.startswith("one.png ")
+    assert second.startswith("two.jpg ")
     assert first.count("%") == 3
+
+
+def test_predict_works_straight_after_the_install_on_folders_and_skips_what_it_cannot_read(
+    tinycifar: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures" / "deep"
+    folder.mkdir(parents=True)
+    pictures.to_image(data.sample().test_images[0]).save(folder / "a cat, asleep.png")
+    (folder / "broken.webp").write_text("no picture")
+    done = tinycifar("predict", "pictures")
+    assert done.code == 1
+    assert done.out.split()[:5] == ["pictures/deep/a", "cat,", "asleep.png", "cat", done.out.split()[4]]
+    assert "cannot read pictures/deep/broken.webp" in done.err
+    assert "1 of 2 files skipped" in done.err
+    listed = tinycifar("predict", "pictures", "--csv")
+    heading, line = csv.reader(listed.out.splitlines())
+    assert heading[:3] == ["file", "class_1", "probability_1"]
+    assert line[:2] == ["pictures/deep/a cat, asleep.png", "cat"]
+    content = tinycifar("predict", "pictures", "--json").json
+    assert [entry["file"] for entry in content["unreadable"]] == ["pictures/deep/broken.webp"]
+    assert content["predictions"][0]["classes"][0]["probability"] == pytest.approx(float(line[2]), abs=1e-6)
+
+
+def test_a_shipped_model_is_evaluated_on_test_images_at_the_temperature_of_its_twin(tinycifar: Any) -> None:
+    done = tinycifar("evaluate", "minute", "--data", "sample")
+    assert done.code == 0
+    assert "Test accuracy: " in done.out
+    assert "fitted on validation images of a twin that was trained without them" in done.out
+    assert {path.name for path in Path("evaluations/minute").iterdir()} == {
+        "evaluation.json",
+        "evaluation.safetensors",
+    }
+
+
+def test_models_lists_what_is_shipped_and_what_can_be_trained(tinycifar: Any) -> None:
+    lines = tinycifar("models").out.splitlines()
+    assert ["minute", "whitenet", "148,304", "20,054,656"] in [line.split()[:4] for line in lines]
+    assert ["c1c2c3c4o", "195,946", "34,734,080"] in [line.split()[:3] for line in lines]
+
+
+def test_explain_draws_one_picture_each_into_a_folder(tinycifar: Any, tmp_path: Path) -> None:
+    pictures.to_image(data.sample().test_images[0]).save(tmp_path / "cat.png")
+    (tmp_path / "broken.png").write_text("no picture")
+    done = tinycifar("explain", "cat.png", "broken.png", "--out", "drawn")
+    assert (done.code, done.out[:12]) == (1, "cat.png: cat")
+    assert "cannot read broken.png" in done.err
+    assert [path.name for path in Path("drawn").iterdir()] == ["cat.png"]
+
+
+def test_summary_draws_receptive_fields_of_an_architecture_and_of_a_trained_model(tinycifar: Any) -> None:
+    for name in ("c1c2c3c4o", "minute"):
+        assert tinycifar("summary", name, "--plot", f"{name}.png").code == 0
+        with Image.open(f"{name}.png") as drawn:
+            assert min(drawn.size) > 500
+
+
+def test_several_seeds_are_runs_of_their_own_with_one_summary(tinycifar: Any, trained: Path) -> None:
+    words = [
+        "train",
+        "--data",
+        "sample",
+        "--epochs",
+        "1",
+        "--limit",
+        "64",
+        "--seeds",
+        "3",
+        "--seed",
+        "4",
+        "--out",
+        "many",
+    ]
+    done = tinycifar(*words)
+    assert done.code == 0
+    assert re.search(r"^3 seeds of minute, test accuracy:\nmean \d", done.out, re.MULTILINE)
+    summary = json.loads(Path("many/summary.json").read_text())
+    assert summary["finished"] == [4, 5, 6]
+    alone = tinycifar(
+        "train", "--data", "sample", "--epochs", "1", "--limit", "64", "--seed", "5", "--out", "one", "--json"
+    )
+    assert alone.json["test_accuracy"] == summary["accuracies"][1]
+    assert Path("one/model.safetensors").read_bytes() == Path("many/seed-5/model.safetensors").read_bytes()
+    compared = tinycifar("compare", "many", "one", "--out", "page.html", "--json").json
+    assert [len(of["runs"]) for of in compared["contenders"]] == [4]
+    assert "holds several seeds" in tinycifar("report", "many").err
+    assert Path("page.html").exists()
+
+
+def test_a_report_can_be_written_anew(tinycifar: Any, trained: Path) -> None:
+    (trained / "report.html").unlink()
+    done = tinycifar("report", trained)
+    assert (done.code, done.out) == (0, f"Report: {trained / 'report.html'}\n")
+    assert (trained / "report.html").exists()
 
 
 def test_summary_prints_the_table_whatever_the_case_of_the_name(tinycifar: Any) -> None:
@@ -192,7 +291,7 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
     sample: list[str | Path] = ["train", "reference-30", "--data", "sample"]
     return [
         (["train", "resnet"], "unknown recipe 'resnet'; allowed are: minute, reference-30"),
-        (["summary", "resnet"], "unknown model 'resnet'; the models are: c1c2c3c4o"),
+        (["summary", "resnet"], "resnet does not exist; name an architecture (c1c2c3c4o, whitenet)"),
         (["bench", "step", "resnet"], "unknown model 'resnet'"),
         (["bench", "train", "resnet"], "unknown recipe 'resnet'"),
         (["bench", "train", "--steps", "1"], "1 is not in the range"),
@@ -217,11 +316,20 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         (["train", "--data", "nowhere"], "nowhere"),
         (["data", "fetch", "--data", "sample"], "the sample ships with the package"),
         (["evaluate", "nowhere"], "nowhere does not exist"),
-        (["evaluate", trained / "model.safetensors"], "name a run directory"),
-        (["predict", "none.png", "--model", trained], "cannot read none.png: No such file"),
-        (["predict", trained / "recipe.json", "--model", trained], "no PNG or JPEG image"),
-        (["predict", "none.png"], "--model"),
-        (["predict"], "IMAGE"),
+        (["predict", "none.png"], "none.png does not exist; name pictures or folders"),
+        (
+            ["predict", trained, "--model", "resnet"],
+            "resnet does not exist; name a run directory, a .safetensors file, or a",
+        ),
+        (["predict", trained, "--csv", "--json"], "--csv and --json exclude each other"),
+        (["predict"], "PICTURE"),
+        (["explain", trained / "loss.png", "--class", "unicorn", "--out", trained], "unknown class 'unicorn'"),
+        (["report", "nowhere"], "recipe.json is missing"),
+        (["compare"], "RUN"),
+        (["compare", "nowhere"], "recipe.json is missing"),
+        (["compare", trained, trained], "named twice"),
+        ([*sample, "--seeds", "0"], "0 is not in the range"),
+        ([*sample, "--seeds", "2", "--out", trained], "is in use"),
         (["frobnicate"], "frobnicate"),
         (["train", "--colour"], "--colour"),
     ]
@@ -249,15 +357,15 @@ def test_a_full_disk_is_told_in_one_line(tinycifar: Any, monkeypatch: pytest.Mon
     assert (refused.code, refused.err) == (2, "tinycifar: No space left on device: run/recipe.json\n")
 
 
-def test_plots_that_cannot_be_written_cost_nothing_but_the_plots(
+def test_a_report_that_cannot_be_written_costs_nothing_but_the_report(
     tinycifar: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report, "plot_run", full)
+    monkeypatch.setattr(plots, "save_curves", full)
     done = tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "run")
-    assert (done.code, done.err) == (1, "tinycifar: no plots: No space left on device\n")
+    assert (done.code, done.err) == (1, "tinycifar: no report: No space left on device\n")
     assert "Test accuracy" in done.out
 
 

@@ -1,20 +1,26 @@
-import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
-from tinycifar import data, inference, models, run
+from tinycifar import data, inference, models, run, trained
+
+ABOUT: dict[str, Any] = {
+    "model_name": "c1c2c3c4o",
+    "recipe": "reference-30",
+    "classes": data.CLASSES,
+    "data": "sample",
+    "validation_images": 0,
+}
 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     path = tmp_path / "model.safetensors"
-    run.save_weights(path, models.build("c1c2c3c4o"), "c1c2c3c4o", "reference-30", data.CLASSES)
+    run.save_weights(path, models.build("c1c2c3c4o"), **ABOUT, temperature=0.5)
     return path
 
 
@@ -51,113 +57,68 @@ def test_evaluation_sees_validation_images_where_there_are_some_else_the_test_im
     assert torch.equal(labels, sample.train_labels[-100:])
 
 
-def test_weights_load_from_their_file_and_from_the_run_directory(weights: Path) -> None:
-    trained = inference.load(weights)
-    assert (trained.model_name, trained.recipe, trained.classes) == ("c1c2c3c4o", "reference-30", data.CLASSES)
-    again = inference.load(weights.parent)
-    images = data.sample().test_images[:5]
-    assert torch.equal(inference.logits(trained.model, images), inference.logits(again.model, images))
+def save_sample(path: Path, index: int) -> torch.Tensor:
+    image = data.sample().test_images[index]
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return image
 
 
-def test_what_is_no_weights_file_of_ours_is_refused_by_name(weights: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text.safetensors").write_text("no weights")
-    (tmp_path / "short.safetensors").write_bytes(weights.read_bytes()[:5000])
-    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    metadata = {"model": "c1c2c3c4o", "classes": json.dumps(data.CLASSES)}
-    save_file({"x": torch.zeros(1)}, tmp_path / "misfit.safetensors", metadata)
-    save_file({"x": torch.zeros(1)}, tmp_path / "unknown.safetensors", metadata | {"model": "vgg"})
-    save_file({"x": torch.zeros(1)}, tmp_path / "classes.safetensors", metadata | {"classes": "10"})
-    for name, message in {
-        "missing": "does not exist; name a run directory",
-        "empty": "is no run directory: it holds no model.safetensors",
-        "text.safetensors": "is no readable safetensors file",
-        "short.safetensors": "is no readable safetensors file",
-        "foreign.safetensors": "does not name its model and classes; it was not written",
-        "misfit.safetensors": "weights that do not fit the model c1c2c3c4o",
-        "unknown.safetensors": "unknown model 'vgg'",
-        "classes.safetensors": "does not name its model and classes",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            inference.load(tmp_path / name)
-
-
-def test_a_cifar_image_saved_as_png_is_read_back_to_the_pixel(tmp_path: Path) -> None:
-    image = data.sample().test_images[0]
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
-    assert torch.equal(inference.read_picture(tmp_path / "image.png"), image)
-
-
-def test_a_large_picture_is_cropped_to_its_centre_and_reduced(tmp_path: Path) -> None:
-    picture = np.zeros((64, 128, 3), np.uint8)
-    picture[:, 32:96] = 200  # the central square; all else is outside
-    Image.fromarray(picture).save(tmp_path / "wide.png")
-    assert (inference.read_picture(tmp_path / "wide.png") == 200).all()
-
-
-def test_a_picture_is_turned_upright_as_its_camera_noted(tmp_path: Path) -> None:
-    picture = np.zeros((32, 32, 3), np.uint8)
-    picture[:16] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
-    read = inference.read_picture(tmp_path / "turned.png")
-    assert (read[:, :16] == 0).all()
-    assert (read[:, 16:] == 255).all()
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
-def test_pictures_of_other_modes_are_read_as_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
-    Image.new("RGB", (40, 40), "white").convert(mode).save(path)
-    assert inference.read_picture(path).float().mean() > 250
-
-
-def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path: Path) -> None:
-    Image.fromarray(np.full((40, 40), 128 * 256 + 7, np.uint16)).save(tmp_path / "deep.png")
-    assert (inference.read_picture(tmp_path / "deep.png") == 128).all()
-
-
-def test_transparent_parts_become_white(tmp_path: Path) -> None:
-    picture = Image.new("RGBA", (32, 32), (255, 0, 0, 255))
-    picture.paste((0, 0, 0, 0), (0, 0, 32, 16))
-    picture.save(tmp_path / "half.png")
-    read = inference.read_picture(tmp_path / "half.png")
-    assert (read[:, :16] == 255).all()
-    assert read[:, 20, 20].tolist() == [255, 0, 0]
-
-
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_predictions_are_the_three_largest_softmax_probabilities_at_the_models_temperature(
+    weights: Path, tmp_path: Path
 ) -> None:
-    Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"large\.png: more than 1,000 pixels"):
-        inference.read_picture(tmp_path / "large.png")
-
-
-def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "notes.png").write_text("no picture")
-    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
-    Image.new("RGB", (4, 4)).save(tmp_path / "other.gif")
-    (tmp_path / "folder.png").mkdir()
-    for name, message in {
-        "notes.png": "notes.png: no PNG or JPEG image",
-        "cut.png": "cut.png: no PNG or JPEG image",
-        "other.gif": "other.gif: no PNG or JPEG image",
-        "folder.png": "folder.png: Is a directory",
-        "none.png": "none.png: No such file",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            inference.read_picture(tmp_path / name)
-
-
-def test_predictions_are_the_three_largest_softmax_probabilities(weights: Path, tmp_path: Path) -> None:
-    image = data.sample().test_images[3]
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
-    trained = inference.load(weights)
-    (prediction,) = inference.predict(trained, [tmp_path / "image.png"])
-    probabilities = inference.logits(trained.model, image[None]).softmax(1)[0]
+    image = save_sample(tmp_path / "image.png", 3)
+    model = trained.load(weights)
+    (prediction,) = inference.predict(model, [tmp_path / "image.png"])
+    probabilities = (inference.logits(model.model, image[None]) / 0.5).softmax(1)[0]
     order = probabilities.argsort(descending=True)[:3].tolist()
     assert [entry["class"] for entry in prediction["classes"]] == [data.CLASSES[i] for i in order]
     assert [entry["probability"] for entry in prediction["classes"]] == pytest.approx(probabilities[order].tolist())
+
+
+def test_of_hundreds_of_files_the_unreadable_ones_are_named_and_the_others_predicted_in_order(
+    weights: Path, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(300)]
+    for index, path in enumerate(paths):
+        if index in (0, 255, 256, 299):
+            path.write_text("no picture")
+        else:
+            save_sample(path, index % 7)
+    model = trained.load(weights)
+    found = list(inference.predict(model, paths))
+    assert [entry["file"] for entry in found] == [str(path) for path in paths]
+    assert [index for index, entry in enumerate(found) if "problem" in entry] == [0, 255, 256, 299]
+    (alone,) = inference.predict(model, [paths[5]])
+    assert found[5]["classes"][0]["probability"] == pytest.approx(alone["classes"][0]["probability"], rel=1e-5)
+    assert found[12]["classes"][0]["class"] == found[5]["classes"][0]["class"]
+
+
+def test_on_test_images_a_given_temperature_is_applied_and_on_validation_images_one_is_fitted() -> None:
+    torch.manual_seed(0)
+    model, sample = models.build("c1c2c3c4o"), data.sample()
+    assert inference.evaluate(model, sample).content["calibrated"] is None
+    given = inference.evaluate(model, sample, 3.0)
+    scaled = torch.nn.functional.cross_entropy(given.logits.double() / 3.0, given.labels)
+    assert given.content["temperature"] == 3.0
+    assert given.content["calibrated"]["loss"] == pytest.approx(scaled.item(), abs=1e-6)
+    fitted = inference.evaluate(model, sample.split(100), 3.0).content
+    assert fitted["temperature"] != 3.0
+
+
+def test_a_model_with_validation_images_opens_these_alone(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    run.save_weights(path, models.build("c1c2c3c4o"), **{**ABOUT, "validation_images": 100})
+    content = inference.evaluate_model(trained.load(path)).content
+    assert (content["split"], content["images"]) == ("validation", 100)
+
+
+def test_an_evaluation_keeps_what_was_measured_on_corrupted_images_of_the_same_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, sample = models.build("c1c2c3c4o"), data.sample()
+    found = inference.evaluate(model, sample)
+    found.content["robustness"] = {"images": 5}
+    found.save(tmp_path)
+    inference.evaluate(model, sample).save(tmp_path)
+    assert run.read_json(tmp_path / "evaluation.json")["robustness"] == {"images": 5}
+    inference.evaluate(models.build("c1c2c3c4o"), sample).save(tmp_path)
+    assert "robustness" not in run.read_json(tmp_path / "evaluation.json")

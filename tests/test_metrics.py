@@ -123,3 +123,31 @@ def test_crossfitting_divides_each_half_by_the_temperature_of_the_other() -> Non
     even, odd = (metrics.fit_temperature(logits[half::2], labels[half::2]) for half in range(2))
     torch.testing.assert_close(scaled[::2], logits[::2] / odd)
     torch.testing.assert_close(scaled[1::2], logits[1::2] / even)
+
+
+def test_mcnemar_is_the_exact_binomial_test_on_the_images_that_one_model_alone_has_right() -> None:
+    first = torch.tensor([True] * 90 + [False] * 10)
+    second = torch.tensor([True] * 80 + [False] * 10 + [True] * 2 + [False] * 8)
+    only_first, only_second, p = metrics.mcnemar(first, second)
+    assert (only_first, only_second) == (10, 2)
+    assert p == pytest.approx(2 * sum(math.comb(12, k) for k in range(3)) / 2**12)
+    assert metrics.mcnemar(first, first) == (0, 0, 1.0)
+
+
+def test_welchs_interval_is_scipys() -> None:
+    from scipy.stats import ttest_ind
+
+    first, second = [0.851, 0.853, 0.856, 0.85], [0.861, 0.871, 0.866]
+    expected = ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
+    assert metrics.welch_interval(first, second) == pytest.approx((expected.low, expected.high))
+    assert metrics.welch_interval([0.5, 0.5], [0.6, 0.6]) == pytest.approx((0.1, 0.1))
+    with pytest.raises(ValueError, match="at least two values on each side"):
+        metrics.welch_interval([0.5], [0.6, 0.7])
+
+
+def test_the_prediction_interval_is_wider_than_that_of_the_mean_by_the_root_of_n_plus_1() -> None:
+    values = [0.85, 0.86, 0.87]
+    low, high = metrics.mean_interval(values)
+    wide = metrics.prediction_interval(values)
+    assert (wide[1] - wide[0]) == pytest.approx(2 * (high - low))
+    assert sum(wide) == pytest.approx(low + high)

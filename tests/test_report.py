@@ -1,39 +1,151 @@
+import os
+import re
+import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
-from PIL import Image
+from playwright.sync_api import sync_playwright
 
-from tinycifar import recipes, report, run
+from tinycifar import cifar10, data, inference, recipes, report, run, trained, training
 
-HISTORY = [
-    {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.25, "test_loss": 1.9, "test_accuracy": 0.3},
-    {"epoch": 2, "train_loss": 1.5, "train_accuracy": 0.45, "test_loss": 1.4, "test_accuracy": 0.5},
-]
+RECIPE = recipes.with_settings(recipes.get("minute"), ["epochs=2", "validation_images=100"])
 
 
-def lines(figure: Figure) -> dict[str, list[float]]:
-    return {str(line.get_label()): list(line.get_ydata()) for line in figure.axes[0].lines}  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the sample with validation images, evaluated on corrupted ones too."""
+    directory = tmp_path_factory.mktemp("reported") / "run"
+    training.train(RECIPE, "sample", out=directory)
+    found = inference.evaluate_model(trained.load(directory), corrupted=5)
+    found.save(directory)
+    report.write(directory)
+    return directory
 
 
-def test_curves_show_each_split_that_was_looked_at_with_axes_named() -> None:
-    figure = report.plot_curves(HISTORY, "accuracy", "title")
-    assert lines(figure) == {"training, last 45.00 %": [25.0, 45.0], "test, last 50.00 %": [30.0, 50.0]}
-    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("epoch", "accuracy (%)")
-    unwatched = [{key: value for key, value in entry.items() if "test" not in key} for entry in HISTORY]
-    assert lines(report.plot_curves(unwatched, "loss", "title")) == {"training, last 1.50": [2.0, 1.5]}
+class Addresses(HTMLParser):
+    """Collects what a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
 
 
-def test_a_run_gets_its_two_plots_and_one_without_an_epoch_gets_none(tmp_path: Path) -> None:
-    run.start(tmp_path, recipes.get("reference-30"), {})
-    assert report.plot_run(tmp_path) == []
-    for entry in HISTORY:
-        run.append_metrics(tmp_path, entry)
-    assert report.plot_run(tmp_path) == [tmp_path / "loss.png", tmp_path / "accuracy.png"]
-    with Image.open(tmp_path / "loss.png") as image:
-        assert min(image.size) > 400
+def test_a_page_needs_nothing_but_itself(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    parser = Addresses()
+    parser.feed(page)
+    assert len(parser.found) > 20
+    assert all(address.startswith(("data:", "#")) for address in parser.found)
+    assert "@import" not in page
+    assert not re.findall(r"url\((?!#)", page)
 
 
-def test_a_folder_that_is_no_run_has_no_plots(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"recipe\.json is missing"):
-        report.plot_run(tmp_path)
+def test_a_run_with_validation_images_is_reported_on_these_alone(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    evaluation = run.read_json(finished / "evaluation.json")
+    assert f"{100 * evaluation['accuracy']:.2f} %" in page
+    assert "of 100 validation images right" in page
+    assert "the test set was not looked at" in page
+    assert "test images" not in page
+
+
+def test_the_gallery_shows_the_most_confident_mistakes_first(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    logits, labels = (report.read_logits(finished / "evaluation.safetensors")[key] for key in ("logits", "labels"))
+    temperature = run.read_json(finished / "evaluation.json")["temperature"]
+    confidence, predicted = (logits / temperature).softmax(1).max(1)
+    confidence[predicted == labels] = 0
+    expected = confidence.argsort(descending=True, stable=True)[: report.MISTAKES].tolist()
+    assert [int(index) for index in re.findall(r"\(#(\d+)\)", page)] == expected
+    first = re.search(r"<b>(\w+)</b> ([\d.]+) %<br>is (\w+)", page)
+    assert first is not None
+    assert first.group(1) == data.CLASSES[predicted[expected[0]]]
+    assert float(first.group(2)) == pytest.approx(100 * float(confidence[expected[0]]), abs=0.06)
+    assert first.group(3) == data.CLASSES[labels[expected[0]]]
+
+
+def test_a_page_holds_everything_that_is_known(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    for text in ("Confusion: most often", "Calibration: confidence is", "Corrupted images: ", "Learning rate over"):
+        assert text in page
+    for text in ("MirroredConv-3", "148,304", "skip_easiest", "torch_version", "threads"):
+        assert text in page
+
+
+def test_the_names_of_classes_and_folders_cannot_become_markup(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    classes = ("<script>alert(1)</script>", *data.CLASSES[1:])
+    directory = tmp_path / "<b>run"
+    training.train(replace(RECIPE, epochs=1), replace(data.sample(), classes=classes), out=directory)
+    page = report.write(directory).read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_a_run_that_was_stopped_is_reported_as_far_as_it_went(tmp_path: Path) -> None:
+    about = {"data": "sample", "seed": 0, "train_images": 300, "threads": 1, "device": "cpu", "precision": "float32"}
+    run.start(tmp_path, RECIPE, about)
+    assert "0 <small>epochs: stopped before the first" in report.write(tmp_path).read_text()
+    entry = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.2, "learning_rate": 0.1, "train_seconds": 3.0}
+    run.append_metrics(tmp_path, entry)
+    assert "1 <small>of 2 epochs: stopped before it was evaluated" in report.write(tmp_path).read_text()
+
+
+def test_images_that_are_not_at_hand_cost_the_gallery_alone(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(source: str) -> None:
+        raise cifar10.DataError(f"{source} is gone")
+
+    monkeypatch.setattr(data, "load", gone)
+    before = (finished / "report.html").read_text()
+    try:
+        page = report.write(finished).read_text()
+    finally:
+        (finished / "report.html").write_text(before)
+    assert "The images are not at hand: sample is gone" in page
+    assert "Confusion: most often" in page
+
+
+def test_logits_of_other_images_and_a_folder_of_seeds_are_refused(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    inference.evaluate(trained.load(finished).model, data.sample()).save(tmp_path / "run")
+    with pytest.raises(ValueError, match="is not of the run's own data"):
+        report.write(tmp_path / "run")
+    (tmp_path / "run" / "evaluation.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"evaluation\.safetensors is missing or damaged"):
+        report.write(tmp_path / "run")
+    (tmp_path / "several" / "seed-0").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds several seeds"):
+        report.write(tmp_path / "several")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_in_a_browser_the_page_opens_from_disk_without_error_or_overflow(
+    finished: Path, width: int, scheme: str
+) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        assert "REQUIRE_CHROMIUM" not in os.environ, "Chromium is not installed"
+        pytest.skip("Chromium is not installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+        said: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((finished / "report.html").as_uri())
+        assert said == []
+        assert [url for url in asked if not url.startswith("data:")] == [(finished / "report.html").as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        broken = "[...document.images].filter(image => !image.complete || !image.naturalWidth).length"
+        assert (page.evaluate("document.images.length") > 20, page.evaluate(broken)) == (True, 0)
+        assert page.locator("figure svg").count() == 6
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
+        assert dark == (scheme == "dark")
+        browser.close()

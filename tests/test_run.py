@@ -146,6 +146,24 @@ def test_weights_name_their_model_recipe_and_classes(tmp_path: Path) -> None:
     from safetensors import safe_open
 
     path = tmp_path / "model.safetensors"
-    run.save_weights(path, models.build("c1c2c3c4o"), "c1c2c3c4o", "reference-30", ("a", "b"))
+    about: dict[str, Any] = {"model_name": "c1c2c3c4o", "recipe": "mine", "classes": ("a", "b"), "data": "sample"}
+    run.save_weights(path, models.build("c1c2c3c4o"), **about, validation_images=7)
     with safe_open(path, framework="pt") as stored:
-        assert stored.metadata() == {"model": "c1c2c3c4o", "recipe": "reference-30", "classes": '["a", "b"]'}
+        found = json.loads(stored.metadata()["tinycifar"])
+    expected = {"model": "c1c2c3c4o", "recipe": "mine", "classes": ["a", "b"], "data": "sample"}
+    assert found == expected | {"validation_images": 7, "temperature": None}
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
+    model = models.build("c1c2c3c4o")
+    about: dict[str, Any] = {"model_name": "c1c2c3c4o", "recipe": "mine", "classes": ("a", "b"), "data": "sample"}
+    for number in range(8):
+        run.save_weights(tmp_path / str(number), model, **about, validation_images=7, temperature=0.1)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+
+
+def test_the_seeds_of_a_directory_come_in_numeric_order(tmp_path: Path) -> None:
+    for name in ("seed-10", "seed-9", "seed-x", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "seed-3").touch()
+    assert [path.name for path in run.seeds(tmp_path)] == ["seed-9", "seed-10"]

@@ -416,3 +416,20 @@ def test_what_merges_all_positions_sees_all_the_image(head: nn.Module) -> None:
     summary = summarize(nn.Sequential(conv(3, 4, 4, stride=2), head))
     assert summary.layers[-1].receptive_field == 32
     assert summary.receptive_field == 4
+
+
+@pytest.mark.parametrize(
+    ("layers", "field", "centre"),
+    [
+        ([nn.Conv2d(3, 4, 3)], 3, 1 + 14),  # 30 positions, the first around pixel 1
+        ([nn.Conv2d(3, 4, 3, padding=1)], 3, 15),
+        ([nn.Conv2d(3, 4, 4, stride=2, padding=1)], 4, 0.5 + 2 * 7),
+        ([nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1)], 8, 0.5 + 2 * 7),
+        ([nn.Conv2d(3, 4, 3, dilation=3, padding=3)], 7, 15),
+    ],
+)
+def test_the_last_maps_middle_position_looks_at_a_known_place(
+    layers: list[nn.Module], field: int, centre: float
+) -> None:
+    table = summarize(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
+    assert (table.map_field, table.map_centre) == (field, centre)

@@ -226,8 +226,9 @@ def evaluate(
 @click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
 def report_command(directory: Path) -> int:
     """Write RUN's report.html anew: one page with all that is known of it, which needs no network."""
+    path = report.write(directory)
     plots.save_curves(directory)
-    click.echo(f"Report: {report.write(directory)}")
+    click.echo(f"Report: {path}")
     return 0
 
 
@@ -363,7 +364,13 @@ def summary_command(model_name: str, plot: Path | None, as_json: bool) -> None:
     """
     if model_name.lower() in MODELS:
         model, label = build(model_name), f"{model_name}, untrained"
+        model.prepare(data.sample().train_images)
     else:
+        if not (model_name in trained.shipped() or Path(model_name).exists()):
+            raise ValueError(
+                f"{model_name} does not exist; name an architecture ({', '.join(MODELS)}), a run directory, "
+                f"a .safetensors file, or a shipped model: {', '.join(trained.shipped())}"
+            )
         found = trained.load(model_name, "cpu")
         model, label = found.model, f"{found.name}, trained"
     table = summary.summarize(model)

@@ -61,7 +61,7 @@ class Comparison:
     def table(self) -> list[list[str]]:
         """Heading and rows, a contender each."""
         rows = [
-            ["", "seeds", "split", "accuracy", "95% interval", "ECE", "at temperature", "parameters", "MACs", "seconds"]
+            ["", "seeds", "split", "accuracy", "95% interval", "ECE", "ECE, scaled", "parameters", "MACs", "seconds"]
         ]
         for of in self.contenders:
             low, high = of.interval
@@ -133,7 +133,7 @@ def compare(directories: Sequence[Path]) -> Comparison:
             member.recipe,
             evaluation["data"],
             evaluation["split"],
-            environment.get("train_images"),
+            environment["train_images"],
             len(member.history),
         )
         groups.setdefault(key, []).append(member)
@@ -166,10 +166,12 @@ def _label(member: Evaluated) -> str:
     original = RECIPES.get(recipe.name, recipe)
     changed = {name: value for name, value in asdict(recipe).items() if value != asdict(original)[name]}
     changed = {name: value for name, value in changed.items() if not name.startswith("expected")}
-    data = member.evaluation["data"]
     parts = [recipe.name, *(f"{name}={value}" for name, value in changed.items())]
-    if data != "cifar10":
-        parts.append(f"on {data}")
+    data, images = member.evaluation["data"], member.environment["train_images"]
+    if (data, images) != ("cifar10", 50_000 - recipe.validation_images):
+        parts.append(f"{images:,} images of {data}")
+    if len(member.history) != recipe.epochs:
+        parts.append(f"{len(member.history)} of its epochs")
     return ", ".join(parts)
 
 
@@ -184,24 +186,35 @@ def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
         return found | {"text": f"{start}, but on other images: that says little."}
     if len(first.runs) == len(other.runs) == 1:
         only_first, only_second, p = metrics.mcnemar(one.right, two.right)
-        noise = "more than noise between these two models" if p < 0.05 else "within noise"
         words = (
-            f"{start}: {noise} (McNemar p = {p:.2g}; only {first.letter} has {only_first:,} images right, only "
-            f"{other.letter} {only_second:,}). One seed each: of the recipes it says less, as another seed moves both."
+            f"{start}: {_noise(p < 0.05)} (McNemar p = {p:.2g}; only {first.letter} has {only_first:,} "
+            f"images right, only {other.letter} {only_second:,}). One seed each: of the recipes it says less, as another "
+            f"seed moves both."
         )
         figures = {"test": "mcnemar", "only_first": only_first, "only_second": only_second, "p": p}
         return found | figures | {"significant": p < 0.05, "text": words}
     if min(len(first.runs), len(other.runs)) < 2:
-        return found | {"text": f"{start}; whether that is more than noise a single seed on one side does not tell."}
+        several, single = (first, other) if len(first.runs) > 1 else (other, first)
+        low, high = metrics.prediction_interval([member.evaluation["accuracy"] for member in several.runs])
+        significant = not low <= single.accuracy <= high
+        words = (
+            f"{start}: {_noise(significant)} (95% of further seeds of {several.letter} would lie within {low:.2%} to "
+            f"{high:.2%}). Of {single.letter} there is one seed only."
+        )
+        figures = {"test": "prediction", "interval": [low, high], "significant": significant}
+        return found | figures | {"text": words}
     before, after = ([member.evaluation["accuracy"] for member in of.runs] for of in (first, other))
     low, high = metrics.welch_interval(before, after)
     significant = low > 0 or high < 0
-    noise = "more than noise" if significant else "within noise"
     words = (
-        f"{start}: {noise} (Welch's 95% interval of the difference over seeds: {100 * low:+.2f} to "
+        f"{start}: {_noise(significant)} (Welch's 95% interval of the difference over seeds: {100 * low:+.2f} to "
         f"{100 * high:+.2f} points)."
     )
     return found | {"test": "welch", "interval": [low, high], "significant": significant, "text": words}
+
+
+def _noise(significant: bool) -> str:
+    return "more than noise" if significant else "within noise"
 
 
 def curve(of: Contender) -> tuple[list[int], list[float]]:
@@ -222,7 +235,7 @@ def _watched(of: Contender) -> str:
 def write(found: Comparison, path: Path) -> None:
     """Write a comparison as one self-contained page."""
     runs = [
-        (number, f"{of.letter} {of.label}", member.history)
+        (number, of.letter, member.history)
         for number, of in enumerate(found.contenders)
         for member in of.runs
         if member.history

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,10 +71,19 @@ class Evaluation:
     labels: Tensor
 
     def save(self, directory: Path) -> None:
-        """Write `evaluation.json`, and the tensors it was computed from as `evaluation.safetensors`."""
+        """Write `evaluation.json`, and the tensors it was computed from as `evaluation.safetensors`.
+
+        What was measured there on corrupted images before is kept where the rest is as it was.
+        """
+        content, path = self.content, directory / "evaluation.json"
+        if "robustness" not in content and path.exists():
+            with contextlib.suppress(ValueError):
+                earlier = run.read_json(path)
+                same = all(earlier.get(key) == content[key] for key in ("data", "split", "images", "correct", "loss"))
+                content = {**content, **{key: earlier[key] for key in ("robustness",) if same and key in earlier}}
         tensors = {"logits": self.logits, "logits_tta": self.logits_tta, "labels": self.labels}
         run.write_bytes(directory / "evaluation.safetensors", save(tensors))
-        run.write_json(directory / "evaluation.json", self.content)
+        run.write_json(path, content)
 
 
 def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = None) -> Evaluation:

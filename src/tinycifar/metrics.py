@@ -152,6 +152,16 @@ def crossfit_temperature(logits: Tensor, labels: Tensor) -> Tensor:
     return scaled
 
 
+def prediction_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Lower and upper end of Student's interval for one more value of the kind of `values`.
+
+    Raises ValueError for fewer than two values.
+    """
+    low, high = mean_interval(values, confidence)
+    mean, half = (low + high) / 2, (high - low) / 2 * math.sqrt(len(values) + 1)
+    return mean - half, mean + half
+
+
 def mcnemar(first: Tensor, second: Tensor) -> tuple[int, int, float]:
     """Which of two models is right more often on the same images, from whether each was right on each, bool (N,).
 

@@ -73,7 +73,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def to_tensor(square: Image.Image, size: int = 32) -> Tensor:
     """A square RGB picture as uint8 (3, size, size), resized with antialiasing."""
-    # Cropped before, by `read_square`: with `box`, or `ImageOps.fit`, the filter would mix in pixels from outside the crop.
+    # Cropped before: with `box`, or `ImageOps.fit`, the filter would mix in pixels from outside the crop.
     resized = square.resize((size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 

@@ -51,19 +51,25 @@ def figure_of(axes: Axes) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+    figure.savefig(content, format="png", dpi=150)
     run.write_bytes(path, content.getvalue())
 
 
 def svg(name: str, draw: Callable[..., Figure], *arguments: Any) -> dict[str, str]:
-    """A figure for a page: its `title`, and its `markup`, which takes the page's text colour.
+    """A figure for a page: its `title`, and its `markup`, which takes the page's text colour and its blue.
 
     `name` keeps the ids inside apart from those of the page's other figures.
     """
     style: dict[str, Any] = dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
     )
-    style |= {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "grid.color": INK, "legend.frameon": False}
+    style |= {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 10.5,
+        "grid.color": INK,
+        "legend.frameon": False,
+    }
     with matplotlib.rc_context(cast(Any, style)):
         figure = draw(*arguments)
         title = figure.axes[0].get_title()
@@ -71,7 +77,7 @@ def svg(name: str, draw: Callable[..., Figure], *arguments: Any) -> dict[str, st
         content = io.StringIO()
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     markup = content.getvalue()
-    markup = markup[markup.index("<svg") :].replace(INK, "currentColor")
+    markup = markup[markup.index("<svg") :].replace(INK, "currentColor").replace(BLUE, "var(--blue)")
     markup = re.sub(r'(<svg[^>]*?) width="[\d.]+pt" height="[\d.]+pt"', r'\1 role="img"', markup, count=1)
     for prefix in ("figure", "axes", "patch", "line2d", "matplotlib.axis", "xtick", "ytick", "text", "legend"):
         markup = markup.replace(f'id="{prefix}_', f'id="{name}-{prefix}_')
@@ -81,7 +87,7 @@ def svg(name: str, draw: Callable[..., Figure], *arguments: Any) -> dict[str, st
 def curves(history: Sequence[Mapping[str, Any]], quantity: str, title: str) -> Figure:
     """Curves over the epochs of `quantity`, "loss" or "accuracy", for each split that the history has it of."""
     scale, unit = (100, "accuracy (%)") if quantity == "accuracy" else (1, "cross-entropy loss (nats)")
-    axes = new_axes(6, 3.8, title, "epoch", unit)
+    axes = new_axes(4.6, 3.2, title, "epoch", unit)
     for split, (name, colour, style) in SPLITS.items():
         points = [(e["epoch"], e[f"{split}_{quantity}"] * scale) for e in history if f"{split}_{quantity}" in e]
         if points:
@@ -116,7 +122,7 @@ def save_curves(directory: Path) -> list[Path]:
 
 def learning_rates(epochs: Sequence[float], rates: Mapping[str, Sequence[float]]) -> Figure:
     """Learning rates by optimizer, over the epoch at which they hold, a fraction."""
-    axes = new_axes(6, 3.8, "Learning rate over the whole schedule", "epochs passed", "learning rate")
+    axes = new_axes(4.6, 3.2, "Learning rate over the whole schedule", "epochs passed", "learning rate")
     for (name, values), colour, style in zip(rates.items(), COLOURS, STYLES, strict=False):
         axes.plot(epochs, values, colour, linestyle=style, linewidth=2, label=f"{name}, at most {max(values):g}")
     axes.set_ylim(bottom=0)
@@ -137,7 +143,7 @@ def confusion(evaluation: Mapping[str, Any]) -> Figure:
             f"Confusion: most often {names[true]} is taken for {names[taken]}, "
             f"{wrong[true, taken]:,} of {counts[true].sum():,} images"
         )
-    side = min(max(4.2, 0.46 * len(names)), 12)
+    side = min(max(4.2, 0.48 * len(names)), 12)
     axes = new_axes(side + 0.3, side, title, "predicted", "true")
     axes.grid(False)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -145,7 +151,7 @@ def confusion(evaluation: Mapping[str, Any]) -> Figure:
     if len(names) <= 20:
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if share[row, column] > 0.5 else matplotlib.rcParams["text.color"]
-            axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=8)
+            axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(names)), names)
     return figure_of(axes)
@@ -190,7 +196,7 @@ def robustness(found: Mapping[str, Any]) -> Figure:
         f"Corrupted images: {found['mean_corruption_accuracy']:.1%} right on average, least with {names[0]} "
         f"({mean[names[0]]:.1%}); {found['images']:,} images"
     )
-    axes = new_axes(6, 0.28 * len(names) + 1.1, title, "accuracy (%), at severity 1 to 5", "")
+    axes = new_axes(4.8, 0.28 * len(names) + 1.1, title, "accuracy (%), at severity 1 to 5", "")
     for row, name in enumerate(names):
         values = [100 * value for value in found["accuracy"][name]]
         axes.plot([min(values), max(values)], [row, row], BLUE, linewidth=1, alpha=0.5)
@@ -268,7 +274,8 @@ def receptive_fields(table: Summary, field: Tensor, example: Tensor, label: str)
     centre = table.map_centre
     size = example.shape[-1]
     side = effective_side(field, centre)
-    figure = Figure(figsize=(8, 4.3), layout="constrained")
+    widest = max(side, table.map_field)
+    figure = Figure(figsize=(8, 4.7), layout="constrained")
     figure.suptitle(
         f"{label}: theory lets a position of the last feature map see {table.map_field} x "
         f"{table.map_field} pixels;\n95% of what it heeds lies within {side} x {side}"
@@ -282,19 +289,20 @@ def receptive_fields(table: Summary, field: Tensor, example: Tensor, label: str)
     figure.colorbar(drawn, ax=right, shrink=0.8, label="size of the gradient, largest = 1")
     for axes in (left, right):
         for width, colour, style, name in (
-            (table.map_field, BLUE if axes is left else "white", "--", "theoretical"),
+            (table.map_field, BLUE, "--", "theoretical"),
             (side, ORANGE, "-", "effective, 95%"),
         ):
             corner = (centre - width / 2, centre - width / 2)
             axes.add_patch(
                 Rectangle(corner, width, width, fill=False, color=colour, linestyle=style, linewidth=2, label=name)
             )
-        reach = max(size, table.map_field) / 2 + 1
-        axes.set_xlim(size / 2 - 0.5 - reach, size / 2 - 0.5 + reach)
-        axes.set_ylim(size / 2 - 0.5 + reach, size / 2 - 0.5 - reach)
+        low = min(-0.5, centre - widest / 2) - 1
+        high = max(size - 0.5, centre + widest / 2) + 1
+        axes.set_xlim(low, high)
+        axes.set_ylim(high, low)
         axes.set_xlabel("pixels")
         axes.set_facecolor("#b0b0b0")
-    left.legend(loc="lower right", fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 
@@ -303,7 +311,5 @@ def effective_side(field: Tensor, centre: float, share: float = 0.95) -> int:
     places = np.abs(np.arange(field.shape[0]) - centre)
     distance = np.maximum(places[:, None], places[None, :])
     values = field.double().numpy()
-    for side in range(1, 4 * max(field.shape)):
-        if values[distance <= side / 2].sum() >= share * values.sum():
-            return side
-    raise ValueError("the field holds no positive values")
+    sides = range(1, 2 * int(distance.max()) + 3)
+    return next(side for side in sides if values[distance <= side / 2].sum() >= share * values.sum())

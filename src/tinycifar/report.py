@@ -90,9 +90,8 @@ def _figures(
         for quantity in ("accuracy", "loss"):
             title = f"{quantity.capitalize()} after each epoch"
             figures[quantity] = plots.svg(quantity, plots.curves, history, quantity, title)
-    if isinstance(environment.get("train_images"), int):
-        epochs, rates = _learning_rates(recipe, environment["train_images"])
-        figures["rate"] = plots.svg("rate", plots.learning_rates, epochs, rates)
+    epochs, rates = _learning_rates(recipe, environment["train_images"])
+    figures["rate"] = plots.svg("rate", plots.learning_rates, epochs, rates)
     if evaluation is not None:
         figures["confusion"] = plots.svg("confusion", plots.confusion, evaluation)
         figures["reliability"] = plots.svg("reliability", plots.reliability, evaluation)

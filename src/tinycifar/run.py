@@ -98,11 +98,12 @@ def read_recipe(directory: Path) -> Recipe:
 
 
 def read_environment(directory: Path) -> dict[str, Any]:
-    """What `environment.json` says of a run; ValueError, naming the file, if it is missing or names no data."""
+    """What `environment.json` says of a run; ValueError, naming the file, if it is missing or lacks what is needed."""
     path = directory / "environment.json"
     content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("data"), str):
-        raise ValueError(f"{path} does not name the data of the run")
+    kinds = {"data": str, "seed": int, "train_images": int, "threads": int, "device": str, "precision": str}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
+        raise ValueError(f"{path} does not name {', '.join(kinds)} of the run")
     return content
 
 
@@ -137,13 +138,20 @@ def save_weights(
     validation_images: int,
     temperature: float | None = None,
 ) -> None:
-    """Write a model's weights as safetensors, what is needed to build and to judge it again as metadata."""
+    """Write a model's weights as safetensors, what is needed to build and to judge it again as metadata.
+
+    The metadata is one JSON object named "tinycifar": safetensors writes several entries in an order that changes.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"model": model_name, "recipe": recipe, "classes": json.dumps(classes), "data": data}
-    metadata |= {"validation_images": str(validation_images)}
-    if temperature is not None:
-        metadata["temperature"] = repr(temperature)
-    write_bytes(path, save(tensors, metadata=metadata))
+    about = {
+        "model": model_name,
+        "recipe": recipe,
+        "classes": classes,
+        "data": data,
+        "validation_images": validation_images,
+        "temperature": temperature,
+    }
+    write_bytes(path, save(tensors, metadata={"tinycifar": json.dumps(about)}))
 
 
 def select_device(name: str = "auto") -> torch.device:

@@ -73,10 +73,11 @@ def _read(file: Path, name: str, device: str) -> Trained:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is no readable safetensors file: {error}") from None
     try:
-        model_name, recipe, data = (metadata[key] for key in ("model", "recipe", "data"))
-        classes = tuple(str(name) for name in json.loads(metadata["classes"]))
-        validation_images = int(metadata["validation_images"])
-        temperature = float(metadata["temperature"]) if "temperature" in metadata else None
+        about = json.loads(metadata["tinycifar"])
+        model_name, recipe, data = (str(about[key]) for key in ("model", "recipe", "data"))
+        classes = tuple(str(name) for name in about["classes"])
+        validation_images = int(about["validation_images"])
+        temperature = None if about["temperature"] is None else float(about["temperature"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{file} does not name its model, classes and data; no tinycifar of today wrote it") from None
     model = models.build(model_name, num_classes=len(classes))

@@ -1,0 +1,92 @@
+"""Put a trained run's weights into the package: `ship.py RUN TWIN`.
+
+RUN is a run of an unchanged recipe, TWIN one of the same recipe and seed with 5,000 validation images, from which the
+temperature is taken. Refused unless RUN is seed 0, so that no seed is chosen by its test accuracy, and unless it gives
+what its record in `results/` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tinycifar import recipes, run, trained
+from tinycifar.summary import summarize
+
+ROOT = Path(__file__).resolve().parents[1]
+VALIDATION_IMAGES = 5_000
+
+
+def ship(directory: Path, twin: Path) -> dict[str, Any]:
+    """Write weights and their JSON; gives the latter. ValueError says why a run is not fit."""
+    recipe = run.read_recipe(directory)
+    if recipe != recipes.get(recipe.name):
+        raise ValueError(f"{directory} changed its recipe")
+    environment, evaluation = run.read_environment(directory), run.read_json(directory / "evaluation.json")
+    record = run.read_json(ROOT / "results" / recipe.name / "seed-0.json")
+    if (environment["seed"], evaluation["accuracy"]) != (0, record["test_accuracy"]):
+        raise ValueError(f"{directory} is not seed 0 with the test accuracy of its record, {record['test_accuracy']}")
+    if run.read_recipe(twin) != replace(recipe, validation_images=VALIDATION_IMAGES):
+        raise ValueError(f"{twin} is not the same recipe with {VALIDATION_IMAGES} validation images")
+    if run.read_environment(twin)["seed"] != 0:
+        raise ValueError(f"{twin} has another seed")
+    held_out = run.read_json(twin / "evaluation.json")
+
+    model = trained.load(directory, "cpu")
+    trained.WEIGHTS.mkdir(exist_ok=True)
+    file = trained.WEIGHTS / f"{recipe.name}.safetensors"
+    run.save_weights(
+        file,
+        model.model,
+        model_name=model.model_name,
+        recipe=recipe.name,
+        classes=model.classes,
+        data=model.data,
+        validation_images=0,
+        temperature=held_out["temperature"],
+    )
+    table = summarize(model.model)
+    content = {
+        "model": model.model_name,
+        "parameters": table.parameters,
+        "macs": table.macs,
+        "classes": list(model.classes),
+        "test_accuracy": evaluation["accuracy"],
+        "test_accuracy_interval": evaluation["accuracy_interval"],
+        "temperature": held_out["temperature"],
+        "temperature_from": {
+            "validation_images": VALIDATION_IMAGES,
+            "validation_accuracy": held_out["accuracy"],
+            "ece": held_out["ece"],
+            "ece_calibrated": held_out["calibrated"]["ece"],
+        },
+        "bytes": file.stat().st_size,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "recipe": asdict(recipe),
+        "environment": {name: value for name, value in environment.items() if name not in ("command", "platform")},
+    }
+    run.write_json(file.with_suffix(".json"), content)
+    return content
+
+
+def main() -> int:
+    """Ship the runs that the arguments name; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("twin", type=Path)
+    arguments = parser.parse_args()
+    try:
+        print(json.dumps(ship(arguments.run, arguments.twin), indent=2))
+    except (OSError, ValueError) as error:
+        print(f"ship: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
