@@ -187,9 +187,8 @@ def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
     if len(first.runs) == len(other.runs) == 1:
         only_first, only_second, p = metrics.mcnemar(one.right, two.right)
         words = (
-            f"{start}: {_noise(p < 0.05)} (McNemar p = {p:.2g}; only {first.letter} has {only_first:,} "
-            f"images right, only {other.letter} {only_second:,}). One seed each: of the recipes it says less, as another "
-            f"seed moves both."
+            f"{start}: {_noise(p < 0.05)} (McNemar p = {p:.2g}; only {first.letter} has {only_first:,} images right, "
+            f"only {other.letter} {only_second:,}). One seed each: of the recipes it says less, as another moves both."
         )
         figures = {"test": "mcnemar", "only_first": only_first, "only_second": only_second, "p": p}
         return found | figures | {"significant": p < 0.05, "text": words}
