@@ -354,7 +354,7 @@ def test_a_full_disk_is_told_in_one_line(tinycifar: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", full)
     refused = tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "run")
-    assert (refused.code, refused.err) == (2, "tinycifar: No space left on device: run/recipe.json\n")
+    assert (refused.code, refused.err) == (2, "tinycifar: No space left on device: run/environment.json\n")
 
 
 def test_a_report_that_cannot_be_written_costs_nothing_but_the_report(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from rich.progress import Progress
 from tinycifar import (
     __version__,
     bench,
+    checkpoint,
     cifar10,
     compare,
     data,
@@ -65,13 +67,14 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("recipe_name", metavar="[RECIPE]", default=recipes.DEFAULT_RECIPE)
+@click.argument("recipe_name", metavar="[RECIPE]", required=False)
 @click.option("--epochs", type=int, help="Epochs of the whole schedule.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Default: 0.")
 @click.option("--seeds", type=click.IntRange(1), help="Train N seeds one after another, from --seed on.", metavar="N")
 @device_option
 @threads_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, new or empty (default: runs/RECIPE/DATE).")
+@click.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Go on where RUN was interrupted.")
 @data_option
 @click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
@@ -83,13 +86,14 @@ def cli() -> None:
 @click.option("--record", is_flag=True, help="Write results/RECIPE/seed-N.json; for whole, unchanged recipes only.")
 @json_option
 def train(
-    recipe_name: str,
+    recipe_name: str | None,
     epochs: int | None,
-    seed: int,
+    seed: int | None,
     seeds: int | None,
     device: str,
     threads: int | None,
     out: Path | None,
+    resume: Path | None,
     source: str | None,
     settings: tuple[str, ...],
     limit: int | None,
@@ -97,19 +101,29 @@ def train(
     record: bool,
     as_json: bool,
 ) -> int:
-    """Train RECIPE and fill a run directory with weights, metrics, evaluation, plots and a report."""
-    recipe = recipes.with_settings(recipes.get(recipe_name), settings)
+    """Train RECIPE (default: minute) and fill a run directory with weights, metrics, evaluation, plots and a report."""
+    if resume is not None and (out, seeds) != (None, None):
+        raise ValueError("--resume goes on in RUN's own directory: leave out --out and --seeds")
+    before = run.read_environment(resume) if resume is not None else {}
+    if resume is not None and recipe_name is None:
+        recipe = run.read_recipe(resume)
+    else:
+        recipe = recipes.get(recipe_name or recipes.DEFAULT_RECIPE)
+    recipe = recipes.with_settings(recipe, settings)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
-    all_seeds = range(seed, seed + (seeds or 1))
+    first_seed = before.get("seed", 0) if seed is None else seed
+    source = before.get("data") if source is None else source
+    limit = before.get("limit") if limit is None else limit
+    all_seeds = range(first_seed, first_seed + (seeds or 1))
     if record:
-        if recipe != recipes.get(recipe_name) or (limit, stop_after_epoch, source) != (None, None, None):
+        if recipe != recipes.RECIPES.get(recipe.name) or limit or stop_after_epoch or source not in (None, "cifar10"):
             raise ValueError(
                 "--record is for whole, unchanged recipes on the cached data: "
                 "leave out --epochs, --set, --limit, --stop-after-epoch and --data"
             )
         place = run.select_device(device)
-        record_paths = {number: run.record_path(recipe_name, f"seed-{number}", place) for number in all_seeds}
+        record_paths = {number: run.record_path(recipe.name, f"seed-{number}", place) for number in all_seeds}
     _set_threads(threads)
     display = _display(as_json)
     whole = run.create(out, recipe.name) if seeds else None
@@ -122,6 +136,7 @@ def train(
                 recipe,
                 source,
                 out=whole / f"seed-{number}" if whole else out,
+                resume=resume,
                 seed=number,
                 device=device,
                 limit=limit,
@@ -142,6 +157,7 @@ def train(
                     display.console.print(line)
             code = max(code, _report(result.directory))
             if result.stopped_by:
+                display.console.print(f"Go on with: tinycifar train --resume {shlex.quote(str(result.directory))}")
                 code = 128 + result.stopped_by
                 break
             if task is not None:
@@ -551,6 +567,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except click.ClickException as error:
         code = _fail(error.format_message(), 2)
+    except checkpoint.SaveError as error:
+        code = _fail(_problem(error), 1)
     except OSError as error:
         code = _fail(_problem(error), 2)
     except ValueError as error:

@@ -15,18 +15,23 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import nn
 
 from tinycifar.recipes import Recipe
 
-RUN_BYTES = 8_000_000  # weights twice, while they are replaced, plots and metrics of any recipe here, and to spare
+if sys.platform == "darwin":
+    import fcntl
+
+RUN_BYTES = 20_000_000  # weights twice, while they are replaced, three checkpoints, a report, and to spare
 
 
 def create(out: Path | None, recipe_name: str) -> Path:
@@ -62,14 +67,35 @@ def write_bytes(path: Path, content: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                _sync(folder)  # else a power cut may undo the renaming
+            finally:
+                os.close(folder)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
+
+
+def _sync(descriptor: int) -> None:
+    """Have what was written reach the disk; macOS's fsync leaves it in the drive's own memory."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `write_bytes` had begun in a folder when its process was killed."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.(safetensors|json|jsonl|png|html)\.[a-z0-9_]{8}", path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -101,7 +127,15 @@ def read_environment(directory: Path) -> dict[str, Any]:
     """What `environment.json` says of a run; ValueError, naming the file, if it is missing or lacks what is needed."""
     path = directory / "environment.json"
     content = read_json(path)
-    kinds = {"data": str, "seed": int, "train_images": int, "threads": int, "device": str, "precision": str}
+    kinds = {
+        "data": str,
+        "seed": int,
+        "train_images": int,
+        "threads": int,
+        "device": str,
+        "precision": str,
+        "resumes": list,
+    }
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         raise ValueError(f"{path} does not name {', '.join(kinds)} of the run")
     return content
@@ -113,12 +147,21 @@ def append_metrics(directory: Path, entry: dict[str, Any]) -> None:
         file.write(json.dumps(entry, allow_nan=False) + "\n")
 
 
+def rewrite_metrics(directory: Path, history: list[dict[str, Any]]) -> None:
+    """Make `metrics.jsonl` hold these epochs and no others, whole or not at all."""
+    lines = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in history)
+    write_bytes(directory / "metrics.jsonl", lines.encode())
+
+
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The epochs of `metrics.jsonl`, oldest first; none if the file is not there."""
+    """The epochs of `metrics.jsonl`, oldest first; none if it is not there, ValueError if it is damaged."""
     path = directory / "metrics.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        raise ValueError(f"{path} is damaged: a line of it is no JSON") from None
 
 
 def seeds(directory: Path) -> list[Path]:
@@ -233,8 +276,39 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def start(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None:
     """Write what is known before the first step: `recipe.json` and `environment.json`."""
-    write_json(directory / "recipe.json", asdict(recipe))
     write_json(directory / "environment.json", details)
+    write_json(directory / "recipe.json", asdict(recipe))
+
+
+def check_same(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None:
+    """Raise ValueError, naming the fields, unless a run has this recipe and this seed and data."""
+    then, now = asdict(read_recipe(directory)), asdict(recipe)
+    told = {"expected_accuracy", "expected_minutes"}  # what a recipe gave, which later records may change
+    environment = read_environment(directory)
+    for name in ("seed", "data", "train_images"):
+        then[name], now[name] = environment[name], details[name]
+    differing = [name for name in now if name not in told and then[name] != now[name]]
+    if differing:
+        fields = ", ".join(f"{name} is {then[name]} there, not {now[name]}" for name in differing)
+        raise ValueError(f"{directory} was trained otherwise: {fields}")
+
+
+def resumed(directory: Path, details: dict[str, Any], step: int) -> tuple[dict[str, Any], list[str]]:
+    """Note a resume after `step` in a run's `environment.json`; gives its content, and a line for each difference.
+
+    What differs from the run's first process in device, threads, precision or torch may change the bits.
+    """
+    content = read_environment(directory)
+    differing = {
+        name: details[name]
+        for name in ("device", "threads", "precision", "torch_version")
+        if details[name] != content.get(name)
+    }
+    entry = {"step": step, "date": details["date"], "git_revision": details["git_revision"], **differing}
+    content["resumes"] = [*content["resumes"], entry]
+    write_json(directory / "environment.json", content)
+    told = [f"{name} was {content.get(name)} and is {value}: results may differ" for name, value in differing.items()]
+    return content, told
 
 
 def record_path(recipe_name: str, name: str, device: torch.device) -> Path:
@@ -250,6 +324,17 @@ def record_path(recipe_name: str, name: str, device: torch.device) -> Path:
     if revision is None or revision.endswith("-dirty"):
         raise ValueError("--record needs tinycifar to run from a git checkout whose source is committed")
     return path
+
+
+@contextlib.contextmanager
+def only_one(directory: Path) -> Iterator[None]:
+    """While it is entered, no other process may train into this run directory; ValueError if one does."""
+    lock = FileLock(directory / ".lock")
+    try:
+        with lock.acquire(timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"another process is training {directory}") from None
 
 
 class StopSignal:

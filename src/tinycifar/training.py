@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 from torch.nn import functional
 
-from tinycifar import augment, data, inference, metrics, models, optim, run
+from tinycifar import augment, checkpoint, data, inference, metrics, models, optim, run
+from tinycifar.checkpoint import State
 from tinycifar.data import Dataset, epoch_generator
 from tinycifar.recipes import Recipe
 from tinycifar.summary import summarize
@@ -37,10 +39,12 @@ def train(
     dataset: Dataset | str | Path | None = None,
     *,
     out: Path | None = None,
+    resume: Path | None = None,
     seed: int = 0,
     device: str = "auto",
     limit: int | None = None,
     stop_after_epoch: int | None = None,
+    checkpoint_seconds: float = 60.0,
     display: Progress | None = None,
 ) -> Result:
     """Train `recipe` on `dataset` and fill a run directory with weights, metrics and evaluation.
@@ -48,10 +52,17 @@ def train(
     `dataset` is a Dataset or a source as in `tinycifar.data.load` (default: CIFAR-10 from the cache). `out` is the run
     directory, which must be new or empty (default: a dated one under `runs/`). `limit` keeps the first training images
     only. `stop_after_epoch` ends the run early while the schedule stays that of the whole recipe. Progress goes to
-    `display` and its console (default: nowhere). Weights are saved after every epoch; the first Ctrl-C, SIGTERM or
-    SIGHUP ends the run after the step at hand and saves them too. Torch's global generator is seeded with `seed`.
-    Raises ValueError for a folder in use, a device that is not there, a limit or stop out of range; FloatingPointError
-    if the loss is no longer finite, the weights of the epoch before being kept.
+    `display` and its console (default: nowhere). Torch's global generator is seeded with `seed`.
+
+    Weights and checkpoints are written after every epoch and every `checkpoint_seconds`. `resume` names a run directory
+    in place of `out`: training goes on from its newest checkpoint, to the same bits as without the interruption if
+    machine, thread count and torch are the same; where they differ, a warning is printed and the fact recorded. The
+    first Ctrl-C, SIGTERM or SIGHUP ends the run after the step at hand with a checkpoint.
+
+    Raises ValueError for a folder in use, a device that is not there, a limit or stop out of range, and a run that
+    cannot be resumed or was made otherwise than asked for, naming the fields; FloatingPointError, before the update, if
+    the loss or the gradient is no longer finite; checkpoint.SaveError if the disk fails. Checkpoints then stay as they
+    were.
     """
     wall_start = time.perf_counter()
     if not 1 <= (stop_after_epoch or recipe.epochs) <= recipe.epochs or stop_after_epoch == 0:
@@ -61,7 +72,8 @@ def train(
     display = display or Progress(console=Console(quiet=True), disable=True)
     console = display.console
     place = run.select_device(device)
-    run.check_unused(out)
+    if resume is None:
+        run.check_unused(out)
     augmentation = augment.build(recipe.augmentation)
     source = dataset
     dataset = (source if isinstance(source, Dataset) else data.load(source)).split(recipe.validation_images)
@@ -73,6 +85,7 @@ def train(
     model = models.build(recipe.model, num_classes=len(dataset.classes))
     size = summarize(model)
     model = model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     precision = run.select_precision(recipe.precision, place)
     optimizers = optim.build(
         model,
@@ -87,54 +100,77 @@ def train(
 
     split, held_images, held_labels = inference.evaluation_split(dataset)
     named = isinstance(source, Dataset) or source in (None, *data.NAMES)
-    data_name = dataset.name if named else str(Path(str(source)).absolute())
-    environment = run.environment(place) | {"precision": precision, "seed": seed}
-    environment |= {"data": data_name, "train_images": len(dataset.train_labels)}
-    directory = run.create(out, recipe.name)
-    run.start(directory, recipe, environment)
-    weights = directory / "model.safetensors"
-    save = partial(
-        run.save_weights,
-        weights,
-        model,
-        model_name=recipe.model,
-        recipe=recipe.name,
-        classes=dataset.classes,
-        data=data_name,
-        validation_images=recipe.validation_images,
-    )
-    console.print(f"{recipe.name}, seed {seed}: {size.parameters:,} parameters, {len(dataset.train_labels):,} images")
-    console.print(f"{environment['device']}, {environment['threads']} threads, {precision}")
-    console.print(f"Run directory: {directory}")
-    if recipe.watch_test and split == "test":
-        console.print("Val is the test set, watched after every epoch as the reference did")
-
+    trained_on = {"data": dataset.name if named else str(Path(str(source)).absolute()), "limit": limit}
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
+    environment = run.environment(place) | {"precision": precision, "seed": seed} | trained_on
+    environment |= {"train_images": len(images), "resumes": []}
     epochs = stop_after_epoch or recipe.epochs
     images_by_epoch, steps_by_epoch, schedule = plan(recipe, len(images))
-    history: list[dict[str, Any]] = []
-    step = images_seen = 0
-    train_seconds = 0.0
-    last_losses = torch.zeros(len(images), device=place)
-    evaluation: dict[str, Any] = {}
-    whole_task = display.add_task("Whole run", total=sum(steps_by_epoch[:epochs]))
-    epoch_task = display.add_task("Epoch", total=steps_by_epoch[0])
+    state = State.at_start(len(images), place)
+    directory = run.create(out, recipe.name) if resume is None else resume
 
-    with run.StopSignal() as stop:
-        for epoch in range(epochs):
-            epoch_start = time.perf_counter()
-            if epoch == 0:
-                model.prepare(images)
+    with run.only_one(directory), run.StopSignal() as stop:
+        console.print(f"{recipe.name}, seed {seed}: {size.parameters:,} parameters, {len(images):,} images")
+        console.print(f"{environment['device']}, {environment['threads']} threads, {precision}")
+        console.print(f"Run directory: {directory}")
+        if recipe.watch_test and split == "test":
+            console.print("Val is the test set, watched after every epoch as the reference did")
+        if resume is None:
+            run.start(directory, recipe, environment)
+        else:
+            run.check_same(directory, recipe, environment)
+            found, problems = checkpoint.latest(directory)
+            if found is not None:
+                state = checkpoint.restore(found, model, optimizers, place)
+            environment, changed = run.resumed(directory, environment, state.step)
+            run.rewrite_metrics(directory, state.history)
+            for warning in (*problems, *changed):
+                console.print(f"Warning: {warning}")
+            console.print(f"Going on after step {state.step:,} of {sum(steps_by_epoch[:epochs]):,}")
+            wall_start -= state.wall_seconds
+        if state.epoch > epochs:
+            raise ValueError(f"{directory} is past epoch {epochs} already")
+        if state.step == 0:
+            preparation_start = time.perf_counter()
+            model.prepare(images)
+            state.epoch_seconds = time.perf_counter() - preparation_start
+
+        def save(temperature: float | None = None) -> None:
+            run.save_weights(
+                directory / "model.safetensors",
+                model,
+                model_name=recipe.model,
+                recipe=recipe.name,
+                classes=dataset.classes,
+                data=environment["data"],
+                validation_images=recipe.validation_images,
+                temperature=temperature,
+            )
+
+        def save_all() -> None:
+            state.wall_seconds = time.perf_counter() - wall_start
+            checkpoint.save(directory, model, optimizers, state, place)
+            save()
+
+        whole_task = display.add_task("Whole run", total=sum(steps_by_epoch[:epochs]), completed=state.step)
+        epoch_task = display.add_task("Epoch", total=steps_by_epoch[0])
+        saved_at = time.monotonic()
+        while state.epoch < epochs:
+            epoch = state.epoch
+            epoch_start = time.perf_counter() - state.epoch_seconds
             generator = epoch_generator(seed, epoch)
             order = torch.randperm(len(images), generator=generator)
             parameters = augmentation.draw(len(images), generator)
             if epoch > 0 and recipe.skip_easiest:
-                order = data.hardest(order, last_losses.cpu(), images_by_epoch[epoch])
-            train_loss = torch.zeros((), device=place)
-            train_correct = torch.zeros((), device=place)
-            display.reset(epoch_task, total=steps_by_epoch[epoch], description=f"Epoch {epoch + 1}/{recipe.epochs}")
+                order = data.hardest(order, state.losses_before.cpu(), images_by_epoch[epoch])
+            display.reset(
+                epoch_task,
+                total=steps_by_epoch[epoch],
+                completed=state.batch,
+                description=f"Epoch {epoch + 1}/{recipe.epochs}",
+            )
             model.train()
-            for rows in torch.split(order, recipe.batch_size):
+            for rows in torch.split(order, recipe.batch_size)[state.batch :]:
                 drawn = {name: values[rows].to(place) for name, values in parameters.items()}
                 rows = rows.to(place)
                 inputs = augmentation.apply(images[rows], drawn).contiguous(memory_format=torch.channels_last)
@@ -145,55 +181,70 @@ def train(
                 losses = functional.cross_entropy(
                     logits.float(), targets, label_smoothing=recipe.label_smoothing, reduction="none"
                 )
-                rate, momentum = schedule(step)
+                rate, momentum = schedule(state.step)
                 optim.set_rates(optimizers, rate, momentum)
                 model.zero_grad()
-                losses.mean().backward()  # type: ignore[no-untyped-call]
+                loss = losses.mean()
+                loss.backward()  # type: ignore[no-untyped-call]
+                gradient_norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+                for name, value in (("loss", loss.item()), ("gradient's norm", gradient_norm.item())):
+                    if not math.isfinite(value):
+                        raise FloatingPointError(
+                            f"the {name} is {value} at step {state.step + 1:,} (epoch {epoch + 1}, learning rate "
+                            f"{rate * recipe.max_learning_rate:.6f}): stopped before the update. Weights and "
+                            f"checkpoints in {directory} are those before"
+                        )
                 for optimizer in optimizers:
                     optimizer.step()
 
-                step += 1
-                images_seen += len(rows)
-                last_losses[rows] = losses.detach()
-                train_loss += losses.detach().sum()
-                train_correct += (logits.detach().argmax(1) == targets).sum()
+                state.step += 1
+                state.batch += 1
+                state.images_seen += len(rows)
+                state.last_losses[rows] = losses.detach()
+                state.epoch_loss += losses.detach().sum()
+                state.epoch_correct += (logits.detach().argmax(1) == targets).sum()
                 display.advance(epoch_task)
                 display.advance(whole_task)
                 if stop.received:
                     break
+                if time.monotonic() - saved_at >= checkpoint_seconds:
+                    state.epoch_seconds = time.perf_counter() - epoch_start
+                    save_all()
+                    saved_at, epoch_start = time.monotonic(), time.perf_counter() - state.epoch_seconds
             entry = {
                 "epoch": epoch + 1,
-                "learning_rate": schedule(step)[0] * recipe.max_learning_rate,
-                "train_loss": train_loss.item() / len(order),  # .item() waits for a GPU to finish
-                "train_accuracy": train_correct.item() / len(order),
+                "learning_rate": schedule(state.step)[0] * recipe.max_learning_rate,
+                "train_loss": state.epoch_loss.item() / len(order),  # .item() waits for a GPU to finish
+                "train_accuracy": state.epoch_correct.item() / len(order),
                 "train_seconds": time.perf_counter() - epoch_start,
             }
-            train_seconds += entry["train_seconds"]
-            if not math.isfinite(entry["train_loss"]):
-                kept = f"{weights} holds those of epoch {epoch}" if history else "no epoch was finished"
-                raise FloatingPointError(f"the loss is no longer finite in epoch {epoch + 1}: {kept}")
-            save()
-            if step < sum(steps_by_epoch[: epoch + 1]):
+            if state.batch < steps_by_epoch[epoch]:
+                state.epoch_seconds = entry["train_seconds"]
+                save_all()
                 break
 
             if recipe.watch_test or split == "validation":
                 held_out = metrics.summarize(inference.logits(model, held_images), held_labels)
                 entry |= {f"{split}_loss": held_out["loss"], f"{split}_accuracy": held_out["accuracy"]}
-            history.append(entry)
+            state.next_epoch(entry)
+            save_all()
+            saved_at = time.monotonic()
             run.append_metrics(directory, entry)
             console.print(log_line(entry, recipe.epochs))
             if stop.received:
                 break
 
-        complete = len(history) == epochs
+        evaluation: dict[str, Any] = {}
+        complete = state.epoch == epochs
         if complete:
-            found = inference.evaluate(model, dataset)
-            evaluation = found.content
-            found.save(directory)
-            save(temperature=evaluation["temperature"])
+            scored = inference.evaluate(model, dataset)
+            evaluation = scored.content
+            scored.save(directory)
+            save(evaluation["temperature"])
     for task in (whole_task, epoch_task):
         display.remove_task(task)
 
+    history, train_seconds = state.history, state.train_seconds
     of_split = {evaluation.get("split"): evaluation}
     validation, test = of_split.get("validation", {}), of_split.get("test", {})
     watched = [entry["test_accuracy"] for entry in history if "test_accuracy" in entry]
@@ -213,9 +264,9 @@ def train(
         "test_loss": test.get("loss"),
         "train_seconds": train_seconds,
         "wall_seconds": time.perf_counter() - wall_start,
-        "images_per_second": images_seen / train_seconds if images_seen else None,
+        "images_per_second": state.images_seen / train_seconds if state.images_seen else None,
         **{name: environment[name] for name in ("device", "threads", "precision", "torch_version")},
-        **{name: environment[name] for name in ("git_revision", "date")},
+        **{name: environment[name] for name in ("git_revision", "date", "resumes")},
         "history": history,
     }
     return Result(directory, record, None if complete else stop.received)

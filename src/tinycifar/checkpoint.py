@@ -1,0 +1,213 @@
+"""Checkpoints: the whole state of a training, written so that a loadable one always remains.
+
+A checkpoint is two files in a run's `checkpoints/`: `step-N.safetensors`, all tensors with all else as JSON in its
+metadata, and its manifest `step-N.json`, which holds the size and SHA-256 of the former and is written last. What has
+no manifest was not finished; what does not fit its manifest is damaged. Nothing is pickled or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tinycifar import run
+
+FOLDER = "checkpoints"
+KEPT = 2  # should the newest be damaged, the one before it is there
+
+
+class SaveError(OSError):
+    """A checkpoint that could not be written; those before are as they were."""
+
+
+@dataclass
+class State:
+    """Where a training is, besides its model, its optimizers and torch's generators.
+
+    Whatever a step depends on and is not here follows from recipe, seed, epoch and step: rates, order, augmentation.
+    """
+
+    last_losses: Tensor
+    """Of each image when last trained on, (N,)."""
+    losses_before: Tensor
+    """The same when the epoch began."""
+    epoch_loss: Tensor
+    """Sum over the images of the epoch so far."""
+    epoch_correct: Tensor
+    """How many of them were right."""
+    epoch: int = 0
+    """Epochs finished."""
+    batch: int = 0
+    """Batches finished in the epoch at hand."""
+    step: int = 0
+    images_seen: int = 0
+    epoch_seconds: float = 0.0
+    """Of training in the epoch at hand."""
+    wall_seconds: float = 0.0
+    """Since the run began, without the time between an interruption and the resume."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """The metrics of the epochs finished."""
+
+    @classmethod
+    def at_start(cls, images: int, device: torch.device) -> State:
+        """That before the first step, for so many training images."""
+        losses, total = torch.zeros(images, device=device), torch.zeros((), device=device)
+        return cls(losses, losses.clone(), total, total.clone())
+
+    def next_epoch(self, entry: dict[str, Any]) -> None:
+        """Finish the epoch at hand, whose metrics are `entry`."""
+        self.history = [*self.history, entry]
+        self.losses_before = self.last_losses.clone()
+        self.epoch_loss, self.epoch_correct = torch.zeros_like(self.epoch_loss), torch.zeros_like(self.epoch_correct)
+        self.epoch, self.batch, self.epoch_seconds = self.epoch + 1, 0, 0.0
+
+    @property
+    def train_seconds(self) -> float:
+        """Of training in all."""
+        return math.fsum([self.epoch_seconds, *(entry["train_seconds"] for entry in self.history)])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file's content: tensors, and in `about` what JSON can hold."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+
+def capture(
+    model: nn.Module, optimizers: list[Optimizer], state: State, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All that decides how a training goes on: tensors by name, and what JSON can hold."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, entries in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{index}.{name}": tensor for name, tensor in entries.items()}
+    tensors["generator.cpu"] = torch.get_rng_state()
+    if device.type == "cuda":
+        tensors["generator.cuda"] = torch.cuda.get_rng_state(device)
+    about: dict[str, Any] = {}
+    for name in (item.name for item in fields(state)):
+        value = getattr(state, name)
+        (tensors if isinstance(value, Tensor) else about)[f"state.{name}"] = value
+    return tensors, about
+
+
+def restore(found: Checkpoint, model: nn.Module, optimizers: list[Optimizer], device: torch.device) -> State:
+    """Put back what `capture` gave; ValueError if it is of another model or other optimizers."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in (*found.tensors.items(), *found.about.items()):
+        kind, _, rest = name.partition(".")
+        parts.setdefault(kind, {})[rest] = value
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    try:
+        model.load_state_dict(parts["model"])
+        for name, tensor in parts.get("optimizer", {}).items():
+            number, index, key = name.split(".")
+            states[int(number)].setdefault(int(index), {})[key] = tensor.to(device)
+        for optimizer, entries in zip(optimizers, states, strict=True):
+            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(parts["generator"]["cpu"])
+        if device.type == "cuda" and "cuda" in parts["generator"]:
+            torch.cuda.set_rng_state(parts["generator"]["cuda"], device)
+        values: dict[str, Any] = parts["state"]
+        values |= {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return State(**values)
+    except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{found.path} does not fit this model: {str(error).splitlines()[0]}") from None
+
+
+def save(directory: Path, model: nn.Module, optimizers: list[Optimizer], state: State, device: torch.device) -> Path:
+    """Write the checkpoint of a run after `state.step` updates, then remove all but the newest ones; gives its file.
+
+    Raises SaveError where the disk fails; the checkpoints before are then as they were.
+    """
+    folder = directory / FOLDER
+    path = folder / f"step-{state.step}.safetensors"
+    tensors, about = capture(model, optimizers, state, device)
+    # Sums over a tensor round differently in another memory layout, so the layout is part of the state.
+    strides = {name: list(tensor.stride()) for name, tensor in tensors.items()}
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = to_safetensors(stored, metadata={"tinycifar": json.dumps({"about": about, "strides": strides})})
+    try:
+        folder.mkdir(exist_ok=True)
+        run.write_bytes(path, content)
+        run.write_bytes(path.with_suffix(".json"), _manifest(path.name, content))
+        for old in _files(folder)[:-KEPT]:
+            old.with_suffix(".json").unlink(missing_ok=True)  # first: a file without its manifest counts for nothing
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        reason = f"{error.strerror or error}: step {state.step:,} is not saved, earlier checkpoints are as they were"
+        raise SaveError(error.errno, reason, error.filename) from None
+    return path
+
+
+def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a run that is whole, and what is wrong with newer ones, a line each.
+
+    Damaged ones are put aside under the ending `.damaged`. None where no checkpoint was begun yet; ValueError if there
+    are some and none is whole.
+    """
+    folder = directory / FOLDER
+    for place in (directory, folder):
+        run.remove_unfinished(place)
+    problems: list[str] = []
+    for path in reversed(_files(folder)):
+        try:
+            found = read(path)
+            told = f"; going back to {path.name}"
+            return found, [f"{problem}{told}" for problem in problems]
+        except ValueError as error:
+            problems.append(str(error))
+            for file in (path.with_suffix(".json"), path):
+                if file.exists():
+                    file.replace(file.with_name(f"{file.name}.damaged"))
+    if problems:
+        raise ValueError(f"{directory} has no whole checkpoint to resume from: {'; '.join(problems)}")
+    return None, []
+
+
+def read(path: Path) -> Checkpoint:
+    """Read one checkpoint file; ValueError, naming it, unless it is to the byte what was written."""
+    try:
+        content = path.read_bytes()
+        manifest = path.with_suffix(".json").read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} was not finished: {Path(error.filename).name} is missing") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if manifest != _manifest(path.name, content):
+        raise ValueError(f"{path} is damaged: it does not fit its manifest")
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = json.loads(stored.metadata()["tinycifar"])
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no dict)
+        about, strides = dict(metadata["about"]), metadata["strides"]
+        for name, tensor in tensors.items():
+            tensors[name] = torch.empty_strided(tensor.shape, strides[name], dtype=tensor.dtype).copy_(tensor)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is no checkpoint of ours: {error}") from None
+    return Checkpoint(path, tensors, about)
+
+
+def _manifest(name: str, content: bytes) -> bytes:
+    digest = hashlib.sha256(content).hexdigest()
+    return (json.dumps({"file": name, "bytes": len(content), "sha256": digest}, indent=2) + "\n").encode()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Checkpoint files, oldest first."""
+    found = [path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d+", path.stem)]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
