@@ -2,6 +2,7 @@
 # make test    set everything up and run the tests
 # make check   lint, types, and that the README's figures are those of results/
 # make results write the README's figures and pictures anew from results/
+# make faults  interrupt trainings in every way and compare bits: 20 kills, 20 signals, and what leaving out a part does
 # make clean   remove what was installed (runs, results and the data cache stay)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ INSTALLED := $(VENV)/installed
 ARGS ?=
 PIP_OPTIONS ?=
 
-.PHONY: train test check results clean
+.PHONY: train test check results faults clean
 
 train: $(INSTALLED)
 	@$(BIN)/tinycifar train $(ARGS)
@@ -22,11 +23,14 @@ test: $(INSTALLED)
 check: $(INSTALLED)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
+	@for version in 3.10 3.11 3.12 3.13; do $(BIN)/mypy --python-version $$version || exit 1; done
 	@$(BIN)/python scripts/update_results.py --check
 
 results: $(INSTALLED)
 	@$(BIN)/python scripts/update_results.py
+
+faults: $(INSTALLED)
+	@$(BIN)/python tests/faults.py $(ARGS)
 
 clean:
 	rm -rf $(VENV)

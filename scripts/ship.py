@@ -27,15 +27,18 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
     recipe = run.read_recipe(directory)
     if recipe != recipes.get(recipe.name):
         raise ValueError(f"{directory} changed its recipe")
-    environment, evaluation = run.read_environment(directory), run.read_json(directory / "evaluation.json")
+    environment, evaluation = run.read_environment(directory), run.read_evaluation(directory)
     record = run.read_json(ROOT / "results" / recipe.name / "seed-0.json")
     if (environment["seed"], evaluation["accuracy"]) != (0, record["test_accuracy"]):
         raise ValueError(f"{directory} is not seed 0 with the test accuracy of its record, {record['test_accuracy']}")
     if run.read_recipe(twin) != replace(recipe, validation_images=VALIDATION_IMAGES):
         raise ValueError(f"{twin} is not the same recipe with {VALIDATION_IMAGES} validation images")
-    if run.read_environment(twin)["seed"] != 0:
-        raise ValueError(f"{twin} has another seed")
-    held_out = run.read_json(twin / "evaluation.json")
+    held_out, of_twin = run.read_evaluation(twin), run.read_environment(twin)
+    images = 50_000 - VALIDATION_IMAGES
+    if (of_twin["seed"], of_twin["data"], of_twin["train_images"]) != (0, "cifar10", images):
+        raise ValueError(f"{twin} is not of seed 0 on {images} images of CIFAR-10")
+    if (held_out["split"], len(run.read_metrics(twin))) != ("validation", recipe.epochs):
+        raise ValueError(f"{twin} was not trained to its end and evaluated on its validation images")
 
     model = trained.load(directory, "cpu")
     trained.WEIGHTS.mkdir(exist_ok=True)

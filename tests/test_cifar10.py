@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -369,13 +370,13 @@ def slow(cache, needed):
     yield root / "a.tar.gz"
 download.npm_archive = slow
 (root / f"ready-{sys.argv[2 + 6]}").touch()
-while len(list(root.glob("ready-*"))) < 2:
+while len(list(root.glob("ready-*"))) < 8:
     time.sleep(0.01)
 print([len(content) for content in cifar10.read(cache=root / "cache")])
 """
 
 
-def test_two_processes_at_once_download_once(tiny, tmp_path):
+def test_eight_processes_at_once_download_once(tiny, tmp_path):
     official(tmp_path / "a.tar.gz", tiny)
     digests = list(cifar10.FILES.values())
     racers = [
@@ -385,12 +386,12 @@ def test_two_processes_at_once_download_once(tiny, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(2)
+        for i in range(8)
     ]
     outputs = [racer.communicate(timeout=60) for racer in racers]
-    assert [output for output, _ in outputs] == [f"{[RECORDS * cifar10.RECORD_BYTES] * 6}\n"] * 2, outputs
+    assert [output for output, _ in outputs] == [f"{[RECORDS * cifar10.RECORD_BYTES] * 6}\n"] * 8, outputs
     assert (tmp_path / "downloads").read_text() == "one\n"
-    assert sum("waiting for it" in told for _, told in outputs) == 1
+    assert sum("waiting for it" in told for _, told in outputs) == 7
     assert not any("\x1b" in told for _, told in outputs)
 
 
@@ -516,6 +517,39 @@ def test_a_download_left_by_a_killed_run_goes_on_at_any_offset(server, tmp_path)
         server.asked.clear()
         cifar10.fetch()
         assert server.asked == ([f"bytes={left}-"] if left < len(server.body) else [])
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tinycifar import cifar10, download
+download.ARCHIVE_URL, download.ARCHIVE_BYTES, download.ARCHIVE_MD5 = sys.argv[2], int(sys.argv[3]), sys.argv[4]
+download.shutil.which = lambda name: None
+cifar10.fetch(cache=Path(sys.argv[1]))
+"""
+
+
+def test_a_download_killed_at_ten_offsets_is_finished_by_the_next_run(server, tiny, tmp_path):
+    size = len(server.body)
+    for offset in [size * part // 10 for part in range(10)]:
+        cache = tmp_path / f"killed at {offset}"
+        sent, release = threading.Event(), threading.Event()
+
+        def stalling(handler, offset=offset, sent=sent, release=release):
+            answer(server.body, offset)(handler)
+            handler.wfile.flush()
+            sent.set()
+            release.wait(30)
+
+        server.answers = [stalling, answer(server.body)]
+        words = [str(cache), download.ARCHIVE_URL, str(size), download.ARCHIVE_MD5]
+        with subprocess.Popen([sys.executable, "-c", KILLED, *words], stderr=subprocess.DEVNULL) as process:
+            assert sent.wait(30)
+            time.sleep(0.05)
+            process.kill()
+        release.set()
+        cifar10.fetch(cache=cache)
+        assert contents(cache) == dict(sorted(tiny.items()))
 
 
 def test_a_damaged_rest_of_a_download_is_started_over(server, tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import os
@@ -6,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tinycifar import bench, cifar10, data, pictures, plots, recipes, run
+from tinycifar import bench, cifar10, data, pictures, plots, recipes, run, training
 from tinycifar.cli import main
 from tinycifar.corruptions import CORRUPTIONS
 
@@ -205,7 +205,7 @@ def test_a_shipped_model_is_evaluated_on_test_images_at_the_temperature_of_its_t
     done = tinycifar("evaluate", "minute", "--data", "sample")
     assert done.code == 0
     assert "Test accuracy: " in done.out
-    assert "fitted on validation images of a twin that was trained without them" in done.out
+    assert "fitted to validation images of a twin that was trained without them" in done.out
     assert {path.name for path in Path("evaluations/minute").iterdir()} == {
         "evaluation.json",
         "evaluation.safetensors",
@@ -224,7 +224,30 @@ def test_explain_draws_one_picture_each_into_a_folder(tinycifar: Any, tmp_path: 
     done = tinycifar("explain", "cat.png", "broken.png", "--out", "drawn")
     assert (done.code, done.out[:12]) == (1, "cat.png: cat")
     assert "cannot read broken.png" in done.err
-    assert [path.name for path in Path("drawn").iterdir()] == ["cat.png"]
+    assert [path.name for path in Path("drawn").iterdir()] == ["cat-explained.png"]
+    before = (tmp_path / "cat.png").read_bytes()
+    assert tinycifar("explain", "cat.png", "--out", ".").code == 0
+    assert (tmp_path / "cat.png").read_bytes() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+def test_names_with_dollar_signs_other_letters_line_breaks_and_stray_bytes_are_shown_with_escapes(
+    tinycifar: Any, tmp_path: Path
+) -> None:
+    names = [b"a$\\frac$.png", "猫.png".encode(), b"two\nlines.png", b"stray\xff.png", b"\x1b[31mred.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        pictures.to_image(data.sample().test_images[0]).save(tmp_path / "cat.png")
+        os.rename(tmp_path / "cat.png", os.fsencode(tmp_path) + b"/in/" + name)  # noqa: PTH104 (bytes)
+    for words in (["predict", "in"], ["predict", "in", "--csv"], ["explain", "in", "--out", "out"]):
+        done = tinycifar(*words)
+        assert (done.code, done.err) == (0, "")
+        assert done.out.count("\n") == len(names) + ("--csv" in words)
+        assert "\x1b" not in done.out
+        assert "in/two\\nlines.png" in done.out
+        assert "in/stray\\udcff.png" in done.out
+    assert len(tinycifar("predict", "in", "--json").json["predictions"]) == len(names)
+    assert len(list((tmp_path / "out").iterdir())) == len(names)
 
 
 def test_summary_draws_receptive_fields_of_an_architecture_and_of_a_trained_model(tinycifar: Any) -> None:
@@ -260,10 +283,44 @@ def test_several_seeds_are_runs_of_their_own_with_one_summary(tinycifar: Any, tr
     )
     assert alone.json["test_accuracy"] == summary["accuracies"][1]
     assert Path("one/model.safetensors").read_bytes() == Path("many/seed-5/model.safetensors").read_bytes()
-    compared = tinycifar("compare", "many", "one", "--out", "page.html", "--json").json
-    assert [len(of["runs"]) for of in compared["contenders"]] == [4]
+    compared = tinycifar("compare", "many", "--out", "page.html", "--json").json
+    assert [len(of["runs"]) for of in compared["contenders"]] == [3]
+    assert "are the same recipe and seed" in tinycifar("compare", "many", "one").err
     assert "holds several seeds" in tinycifar("report", "many").err
     assert Path("page.html").exists()
+
+
+def test_a_seed_that_diverges_costs_the_others_nothing(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = training.train
+
+    def diverging(*arguments: Any, seed: int, **options: Any) -> training.Result:
+        if seed == 1:
+            raise FloatingPointError("the loss is nan at step 7")
+        return train(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr(training, "train", diverging)
+    words = ["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--seeds", "3", "--out", "many"]
+    done = tinycifar(*words)
+    assert (done.code, done.err) == (1, "tinycifar: seed 1: the loss is nan at step 7\n")
+    assert json.loads(Path("many/summary.json").read_text())["finished"] == [0, 2]
+
+
+def test_an_evaluation_is_saved_even_if_its_reader_goes_away(trained: Path) -> None:
+    (trained / "evaluation.json").unlink()
+    command = [sys.executable, "-m", "tinycifar", "evaluate", str(trained)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+    assert run.read_evaluation(trained)["images"] == 200
+
+
+def test_a_run_that_is_stopped_and_resumed_by_command_comes_to_the_same_accuracy(tinycifar: Any) -> None:
+    words = ["train", "--data", "sample", "--epochs", "2", "--limit", "64"]
+    whole = tinycifar(*words, "--out", "whole", "--json").json
+    tinycifar(*words, "--out", "parts", "--stop-after-epoch", "1")
+    parts = tinycifar("train", "--resume", "parts", "--json").json
+    assert (parts["epochs"], parts["test_accuracy"]) == (2, whole["test_accuracy"])
+    assert [entry["step"] for entry in parts["resumes"]] == [1]
 
 
 def test_a_report_can_be_written_anew(tinycifar: Any, trained: Path) -> None:
@@ -326,8 +383,22 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         (["explain", trained / "loss.png", "--class", "unicorn", "--out", trained], "unknown class 'unicorn'"),
         (["report", "nowhere"], "recipe.json is missing"),
         (["compare"], "RUN"),
+        (["compare", trained, "--out", trained / "recipe.json" / "x.html"], "recipe.json"),
+        (["evaluate", trained, "--images", "5"], "--images says how many images --robustness corrupts"),
+        (["explain", trained / "loss.png", "--class", "unicorn", "--out", "new"], "unknown class 'unicorn'"),
+        (["predict", ""], "an empty name does not exist"),
+        ([*sample, "--seeds", "2", "--limit", "401", "--out", "new"], "allowed are 1 to 400"),
+        (["train", "--seeds", "2", "--data", "nowhere", "--out", "new"], "nowhere"),
+        (["train", "--resume", "nowhere"], "environment.json is missing"),
+        (["train", "--resume", trained, "--out", "new"], "leave out --out and --seeds"),
+        (["train", "--resume", trained, "--seed", "9"], "was trained otherwise: seed is 0 there, not 9"),
+        (
+            ["train", "reference-30", "--resume", trained],
+            "trained otherwise: name is minute there, not reference-30",
+        ),
+        (["train", "--resume", trained, "--set", "nesterov=false"], "nesterov is True there, not False"),
         (["compare", "nowhere"], "recipe.json is missing"),
-        (["compare", trained, trained], "named twice"),
+        (["compare", trained, trained], "a run is named twice"),
         ([*sample, "--seeds", "0"], "0 is not in the range"),
         ([*sample, "--seeds", "2", "--out", trained], "is in use"),
         (["frobnicate"], "frobnicate"),
@@ -357,6 +428,24 @@ def test_a_full_disk_is_told_in_one_line(tinycifar: Any, monkeypatch: pytest.Mon
     assert (refused.code, refused.err) == (2, "tinycifar: No space left on device: run/environment.json\n")
 
 
+def test_a_disk_that_is_full_in_mid_training_is_told_in_one_line_with_exit_code_1(
+    tinycifar: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 12:  # after the first epoch
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    failed = tinycifar("train", "--data", "sample", "--epochs", "2", "--limit", "32", "--out", "run")
+    assert (failed.code, failed.err.count("\n")) == (1, 1)
+    assert "is not saved, earlier checkpoints are as they were" in failed.err
+
+
 def test_a_report_that_cannot_be_written_costs_nothing_but_the_report(
     tinycifar: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +469,7 @@ def test_evaluating_on_other_data_leaves_the_evaluation_of_the_run_alone(tinycif
     (trained / "evaluation.json").write_text("mine")
     assert tinycifar("evaluate", trained, "--data", "sample").code == 0
     assert (trained / "evaluation.json").read_text() == "mine"
+    (trained / "evaluation.json").write_text("[]")
     assert tinycifar("evaluate", trained).code == 0
     again = json.loads((trained / "evaluation.json").read_text())
     assert again | {"images_per_second": 0} == json.loads(before) | {"images_per_second": 0}
@@ -397,7 +487,7 @@ def test_a_record_is_written_for_a_whole_recipe(tinycifar: Any, monkeypatch: pyt
     assert (record["git_revision"], record["seed"]) == ("0123abcd", 3)
 
 
-@contextmanager
+@contextlib.contextmanager
 def training_after_its_first_epoch(out: Path) -> Iterator[subprocess.Popen[str]]:
     """A `tinycifar train` of its own process, with many epochs to go."""
     words = ["train", "--data", "sample", "--epochs", "1000", "--out", str(out)]
@@ -416,6 +506,55 @@ def test_a_reader_that_goes_away_costs_no_finished_epoch(tmp_path: Path) -> None
         assert process.wait() == 1
     assert (tmp_path / "run" / "model.safetensors").exists()
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) >= 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
+def test_a_narrow_terminal_without_colours_and_without_a_home_is_enough(tmp_path: Path) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 40, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    surroundings = {**kept, "HOME": "/nonexistent", "NO_COLOR": "1", "TERM": "xterm"}
+    words = ["train", "--data", "sample", "--epochs", "2", "--limit", "64", "--out", str(tmp_path / "ü")]
+    command = [sys.executable, "-m", "tinycifar", *words]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=surroundings) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux ends a terminal so
+            while part := os.read(ours, 4096):
+                shown += part
+        assert process.wait() == 0, shown
+    os.close(ours)
+    assert b"Test accuracy" in shown
+    assert b"arning" not in shown
+    assert not re.search(rb"\x1b\[[0-9;]*(3|4|9)\d(;|m)", shown)
+    assert (tmp_path / "ü" / "report.html").exists()
+
+
+def test_without_a_terminal_there_are_no_control_codes_and_no_folder_is_needed_but_the_runs(tmp_path: Path) -> None:
+    words = ["train", "--data", "sample", "--epochs", "1", "--limit", "64", "--out", str(tmp_path / "run")]
+    surroundings = {**os.environ, "HOME": "/nonexistent"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tinycifar", *words], capture_output=True, env=surroundings, check=True
+    )
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert done.stderr == b""
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(tinycifar: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for words in (
+        ["train", "--data", "sample", "--out", "file/run"],
+        ["train", "--data", "sample", "--seeds", "2", "--out", "file/run"],
+        ["explain", "x.png", "--out", "file/x"],
+    ):
+        Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+        refused = tinycifar(*words)
+        assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
 
 
 def test_the_module_is_the_command_too() -> None:

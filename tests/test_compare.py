@@ -12,7 +12,8 @@ from tinycifar.recipes import Recipe
 RECIPE = recipes.get("reference-30")
 OTHER = replace(RECIPE, weight_decay=0.1)
 LABELS = torch.arange(1000) % 10
-ABOUT = {"data": "cifar10", "train_images": 50_000, "threads": 2, "device": "cpu: x", "precision": "float32"}
+ABOUT: dict[str, Any] = {"data": "cifar10", "train_images": 50_000, "threads": 2, "device": "cpu: x"}
+ABOUT |= {"precision": "float32", "resumes": []}
 
 
 def make(directory: Path, recipe: Recipe, right: range | list[int], seed: int = 0, **changes: Any) -> Path:
@@ -27,8 +28,15 @@ def make(directory: Path, recipe: Recipe, right: range | list[int], seed: int = 
     predicted[list(right)] = LABELS[list(right)]
     logits = torch.nn.functional.one_hot(predicted, 10).float()
     save_file({"logits": logits, "logits_tta": logits.clone(), "labels": LABELS}, directory / "evaluation.safetensors")
-    evaluation = {"data": "cifar10", "split": "test", "accuracy": accuracy, "accuracy_interval": [0.1, 0.2]}
+    evaluation: dict[str, Any] = {
+        "data": "cifar10",
+        "split": "test",
+        "accuracy": accuracy,
+        "accuracy_interval": [0.1, 0.2],
+    }
     evaluation |= {"ece": 0.05, "calibrated": None, "correct": len(right), "images": 1000} | changes
+    names = ("loss", "accuracy_tta", "top2_accuracy", "top3_accuracy", "brier", "images_per_second")
+    evaluation |= dict.fromkeys(names, 0.5) | {"classes": [], "confusion": [], "reliability": []}
     run.write_json(directory / "evaluation.json", evaluation)
     return directory
 
@@ -80,8 +88,46 @@ def test_runs_of_one_recipe_are_one_contender_however_they_are_named(tmp_path: P
     (contender,) = found.contenders
     assert contender.accuracy == pytest.approx(0.841)
     assert (contender.parameters, contender.train_seconds) == (195_946, 10.0)
-    with pytest.raises(ValueError, match="named twice"):
-        compare.compare([runs[0], runs[0]])
+    again = make(tmp_path / "again", RECIPE, range(800), seed=1)
+    with pytest.raises(ValueError, match=r"1 and .*again are the same recipe and seed; name one"):
+        compare.compare([*runs, again])
+
+
+def test_two_runs_of_one_recipe_are_compared_with_each_other(tmp_path: Path) -> None:
+    runs = [make(tmp_path / str(seed), RECIPE, range(840 + 30 * seed), seed) for seed in range(2)]
+    found = compare.compare(runs)
+    assert [len(of.runs) for of in found.contenders] == [1, 1]
+    assert found.verdicts[0]["test"] == "mcnemar"
+
+
+def test_a_seed_that_was_not_finished_is_left_out_and_named(tmp_path: Path) -> None:
+    many = seeds_of(tmp_path / "many", RECIPE, [850, 852, 854])
+    (many / "seed-1" / "evaluation.json").unlink()
+    found = compare.compare([many])
+    assert [member.seed for member in found.contenders[0].runs] == [0, 2]
+    assert f"{many / 'seed-1'} was not finished and is left out." in found.lines()
+    for seed in (0, 2):
+        (many / f"seed-{seed}" / "evaluation.json").unlink()
+    with pytest.raises(ValueError, match="no seed was finished"):
+        compare.compare([many])
+
+
+def test_equal_accuracies_are_level_and_intervals_stay_between_0_and_1(tmp_path: Path) -> None:
+    found = compare.compare([make(tmp_path / "a", RECIPE, range(850)), make(tmp_path / "b", OTHER, range(850))])
+    assert found.verdicts[0]["text"].startswith("B is level with A: within noise")
+    spread = compare.compare([seeds_of(tmp_path / "c", RECIPE, [10, 600])])
+    assert spread.contenders[0].interval == (0.0, 1.0)
+
+
+def test_each_curve_is_of_the_split_that_was_watched(tmp_path: Path) -> None:
+    first = make(tmp_path / "a", RECIPE, range(850))
+    second = make(tmp_path / "b", OTHER, range(700), split="validation")
+    found = compare.compare([first, second])
+    assert any("accuracy over the epochs: A test, B training" in line for line in found.lines())
+    compare.write(found, tmp_path / "new" / "page.html")
+    page = (tmp_path / "new" / "page.html").read_text()
+    assert "A, test" in page
+    assert "B, training" in page
 
 
 def test_on_other_images_no_verdict_is_given(tmp_path: Path) -> None:
@@ -121,7 +167,7 @@ def test_a_run_that_was_not_evaluated_is_refused_by_name(tmp_path: Path) -> None
 
 
 def test_a_chart_has_letters_where_curves_run_and_asterisks_where_they_meet() -> None:
-    lines = text.chart([("A", [1, 2], [50.0, 70.0]), ("B", [1, 2], [50.0, 60.0])], width=20, height=5)
+    lines = text.chart([("A test", [1, 2], [50.0, 70.0]), ("B test", [1, 2], [50.0, 60.0])], width=20, height=5)
     assert lines[1] == " 70% |                   A"
     assert lines[3] == "     |                   B"
     assert lines[5] == " 50% |*"

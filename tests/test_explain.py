@@ -107,7 +107,10 @@ def test_pictures_of_one_name_from_several_folders_are_all_drawn(tmp_path: Path)
         pictures.to_image(data.sample().test_images[0]).save(path)
     paths[2].write_text("no picture")
     found = list(explain.explain_files(trained.load("minute"), paths, tmp_path))
-    assert [entry.get("picture") for entry in found] == [str(tmp_path / f"{n}.png") for n in ("cat", "cat-2")] + [None]
+    assert [entry.get("picture") for entry in found] == [
+        *(str(tmp_path / f"cat-explained{end}.png") for end in ("", "-2")),
+        None,
+    ]
     assert "broken.png: no PNG" in found[2]["problem"]
     assert found[0]["class"] == "cat"
     with Image.open(found[1]["picture"]) as drawn:

@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tinycifar import data, pictures
 
@@ -61,9 +62,58 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"large\.png: more than 1,000 pixels"):
+    monkeypatch.setitem(pictures.MOST_PIXELS, "PNG", 1000)
+    with pytest.raises(ValueError, match=r"large\.png: 1,600 pixels, allowed are 1,000 in a PNG"):
         read(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = pictures.to_image(data.sample().test_images[0])
+    image.save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as stored:
+        expected = ImageOps.exif_transpose(stored).convert("RGB")
+    assert torch.equal(read(tmp_path / "turned.png"), pictures.to_tensor(expected))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*" + bytes(3)])
+def test_a_picture_with_damaged_notes_is_read_all_the_same(tmp_path: Path, exif: bytes) -> None:
+    Image.new("RGB", (32, 32), (9, 99, 199)).save(tmp_path / "odd.png", exif=exif)
+    assert read(tmp_path / "odd.png")[:, 3, 3].tolist() == [9, 99, 199]
+
+
+def test_sixteen_bit_grey_may_have_a_transparent_level(tmp_path: Path) -> None:
+    picture = np.full((32, 32), 128 * 256, np.uint16)
+    picture[:16] = 7 * 256
+    Image.fromarray(picture).save(tmp_path / "deep.png", transparency=7 * 256)
+    seen = read(tmp_path / "deep.png")
+    assert (seen[:, :16] == 255).all()
+    assert (seen[:, 16:] == 128).all()
+
+
+def test_a_picture_that_is_cut_off_is_called_damaged(tmp_path: Path) -> None:
+    pictures.to_image(data.sample().test_images[0]).save(tmp_path / "cut.png")
+    content = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"cut\.png: it is damaged"):
+        read(tmp_path / "cut.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders there")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.png: no file"):
+        read(tmp_path / "pipe.png")
+
+
+def test_a_dangling_link_in_a_folder_is_named_when_it_is_read_and_loops_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (found,) = pictures.find([tmp_path])
+    with pytest.raises(ValueError, match=r"gone\.png: No such file"):
+        read(found)
 
 
 def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
@@ -75,7 +125,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
         "notes.png": "notes.png: no PNG, JPEG or WEBP image",
         "cut.png": "cut.png: no PNG, JPEG or WEBP image",
         "other.gif": "other.gif: no PNG, JPEG or WEBP image",
-        "folder.png": "folder.png: Is a directory",
+        "folder.png": "folder.png: no file",
         "none.png": "none.png: No such file",
     }.items():
         with pytest.raises(ValueError, match=message):

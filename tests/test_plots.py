@@ -80,12 +80,30 @@ def test_the_reliability_picture_draws_filled_bins_and_says_which_way_confidence
     assert "25.0 points below accuracy: underconfident" in title
 
 
-def test_the_robustness_picture_names_the_hardest_corruption() -> None:
+def test_the_robustness_picture_holds_every_accuracy_and_names_the_hardest_corruption() -> None:
     found = {"images": 9, "clean_accuracy": 0.8, "mean_corruption_accuracy": 0.5}
-    accuracy = {"fog": [0.7, 0.6, 0.6, 0.5, 0.4], "jpeg": [0.5, 0.4, 0.4, 0.3, 0.2]}
+    accuracy = {"jpeg": [0.5, 0.4, 0.4, 0.3, 0.2], "fog": [0.7, 0.6, 0.6, 0.5, 0.4]}
     figure = plots.robustness({**found, "accuracy": accuracy})
     assert "50.0% right on average, least with jpeg (36.0%)" in figure.axes[0].get_title()
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["jpeg", "fog"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["fog", "jpeg"]
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert shown == ["70%", "60%", "60%", "50%", "40%", "56%", "50%", "40%", "40%", "30%", "20%", "36%"]
+
+
+def test_names_that_look_like_mathematics_or_lack_a_glyph_are_drawn_as_they_are(tmp_path: Path) -> None:
+    square = Image.new("RGB", (32, 32))
+    plots.save(tmp_path / "new" / "x.png", plots.explanation, square, square, torch.zeros(32, 32), r"$\frac$ 猫 a$b$")
+    assert (tmp_path / "new" / "x.png").exists()
+
+
+def test_compared_curves_name_the_split_of_each() -> None:
+    runs = [(0, "A", "test", HISTORY), (1, "B", "train", HISTORY), (1, "B", "train", HISTORY)]
+    figure = plots.compared_curves(runs)
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["A, test", "B, training"]
+    drawn = [list(line.get_ydata()) for line in figure.axes[0].lines]  # type: ignore[arg-type]
+    assert drawn == [[30, 50], [25, 45], [25, 45]]
 
 
 def test_a_figure_for_a_page_is_well_formed_takes_its_colours_and_shares_no_id_with_another(

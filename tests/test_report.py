@@ -3,6 +3,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -88,12 +89,34 @@ def test_the_names_of_classes_and_folders_cannot_become_markup(tmp_path: Path) -
 
 
 def test_a_run_that_was_stopped_is_reported_as_far_as_it_went(tmp_path: Path) -> None:
-    about = {"data": "sample", "seed": 0, "train_images": 300, "threads": 1, "device": "cpu", "precision": "float32"}
+    about: dict[str, Any] = {
+        "data": "sample",
+        "seed": 0,
+        "train_images": 300,
+        "threads": 1,
+        "device": "cpu",
+        "precision": "float32",
+    }
+    about["resumes"] = []
     run.start(tmp_path, RECIPE, about)
     assert "0 <small>epochs: stopped before the first" in report.write(tmp_path).read_text()
     entry = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.2, "learning_rate": 0.1, "train_seconds": 3.0}
     run.append_metrics(tmp_path, entry)
     assert "1 <small>of 2 epochs: stopped before it was evaluated" in report.write(tmp_path).read_text()
+
+
+def test_a_run_that_ended_early_does_not_pass_as_whole(tmp_path: Path) -> None:
+    training.train(RECIPE, "sample", out=tmp_path / "run", limit=60, stop_after_epoch=1)
+    page = report.write(tmp_path / "run").read_text()
+    assert "one run of 1 of 2 epochs, <strong>stopped early</strong>" in page
+
+
+def test_a_report_begins_no_download(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    model = trained.load(finished)
+    about = {"model_name": model.model_name, "recipe": model.recipe, "classes": model.classes, "data": "cifar10"}
+    run.save_weights(tmp_path / "run" / "model.safetensors", model.model, **about, validation_images=100)  # type: ignore[arg-type]
+    assert "CIFAR-10 is not in the cache" in report.write(tmp_path / "run").read_text()
 
 
 def test_images_that_are_not_at_hand_cost_the_gallery_alone(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

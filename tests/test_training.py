@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tinycifar import augment, data, inference, models, optim, recipes, run, trained, training
+import faults
+from tinycifar import augment, checkpoint, data, inference, models, optim, recipes, run, trained, training
 from tinycifar.recipes import Recipe
 
 SMALL = recipes.with_settings(recipes.get("reference-30"), ["epochs=2", "batch_size=32", "augmentation=none"])
@@ -174,6 +175,57 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path, 
     assert not equal(runs[0], runs[2])
 
 
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_gives_the_same_bits_from_the_same_seed(tmp_path: Path, name: str) -> None:
+    recipe = recipes.with_settings(recipes.get(name), ["epochs=2"])
+    for number in range(2):
+        training.train(recipe, "sample", out=tmp_path / str(number), seed=3)
+    assert faults.fingerprint(tmp_path / "0") == faults.fingerprint(tmp_path / "1")
+
+
+@pytest.mark.parametrize("where", ["input", "loss", "gradient"])
+def test_what_is_not_finite_stops_a_run_before_the_update_and_it_can_go_on_from_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    training.train(SMALL, data.sample(), out=tmp_path / "whole", limit=64)
+    steps = 0
+
+    def spoil(values: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return values * math.inf if steps == 4 else values  # the second batch of the second epoch
+
+    class Spoiled(augment.NoAugmentation):
+        def apply(self, images: torch.Tensor, parameters: augment.Parameters) -> torch.Tensor:
+            return spoil(super().apply(images, parameters))
+
+    def spoiled_model(name: str, num_classes: int) -> models.Classifier:
+        model = build(name, num_classes)
+        next(model.parameters()).register_hook(spoil)
+        return model
+
+    build, cross_entropy = models.build, torch.nn.functional.cross_entropy
+    with monkeypatch.context() as patch:
+        if where == "input":
+            patch.setitem(augment.AUGMENTATIONS, "none", Spoiled)
+        elif where == "loss":
+            patch.setattr(training.functional, "cross_entropy", lambda *a, **k: spoil(cross_entropy(*a, **k)))
+        else:
+            patch.setattr(models, "build", spoiled_model)
+        recipe = recipes.with_settings(SMALL, ["watch_test=false"])
+        pattern = r"(loss|gradient's norm) is (nan|inf) at step 4 \(epoch 2, learning rate 0\.\d+\): stopped before the"
+        with pytest.raises(FloatingPointError, match=pattern):
+            training.train(recipe, data.sample(), out=tmp_path / "run", limit=64)
+    found, _ = checkpoint.latest(tmp_path / "run")
+    assert found is not None
+    assert found.about["state.step"] == 2
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(found.tensors[f"model.{name}"], tensor) for name, tensor in kept.items())
+    training.train(recipe, data.sample(), resume=tmp_path / "run", limit=64)
+    whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(whole[name], tensor) for name, tensor in again.items())
+
+
 def test_stopping_after_an_epoch_keeps_the_schedule_of_the_whole_recipe(tmp_path: Path) -> None:
     whole = training.train(SMALL, data.sample(), out=tmp_path / "whole", limit=64)
     part = training.train(SMALL, data.sample(), out=tmp_path / "part", limit=64, stop_after_epoch=1)
@@ -324,25 +376,6 @@ def test_what_fails_after_an_epoch_leaves_the_weights_of_that_epoch(
     monkeypatch.undo()
     one_epoch = training.train(SMALL, data.sample(), out=tmp_path / "other", limit=64, stop_after_epoch=1)
     assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(one_epoch).items())
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_weights_of_the_epoch_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Spoiled(augment.NoAugmentation):
-        batches = 0
-
-        def apply(self, images: torch.Tensor, parameters: augment.Parameters) -> torch.Tensor:
-            self.batches += 1
-            return super().apply(images, parameters) * (math.nan if self.batches > 2 else 1)
-
-    monkeypatch.setitem(augment.AUGMENTATIONS, "none", Spoiled)
-    with pytest.raises(
-        FloatingPointError,
-        match=r"the loss is nan at step 3 \(epoch 2, learning rate 0\.\d+\): stopped before the update",
-    ):
-        training.train(SMALL, data.sample(), out=tmp_path / "run", limit=64)
-    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / "model.safetensors").values())
 
 
 def test_what_can_be_refused_is_refused_before_any_data_is_loaded(

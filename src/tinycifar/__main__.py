@@ -1,5 +1,6 @@
 """`python -m tinycifar` is the command `tinycifar`."""
 
+import logging
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ def main() -> None:
     # other busy process a training step takes ten to twenty times as long as alone by default, and two to six times
     # at this value, which costs little or nothing on an idle machine (docs/LOG.md, 2026-11-23).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it warns that its cache is temporary
     signal.signal(signal.SIGTERM, _terminate)
     try:
         from tinycifar import cli

@@ -165,6 +165,9 @@ def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
         run.remove_unfinished(place)
     problems: list[str] = []
     for path in reversed(_files(folder)):
+        if not path.with_suffix(".json").exists():  # the process was killed before it was finished
+            path.unlink()
+            continue
         try:
             found = read(path)
             told = f"; going back to {path.name}"
@@ -184,8 +187,6 @@ def read(path: Path) -> Checkpoint:
     try:
         content = path.read_bytes()
         manifest = path.with_suffix(".json").read_bytes()
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} was not finished: {Path(error.filename).name} is missing") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     if manifest != _manifest(path.name, content):

@@ -69,6 +69,11 @@ def cache_directory() -> Path:
     return path
 
 
+def in_cache(cache: Path | None = None) -> bool:
+    """Whether all six files lie in the cache, whole or not."""
+    return all((Path(cache or cache_directory()) / FOLDER / name).exists() for name in FILES)
+
+
 def verify(cache: Path | None = None) -> list[FileState]:
     """Check the six files of the cache against their sizes and MD5s; changes nothing, fetches nothing."""
     return [state for state, _ in _examine_all(Path(cache or cache_directory()) / FOLDER, FILES)]

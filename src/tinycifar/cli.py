@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -126,23 +125,29 @@ def train(
         record_paths = {number: run.record_path(recipe.name, f"seed-{number}", place) for number in all_seeds}
     _set_threads(threads)
     display = _display(as_json)
-    whole = run.create(out, recipe.name) if seeds else None
+    whole = run.place(out, recipe.name) if seeds else None
     task = display.add_task("Seeds", total=seeds) if seeds else None
     results: list[training.Result] = []
     code = 0
     with display:
         for number in all_seeds:
-            result = training.train(
-                recipe,
-                source,
-                out=whole / f"seed-{number}" if whole else out,
-                resume=resume,
-                seed=number,
-                device=device,
-                limit=limit,
-                stop_after_epoch=stop_after_epoch,
-                display=display,
-            )
+            try:
+                result = training.train(
+                    recipe,
+                    source,
+                    out=whole / f"seed-{number}" if whole else out,
+                    resume=resume,
+                    seed=number,
+                    device=device,
+                    limit=limit,
+                    stop_after_epoch=stop_after_epoch,
+                    display=display,
+                )
+            except FloatingPointError as error:
+                if whole is None:
+                    raise
+                code = _fail(f"seed {number}: {error}", 1)  # the other seeds may fare better
+                continue
             results.append(result)
             stopped = bool(result.stopped_by)
             if record and not stopped:
@@ -201,9 +206,7 @@ def _report(directory: Path) -> int:
 @device_option
 @threads_option
 @click.option("--robustness", is_flag=True, help="Also on corrupted images: 16 corruptions, 5 severities.")
-@click.option(
-    "--images", type=click.IntRange(1), default=2000, show_default=True, help="How many of them, with --robustness."
-)
+@click.option("--images", type=click.IntRange(1), help="How many of them, with --robustness (default: 2000).")
 @json_option
 def evaluate(
     model_name: str,
@@ -212,39 +215,46 @@ def evaluate(
     device: str,
     threads: int | None,
     robustness: bool,
-    images: int,
+    images: int | None,
     as_json: bool,
 ) -> int:
     """Score MODEL, a run, a weights file or a shipped model, on the images that it opens; write evaluation.json."""
+    if images is not None and not robustness:
+        raise ValueError("--images says how many images --robustness corrupts; give both or neither")
     _set_threads(threads)
     model = trained.load(model_name, device)
-    corrupted = images if robustness else 0
+    corrupted = (images or 2000) if robustness else 0
     found = inference.evaluate_model(model, source=source, corrupted=corrupted)
-    if as_json:
-        _print_json(found.content)
-    else:
-        blocks = [text.scores(found.content), text.by_class(found.content), text.robustness(found.content)]
-        for line in [*blocks[0], *blocks[1], f"{found.content['images_per_second']:,.0f} images/s", *blocks[2]]:
-            click.echo(line)
     if out is None:  # a run's own evaluation is that on its own data
         of_run = source is None and model_name not in trained.shipped() and Path(model_name).is_dir()
         out = Path(model_name) if of_run else Path("evaluations") / model.name
+    code = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
         found.save(out)
     except OSError as error:
-        click.echo(f"tinycifar: the evaluation is not written: {_problem(error)}", err=True)
-        return 1
-    return 0
+        code = _fail(f"the evaluation is not written: {_problem(error)}", 1)
+    if as_json:
+        _print_json(found.content)
+        return code
+    for lines in (text.scores, text.by_class, text.robustness):
+        for line in lines(found.content):
+            click.echo(line)
+    click.echo(f"{found.content['images_per_second']:,.0f} images/s")
+    return code
 
 
 @cli.command("report")
 @click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
-def report_command(directory: Path) -> int:
+@json_option
+def report_command(directory: Path, as_json: bool) -> int:
     """Write RUN's report.html anew: one page with all that is known of it, which needs no network."""
     path = report.write(directory)
     plots.save_curves(directory)
-    click.echo(f"Report: {path}")
+    if as_json:
+        _print_json({"report": str(path)})
+    else:
+        click.echo(f"Report: {path}")
     return 0
 
 
@@ -260,25 +270,24 @@ def compare_command(directories: tuple[Path, ...], out: Path, as_json: bool) -> 
     A RUN of several seeds counts as one recipe, as do several RUNs of the same recipe.
     """
     found = compare.compare(directories)
-    if as_json:
-        _print_json(found.as_json())
-    else:
-        for line in found.lines():
-            click.echo(line)
     compare.write(found, out)
-    click.echo(f"Page: {out}", err=as_json)
+    if as_json:
+        _print_json({"page": str(out), **found.as_json()})
+    else:
+        for line in (*found.lines(), f"Page: {out}"):
+            click.echo(line)
     return 0
 
 
 @cli.command()
-@click.argument("paths", metavar="PICTURE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="PICTURE...", nargs=-1, required=True)
 @model_option
 @device_option
 @threads_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print one line of comma-separated values a picture.")
 @json_option
 def predict(
-    paths: tuple[Path, ...], model_name: str, device: str, threads: int | None, as_csv: bool, as_json: bool
+    paths: tuple[str, ...], model_name: str, device: str, threads: int | None, as_csv: bool, as_json: bool
 ) -> int:
     """Give the three most probable classes of pictures: PNG, JPEG and WebP files of any size, or folders of them."""
     if as_csv and as_json:
@@ -286,42 +295,35 @@ def predict(
     _set_threads(threads)
     model = trained.load(model_name, device)
     files = pictures.find(paths)
+    width = max(len(text.printable(str(path))) for path in files)
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    found = []
     display = _display(to_stderr=True)
     with display:
-        found = list(display.track(inference.predict(model, files), total=len(files), description="Pictures"))
-    predictions = [entry for entry in found if "classes" in entry]
+        if as_csv:
+            ranks = range(1, min(3, len(model.classes)) + 1)
+            rows.writerow(["file", *(f"{name}_{rank}" for rank in ranks for name in ("class", "probability"))])
+        for entry in display.track(inference.predict(model, files), total=len(files), description="Pictures"):
+            found.append(entry)
+            if "problem" in entry:
+                _fail(entry["problem"], 1)
+            elif as_csv:
+                cells = [cell for of in entry["classes"] for cell in (of["class"], f"{of['probability']:.6f}")]
+                rows.writerow([text.printable(entry["file"]), *cells])
+            elif not as_json:
+                click.echo(text.prediction(entry, width))
     unreadable = [entry for entry in found if "problem" in entry]
     if as_json:
+        predictions = [entry for entry in found if "classes" in entry]
         content = {"model": model_name, "temperature": model.temperature, "predictions": predictions}
-        _print_json(content | {"unreadable": unreadable})
-    elif as_csv:
-        _print_csv(predictions, min(3, len(model.classes)))
-    else:
-        rows = [
-            [entry["file"], *(f"{of['class']} {of['probability']:6.1%}" for of in entry["classes"])]
-            for entry in predictions
-        ]
-        for line in text.table(rows):
-            click.echo(line)
-    for entry in unreadable:
-        click.echo(f"tinycifar: {entry['problem']}", err=True)
+        _print_json({**content, "unreadable": unreadable})
     if unreadable:
-        click.echo(f"tinycifar: {len(unreadable):,} of {len(found):,} files skipped", err=True)
+        _fail(f"{len(unreadable):,} of {len(found):,} files skipped", 1)
     return 1 if unreadable else 0
 
 
-def _print_csv(predictions: Iterable[dict[str, Any]], top: int) -> None:
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["file", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("class", "probability"))])
-    for entry in predictions:
-        cells = [cell for of in entry["classes"] for cell in (of["class"], f"{of['probability']:.6f}")]
-        writer.writerow([entry["file"], *cells])
-    click.echo(lines.getvalue(), nl=False)
-
-
 @cli.command("explain")
-@click.argument("paths", metavar="PICTURE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="PICTURE...", nargs=-1, required=True)
 @model_option
 @click.option("--class", "class_name", metavar="CLASS", help="Explain this class (default: the most probable one).")
 @click.option(
@@ -335,7 +337,7 @@ def _print_csv(predictions: Iterable[dict[str, Any]], top: int) -> None:
 @threads_option
 @json_option
 def explain_command(
-    paths: tuple[Path, ...],
+    paths: tuple[str, ...],
     model_name: str,
     class_name: str | None,
     out: Path,
@@ -347,7 +349,6 @@ def explain_command(
     _set_threads(threads)
     model = trained.load(model_name, device)
     files = pictures.find(paths)
-    out.mkdir(parents=True, exist_ok=True)
     display = _display(to_stderr=True)
     with display:
         work = explain.explain_files(model, files, out, class_name)
@@ -358,9 +359,10 @@ def explain_command(
         _print_json({"model": model_name, "explanations": explained, "unreadable": unreadable})
     else:
         for entry in explained:
-            click.echo(f"{entry['file']}: {entry['class']} {entry['probability']:.1%}, drawn in {entry['picture']}")
+            file, drawn = text.printable(entry["file"]), text.printable(entry["picture"])
+            click.echo(f"{file}: {entry['class']} {entry['probability']:.1%}, drawn in {drawn}")
     for entry in unreadable:
-        click.echo(f"tinycifar: {entry['problem']}", err=True)
+        _fail(entry["problem"], 1)
     return 1 if unreadable else 0
 
 
@@ -392,8 +394,8 @@ def summary_command(model_name: str, plot: Path | None, as_json: bool) -> None:
     table = summary.summarize(model)
     if plot is not None:
         field = explain.effective_receptive_field(model, data.sample().test_images)
-        figure = plots.receptive_fields(table, field, data.sample().test_images[plots.EXAMPLE], label)
-        plots.save(figure, plot)
+        example = data.sample().test_images[plots.EXAMPLE]
+        plots.save(plot, plots.receptive_fields, table, field, example, text.printable(label))
     if as_json:
         _print_json(summary.as_json(table))
     else:
@@ -436,7 +438,9 @@ def recipes_command(as_json: bool) -> None:
     for recipe in recipes.RECIPES.values():
         measured = "not measured"
         if recipe.expected_accuracy is not None and recipe.expected_minutes is not None:
-            measured = f"{recipe.expected_accuracy:.2%} on test after {recipe.expected_minutes:.0f} minutes"
+            minutes = recipe.expected_minutes
+            time = f"{minutes:.0f} minutes" if minutes >= 1 else f"{60 * minutes:.0f} seconds"
+            measured = f"{recipe.expected_accuracy:.2%} on test after {time}"
         click.echo(f"{recipe.name:<20} {recipe.model}, {recipe.epochs} epochs: {measured}")
 
 
@@ -552,7 +556,7 @@ def _display(to_stderr: bool) -> Progress:
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    click.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
+    click.echo(json.dumps(content, allow_nan=False))  # in ASCII, which every stream takes
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -587,5 +591,5 @@ def _problem(error: OSError) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"tinycifar: {' '.join(message.splitlines())}", err=True)
+    click.echo(f"tinycifar: {text.printable(' '.join(message.splitlines()))}", err=True)
     return code

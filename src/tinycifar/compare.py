@@ -19,13 +19,25 @@ from tinycifar.summary import summarize
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run with what is known of it; `right` (N,) says of each image whether it got it right."""
+    """A run with what it gave; `labels` (N,) are of the images it was evaluated on, `right` (N,) whether it got each.
+
+    `ece_calibrated` is that at a temperature fitted on validation images; None where there is none.
+    """
 
     directory: Path
     recipe: Recipe
-    environment: dict[str, Any]
+    seed: int
+    data: str
+    train_images: int
+    precision: str
+    place: tuple[str, ...]
+    split: str
     history: list[dict[str, Any]]
-    evaluation: dict[str, Any]
+    train_seconds: float
+    accuracy: float
+    interval: tuple[float, float]
+    ece: float
+    ece_calibrated: float | None
     labels: Tensor
     right: Tensor
 
@@ -57,6 +69,7 @@ class Comparison:
 
     contenders: tuple[Contender, ...]
     verdicts: tuple[dict[str, Any], ...]
+    unfinished: tuple[Path, ...]
 
     def table(self) -> list[list[str]]:
         """Heading and rows, a contender each."""
@@ -83,16 +96,18 @@ class Comparison:
 
     def lines(self) -> list[str]:
         """Table, curves and verdicts as text."""
-        series = [(of.letter, *curve(of)) for of in self.contenders if of.runs[0].history]
-        chart = text.chart(series) if series else []
+        series = [(f"{of.letter} {plots.SPLITS[watched(of)][0]}", *curve(of)) for of in self.contenders]
         verdicts = [verdict["text"] for verdict in self.verdicts]
-        return [*text.table(self.table()), "", *chart, "", *verdicts, *self.remarks()]
+        return [*text.table(self.table()), "", *text.chart(series), "", *verdicts, *self.remarks()]
 
     def remarks(self) -> list[str]:
         """What to bear in mind."""
         remarks = ["Interval: Wilson's over images for a single run, Student's over seeds for the mean of several."]
         if len(self.verdicts) > 1:
             remarks.append(f"Each of the {len(self.verdicts)} comparisons takes noise for more once in 20 times.")
+        if len({member.place for of in self.contenders for member in of.runs}) > 1:
+            remarks.append("Not all of these runs are of the same device, thread count, torch and revision.")
+        remarks += [f"{path} was not finished and is left out." for path in self.unfinished]
         return remarks
 
     def as_json(self) -> dict[str, Any]:
@@ -103,61 +118,104 @@ class Comparison:
             | {"runs": [str(member.directory) for member in of.runs]}
             for of in self.contenders
         ]
-        return {"contenders": contenders, "verdicts": list(self.verdicts)}
+        unfinished = [str(path) for path in self.unfinished]
+        return {"contenders": contenders, "verdicts": list(self.verdicts), "unfinished": unfinished}
 
 
 def read(directory: Path) -> Evaluated:
     """A run that was evaluated; ValueError, naming the file, for any other folder."""
-    recipe, environment = run.read_recipe(directory), run.read_environment(directory)
+    with run.as_written(directory):
+        return _read(directory)
+
+
+def _read(directory: Path) -> Evaluated:
+    recipe, environment, history = (
+        run.read_recipe(directory),
+        run.read_environment(directory),
+        run.read_metrics(directory),
+    )
     if not (directory / "evaluation.json").exists():
         raise ValueError(f"{directory} was not evaluated; `tinycifar evaluate` does that")
     stored = report.read_logits(directory / "evaluation.safetensors")
-    evaluation = run.read_json(directory / "evaluation.json")
-    right = stored["logits"].argmax(1) == stored["labels"]
-    return Evaluated(directory, recipe, environment, run.read_metrics(directory), evaluation, stored["labels"], right)
+    evaluation = run.read_evaluation(directory)
+    low, high = evaluation["accuracy_interval"]
+    calibrated = evaluation["calibrated"]
+    return Evaluated(
+        directory=directory,
+        recipe=recipe,
+        seed=environment["seed"],
+        data=str(evaluation["data"]),
+        train_images=environment["train_images"],
+        precision=environment["precision"],
+        place=tuple(str(environment.get(name)) for name in ("device", "threads", "torch_version", "git_revision")),
+        split=str(evaluation["split"]),
+        history=history,
+        train_seconds=float(sum(entry["train_seconds"] for entry in history)),
+        accuracy=float(evaluation["accuracy"]),
+        interval=(float(low), float(high)),
+        ece=float(evaluation["ece"]),
+        ece_calibrated=None if calibrated is None else float(calibrated["ece"]),
+        labels=stored["labels"],
+        right=stored["logits"].argmax(1) == stored["labels"],
+    )
 
 
 def compare(directories: Sequence[Path]) -> Comparison:
-    """Compare runs; a directory of several seeds, and several runs of one recipe and data, are one contender.
+    """Compare runs; a directory of several seeds is one contender, as are runs of one recipe, data and precision.
 
-    Raises ValueError for a folder that is no evaluated run, and for one named twice.
+    Only two single runs are always two. Seeds that were not finished are left out. Raises ValueError for a folder that
+    is no evaluated run, and for two runs of one contender with the same seed, which are one measurement and not two.
     """
-    members = [read(path) for directory in directories for path in run.seeds(directory) or [directory]]
-    paths = [member.directory.resolve() for member in members]
-    if len(set(paths)) < len(paths):
+    paths = [path for directory in directories for path in run.seeds(directory) or [directory]]
+    unfinished = tuple(path for path in paths if path not in directories and not (path / "evaluation.json").exists())
+    if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError("a run is named twice; name each once")
+    members = [read(path) for path in paths if path not in unfinished]
+    if not members:
+        raise ValueError("no seed was finished: there is nothing to compare")
     groups: dict[tuple[Any, ...], list[Evaluated]] = {}
-    for member in members:
-        evaluation, environment = member.evaluation, member.environment
+    for number, member in enumerate(members):
+        alone = number if len(directories) == len(paths) == 2 else None
         key = (
             member.recipe,
-            evaluation["data"],
-            evaluation["split"],
-            environment["train_images"],
+            member.data,
+            member.split,
+            member.train_images,
+            member.precision,
             len(member.history),
+            alone,
         )
-        groups.setdefault(key, []).append(member)
+        for other in groups.setdefault(key, []):
+            if other.seed == member.seed:
+                raise ValueError(f"{other.directory} and {member.directory} are the same recipe and seed; name one")
+        groups[key].append(member)
     contenders = tuple(_contender(number, tuple(group)) for number, group in enumerate(groups.values()))
-    return Comparison(contenders, tuple(_verdict(contenders[0], other) for other in contenders[1:]))
+    verdicts = tuple(_verdict(contenders[0], other) for other in contenders[1:])
+    return Comparison(contenders, verdicts, unfinished)
 
 
 def _contender(number: int, runs: tuple[Evaluated, ...]) -> Contender:
-    accuracies = [member.evaluation["accuracy"] for member in runs]
-    calibrated = [member.evaluation["calibrated"] for member in runs]
+    accuracies = [member.accuracy for member in runs]
+    calibrated = [member.ece_calibrated for member in runs if member.ece_calibrated is not None]
     table = summarize(build(runs[0].recipe.model))
     return Contender(
         letter=chr(ord("A") + number % 26),
         label=_label(runs[0]),
         runs=runs,
-        split=runs[0].evaluation["split"],
+        split=runs[0].split,
         parameters=table.parameters,
         macs=table.macs,
         accuracy=statistics.mean(accuracies),
-        interval=metrics.mean_interval(accuracies) if len(runs) > 1 else runs[0].evaluation["accuracy_interval"],
-        ece=statistics.mean(member.evaluation["ece"] for member in runs),
-        ece_calibrated=statistics.mean(of["ece"] for of in calibrated) if all(calibrated) else None,
-        train_seconds=statistics.mean(sum(entry["train_seconds"] for entry in member.history) for member in runs),
+        interval=_in_range(metrics.mean_interval(accuracies)) if len(runs) > 1 else runs[0].interval,
+        ece=statistics.mean(member.ece for member in runs),
+        ece_calibrated=statistics.mean(calibrated) if len(calibrated) == len(runs) else None,
+        train_seconds=statistics.mean(member.train_seconds for member in runs),
     )
+
+
+def _in_range(interval: tuple[float, float]) -> tuple[float, float]:
+    """An interval of an accuracy without what no accuracy can be."""
+    return max(0.0, interval[0]), min(1.0, interval[1])
 
 
 def _label(member: Evaluated) -> str:
@@ -167,9 +225,10 @@ def _label(member: Evaluated) -> str:
     changed = {name: value for name, value in asdict(recipe).items() if value != asdict(original)[name]}
     changed = {name: value for name, value in changed.items() if not name.startswith("expected")}
     parts = [recipe.name, *(f"{name}={value}" for name, value in changed.items())]
-    data, images = member.evaluation["data"], member.environment["train_images"]
-    if (data, images) != ("cifar10", 50_000 - recipe.validation_images):
-        parts.append(f"{images:,} images of {data}")
+    if (member.data, member.train_images) != ("cifar10", 50_000 - recipe.validation_images):
+        parts.append(f"{member.train_images:,} images of {member.data}")
+    if recipe.precision == "auto":
+        parts.append(member.precision)
     if len(member.history) != recipe.epochs:
         parts.append(f"{len(member.history)} of its epochs")
     return ", ".join(parts)
@@ -178,23 +237,26 @@ def _label(member: Evaluated) -> str:
 def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
     """How `other` compares with `first`, in figures and in words."""
     difference = other.accuracy - first.accuracy
-    more = f"{abs(100 * difference):.2f} points {'above' if difference > 0 else 'below'}"
+    more = (
+        f"{abs(100 * difference):.2f} points {'above' if difference > 0 else 'below'}" if difference else "level with"
+    )
     found: dict[str, Any] = {"first": first.letter, "second": other.letter, "difference": difference, "test": None}
     start = f"{other.letter} is {more} {first.letter}"
     one, two = first.runs[0], other.runs[0]
-    if not torch.equal(one.labels, two.labels) or one.evaluation["data"] != two.evaluation["data"]:
+    if not torch.equal(one.labels, two.labels) or one.data != two.data:
         return found | {"text": f"{start}, but on other images: that says little."}
     if len(first.runs) == len(other.runs) == 1:
         only_first, only_second, p = metrics.mcnemar(one.right, two.right)
+        shown = f"p = {p:.2g}" if p > 1e-4 else "p < 0.0001"
         words = (
-            f"{start}: {_noise(p < 0.05)} (McNemar p = {p:.2g}; only {first.letter} has {only_first:,} images right, "
+            f"{start}: {_noise(p < 0.05)} (McNemar {shown}; only {first.letter} has {only_first:,} images right, "
             f"only {other.letter} {only_second:,}). One seed each: of the recipes it says less, as another moves both."
         )
         figures = {"test": "mcnemar", "only_first": only_first, "only_second": only_second, "p": p}
         return found | figures | {"significant": p < 0.05, "text": words}
     if min(len(first.runs), len(other.runs)) < 2:
         several, single = (first, other) if len(first.runs) > 1 else (other, first)
-        low, high = metrics.prediction_interval([member.evaluation["accuracy"] for member in several.runs])
+        low, high = _in_range(metrics.prediction_interval([member.accuracy for member in several.runs]))
         significant = not low <= single.accuracy <= high
         words = (
             f"{start}: {_noise(significant)} (95% of further seeds of {several.letter} would lie within {low:.2%} to "
@@ -202,7 +264,7 @@ def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
         )
         figures = {"test": "prediction", "interval": [low, high], "significant": significant}
         return found | figures | {"text": words}
-    before, after = ([member.evaluation["accuracy"] for member in of.runs] for of in (first, other))
+    before, after = ([member.accuracy for member in of.runs] for of in (first, other))
     low, high = metrics.welch_interval(before, after)
     significant = low > 0 or high < 0
     words = (
@@ -217,8 +279,8 @@ def _noise(significant: bool) -> str:
 
 
 def curve(of: Contender) -> tuple[list[int], list[float]]:
-    """Epochs and, in per cent, the mean over the runs of the accuracy that was watched, else of that in training."""
-    name = _watched(of)
+    """Epochs and, in per cent, the mean over the runs of the accuracy on the split that was watched."""
+    name = f"{watched(of)}_accuracy"
     epochs = [entry["epoch"] for entry in of.runs[0].history]
     return epochs, [
         100 * statistics.mean(entry[name] for entry in entries)
@@ -226,21 +288,21 @@ def curve(of: Contender) -> tuple[list[int], list[float]]:
     ]
 
 
-def _watched(of: Contender) -> str:
-    watched = f"{of.split}_accuracy"
-    return watched if watched in of.runs[0].history[-1] else "train_accuracy"
+def watched(of: Contender) -> str:
+    """The split whose accuracy is known after every epoch: that of the evaluation, or else "train"."""
+    return of.split if f"{of.split}_accuracy" in of.runs[0].history[-1] else "train"
 
 
 def write(found: Comparison, path: Path) -> None:
     """Write a comparison as one self-contained page."""
     runs = [
-        (number, of.letter, member.history)
+        (number, of.letter, watched(of), member.history)
         for number, of in enumerate(found.contenders)
         for member in of.runs
-        if member.history
     ]
-    figure = plots.svg("curves", plots.compared_curves, runs, found.contenders[0].split) if runs else None
+    figure = plots.svg("curves", plots.compared_curves, runs)
     page = report.render("compare.html", found=found, rows=found.table(), figure=figure, remarks=found.remarks())
+    path.parent.mkdir(parents=True, exist_ok=True)
     run.write_bytes(path, page.encode())
 
 
@@ -260,6 +322,6 @@ def over_seeds(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "standard_deviation": statistics.stdev(accuracies) if several else None,
         "min": min(accuracies),
         "max": max(accuracies),
-        "interval": list(metrics.mean_interval(accuracies)) if several else None,
+        "interval": list(_in_range(metrics.mean_interval(accuracies))) if several else None,
         "mean_train_seconds": statistics.mean(record["train_seconds"] for record in records),
     }

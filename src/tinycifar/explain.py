@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from tinycifar import inference, pictures, plots
 from tinycifar.models import Classifier
+from tinycifar.text import printable
 from tinycifar.trained import Trained
 
 
@@ -100,7 +101,7 @@ def explain_files(
     """
     if class_name is not None and class_name not in trained.classes:
         raise ValueError(f"unknown class {class_name!r}; the classes are: {', '.join(trained.classes)}")
-    taken: set[str] = set()
+    taken = {path.resolve() for path in paths}
     for path in paths:
         try:
             square = pictures.read_square(path)
@@ -112,15 +113,14 @@ def explain_files(
         index = int(logits.argmax()) if class_name is None else trained.classes.index(class_name)
         (heat,) = heat_maps(trained.model, image[None], torch.tensor([index]))
         name, probability = trained.classes[index], float(logits.softmax(1)[0, index])
-        stem = path.stem
+        picture = folder / f"{path.stem}-explained.png"
         number = 1
-        while stem in taken:  # pictures of one name from several folders
+        while picture.resolve() in taken:  # one of the pictures, or another of this name from another folder
             number += 1
-            stem = f"{path.stem}-{number}"
-        taken.add(stem)
-        picture = folder / f"{stem}.png"
-        title = f"{path.name}: {name}, probability {probability:.1%}"
+            picture = folder / f"{path.stem}-explained-{number}.png"
+        taken.add(picture.resolve())
+        title = f"{printable(path.name)}: {name}, probability {probability:.1%}"
         if not heat.any():
             title += "; nothing speaks for it"
-        plots.save(plots.explanation(square, pictures.to_image(image), heat, title), picture)
+        plots.save(picture, plots.explanation, square, pictures.to_image(image), heat, title)
         yield {"file": str(path), "picture": str(picture), "class": name, "probability": probability}

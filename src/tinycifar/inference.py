@@ -18,6 +18,8 @@ from tinycifar.data import Dataset
 from tinycifar.models import Classifier
 from tinycifar.trained import Trained
 
+PICTURES_AT_ONCE = 64
+
 
 def to_float(images: Tensor) -> Tensor:
     """Images in [0, 1] as float32 from uint8 ones in 0..255; float images are passed through."""
@@ -78,7 +80,7 @@ class Evaluation:
         content, path = self.content, directory / "evaluation.json"
         if "robustness" not in content and path.exists():
             with contextlib.suppress(ValueError):
-                earlier = run.read_json(path)
+                earlier = run.read_evaluation(directory)
                 same = all(earlier.get(key) == content[key] for key in ("data", "split", "images", "correct", "loss"))
                 content = {**content, **{key: earlier[key] for key in ("robustness",) if same and key in earlier}}
         tensors = {"logits": self.logits, "logits_tta": self.logits_tta, "labels": self.labels}
@@ -131,7 +133,8 @@ def robustness(model: Classifier, dataset: Dataset, count: int = 2_000, seed: in
     """Accuracy on the first `count` images open for evaluation, corrupted as in `tinycifar.corruptions`.
 
     `images` is how many there were, `clean_accuracy` that on them as they are, `accuracy` has by corruption those at
-    severities 1 to 5, and `mean_corruption_accuracy` is the mean of all of these.
+    severities 1 to 5, and `mean_corruption_accuracy` is the mean of all of these, which is not CIFAR-10-C's: snow and
+    frost of its fifteen are missing, and three of its extra ones are in.
     """
     from tinycifar import corruptions  # SciPy's filters take a quarter of a second to load
 
@@ -170,11 +173,11 @@ def predict(trained: Trained, paths: Sequence[str | Path], top: int = 3) -> Iter
     """The `top` most probable classes of each picture, one after another, each a dict with its path as `file`.
 
     It has `classes`, each a `class` and its `probability`, at the model's temperature if it has one; or, where the file
-    is no picture, the reason as `problem`. Pictures are read and held 256 at a time.
+    is no picture, the reason as `problem`. Pictures are read and held 64 at a time.
     """
     top = min(top, len(trained.classes))
-    for start in range(0, len(paths), 256):
-        part = paths[start : start + 256]
+    for start in range(0, len(paths), PICTURES_AT_ONCE):
+        part = paths[start : start + PICTURES_AT_ONCE]
         found: list[dict[str, Any]] = []
         images = []
         for path in part:

@@ -2,70 +2,121 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+# What is larger is refused before it is decoded: within these limits, decoding takes less than 300 MB.
+MOST_BYTES = 50_000_000
+MOST_PIXELS = {"PNG": 4096 * 4096, "WEBP": 4096 * 4096, "JPEG": 50_000_000}  # JPEG can be decoded at a smaller size
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+TURNS = {  # by EXIF's orientation; written out, as Pillow's own turning rewrites all EXIF and fails where it is odd
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def find(paths: Sequence[str | Path]) -> list[Path]:
     """The files that `paths` name, and those with a suffix of `SUFFIXES` in folders that they name, however deep.
 
-    In the order of `paths`, those of a folder sorted; hidden ones are left out. Raises ValueError for a path that does
-    not exist and for a folder without such a file.
+    In the order of `paths`, those of a folder sorted; hidden ones are left out, links to folders not followed. Raises
+    ValueError for a path that does not exist and for a folder without such a file, OSError for one that cannot be read.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = [file for file in sorted(path.rglob("*")) if _is_picture(file, path)]
+    for name in paths:
+        path = Path(name)
+        if path.is_dir() and str(name):
+            inside = sorted(_inside(path))
             if not inside:
                 raise ValueError(f"the folder {path} holds no file that ends in {', '.join(SUFFIXES)}")
             found += inside
-        elif path.exists():
+        elif path.exists() and str(name):
             found.append(path)
         else:
-            raise ValueError(f"{path} does not exist; name pictures or folders of pictures")
+            raise ValueError(f"{name or 'an empty name'} does not exist; name pictures or folders of pictures")
     return found
 
 
-def _is_picture(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and file.suffix.lower() in SUFFIXES and file.is_file()
+def _inside(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                yield Path(root, name)
 
 
 def read_square(path: str | Path) -> Image.Image:
     """The central square of a PNG, JPEG or WebP file, turned upright, as RGB of 8 bits.
 
     Of an animation it is the first frame. Transparent parts become white; grey, 16-bit, palette and CMYK pictures RGB.
-    Raises ValueError, naming the file, if it cannot be read as one of these formats or has more pixels than Pillow
-    holds safe.
+    Large JPEGs are decoded at a half, quarter or eighth of their size. Raises ValueError, naming the file, if it cannot
+    be read as one of these formats or has more bytes or pixels than `MOST_BYTES` and `MOST_PIXELS`.
     """
     try:
+        about = Path(path).stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise _Refused("no file")  # a pipe would be waited for
+        if about.st_size > MOST_BYTES:
+            raise _Refused(f"{about.st_size:,} bytes, allowed are {MOST_BYTES:,}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd but readable metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of odd but readable metadata, and of pixels, which are counted here
             with Image.open(path, formats=FORMATS) as image:
-                picture = _to_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ValueError(f"cannot read {path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
-        raise ValueError(f"cannot read {path}: {reason}") from None
+                pixels, most = image.width * image.height, MOST_PIXELS[str(image.format)]
+                if pixels > most:
+                    raise _Refused(f"{pixels:,} pixels, allowed are {most:,} in a {image.format}")
+                image.draft(None, (1024, 1024))
+                image.load()
+                turn = TURNS.get(_orientation(image))
+                picture = _to_rgb(image if turn is None else image.transpose(turn))
+    except Image.DecompressionBombError:  # Pillow's own check, while the file is opened
+        raise ValueError(
+            f"cannot read {path}: far more pixels than the {max(MOST_PIXELS.values()):,} allowed"
+        ) from None
+    except _Refused as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"cannot read {path}: no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    except Exception as error:  # decoders of strangers' bytes raise many kinds, and each means the same here
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is damaged'}") from None
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     return picture.crop((left, top, left + side, top + side))
 
 
+class _Refused(Exception):  # noqa: N818  (becomes a ValueError with the file's name)
+    """A file over a limit."""
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held, as EXIF has it; 1, upright, where that is missing or damaged."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # decoders, as above; a picture can be seen without its notes
+        return 1
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255 instead of scaling
+        transparent = image.info.get("transparency")
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if isinstance(transparent, int):
+            image.info["transparency"] = transparent >> 8
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,11 +50,21 @@ def figure_of(axes: Axes) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+def save(path: Path, draw: Callable[..., Figure], *arguments: Any) -> None:
+    """Write the figure that `draw` makes of `arguments` as PNG, whole or not at all, into a folder made if needed."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
+    with _names_as_they_are():
+        draw(*arguments).savefig(content, format="png", dpi=150)
+    path.parent.mkdir(parents=True, exist_ok=True)
     run.write_bytes(path, content.getvalue())
+
+
+@contextlib.contextmanager
+def _names_as_they_are() -> Iterator[None]:
+    """Names of files and classes may hold dollar signs, which are no mathematics, and letters that a font lacks."""
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        yield
 
 
 def svg(name: str, draw: Callable[..., Figure], *arguments: Any) -> dict[str, str]:
@@ -70,7 +82,7 @@ def svg(name: str, draw: Callable[..., Figure], *arguments: Any) -> dict[str, st
         "grid.color": INK,
         "legend.frameon": False,
     }
-    with matplotlib.rc_context(cast(Any, style)):
+    with _names_as_they_are(), matplotlib.rc_context(cast(Any, style)):
         figure = draw(*arguments)
         title = figure.axes[0].get_title()
         figure.axes[0].set_title("")
@@ -115,7 +127,7 @@ def save_curves(directory: Path) -> list[Path]:
     paths = []
     for quantity in ("loss", "accuracy") if history else ():
         path = directory / f"{quantity}.png"
-        save(curves(history, quantity, f"{name}: {quantity} after each epoch"), path)
+        save(path, curves, history, quantity, f"{name}: {quantity} after each epoch")
         paths.append(path)
     return paths
 
@@ -172,7 +184,8 @@ def reliability(evaluation: Mapping[str, Any]) -> Figure:
     axes.plot([0, 1], [0, 1], color=matplotlib.rcParams["text.color"], linewidth=1, label="confidence = accuracy")
     series = [(plain, "o", BLUE, f"as trained, ECE {evaluation['ece']:.3f}")]
     if scaled is not None:
-        after = f"temperature {evaluation['temperature']:.2f}, ECE {evaluation['calibrated']['ece']:.3f}"
+        halves = ", fitted by halves" if evaluation["split"] == "validation" else ""
+        after = f"temperature {evaluation['temperature']:.2f}{halves}, ECE {evaluation['calibrated']['ece']:.3f}"
         series.append((scaled, "s", ORANGE, after))
     for rows, marker, colour, label in series:
         filled = [row for row in rows if row["images"]]
@@ -189,39 +202,35 @@ def reliability(evaluation: Mapping[str, Any]) -> Figure:
 
 
 def robustness(found: Mapping[str, Any]) -> Figure:
-    """Accuracy by corruption, the hardest last; the digits are the severities."""
+    """Accuracy by corruption, the hardest last, and severity; the darker, the more images are right."""
     mean = {name: float(np.mean(values)) for name, values in found["accuracy"].items()}
-    names = sorted(mean, key=mean.__getitem__)
+    names = sorted(mean, key=mean.__getitem__, reverse=True)
     title = (
-        f"Corrupted images: {found['mean_corruption_accuracy']:.1%} right on average, least with {names[0]} "
-        f"({mean[names[0]]:.1%}); {found['images']:,} images"
+        f"Corrupted images: {found['mean_corruption_accuracy']:.1%} right on average, least with {names[-1]} "
+        f"({mean[names[-1]]:.1%}); {found['clean_accuracy']:.1%} without corruption"
     )
-    axes = new_axes(4.8, 0.28 * len(names) + 1.1, title, "accuracy (%), at severity 1 to 5", "")
-    for row, name in enumerate(names):
-        values = [100 * value for value in found["accuracy"][name]]
-        axes.plot([min(values), max(values)], [row, row], BLUE, linewidth=1, alpha=0.5)
-        for severity, value in enumerate(values, 1):
-            axes.plot(value, row, BLUE, marker=f"${severity}$", markersize=6, linestyle="")
-    clean = f"without corruption {found['clean_accuracy']:.1%}"
-    axes.axvline(100 * found["clean_accuracy"], color=ORANGE, linestyle="--", linewidth=1.5, label=clean)
+    axes = new_axes(4.8, 0.28 * len(names) + 0.9, title, "severity", "")
+    axes.grid(False)
+    values = np.array([[*found["accuracy"][name], mean[name]] for name in names])
+    axes.imshow(values, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if value > 0.5 else matplotlib.rcParams["text.color"]
+        axes.text(column, row, f"{100 * value:.0f}%", ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(values.shape[1]), [*map(str, range(1, values.shape[1])), "mean"])
     axes.set_yticks(range(len(names)), [name.replace("-", " ") for name in names])
-    axes.set_xlim(0, 100)
-    axes.legend(loc="lower left")
     return figure_of(axes)
 
 
-def compared_curves(runs: Sequence[tuple[int, str, Sequence[Mapping[str, Any]]]], split: str) -> Figure:
-    """Accuracy over the epochs of several runs: for each a number that gives its colour, a label, and its history.
+def compared_curves(runs: Sequence[tuple[int, str, str, Sequence[Mapping[str, Any]]]]) -> Figure:
+    """Accuracy over the epochs of several runs: for each a number that gives its colour, a label, a split, a history.
 
-    Of the split evaluated after every epoch where there is one, else of training, as the labels say.
+    The accuracy is that on the split, "train", "validation" or "test", which the label names too.
     """
-    ends = [history[-1]["epoch"] for _, _, history in runs]
     axes = new_axes(7.5, 4.5, "Accuracy over the epochs", "epoch", "accuracy (%)")
     named: set[str] = set()
-    for number, label, history in runs:
-        watched = f"{split}_accuracy" in history[-1]
-        label = f"{label}, {split if watched else 'training'}"
-        values = [100 * entry[f"{split if watched else 'train'}_accuracy"] for entry in history]
+    for number, label, split, history in runs:
+        label = f"{label}, {SPLITS[split][0]}"
+        values = [100 * entry[f"{split}_accuracy"] for entry in history]
         axes.plot(
             [entry["epoch"] for entry in history],
             values,
@@ -232,7 +241,7 @@ def compared_curves(runs: Sequence[tuple[int, str, Sequence[Mapping[str, Any]]]]
             label=None if label in named else label,
         )
         named.add(label)
-    _epochs(axes, max(ends))
+    _epochs(axes, max(history[-1]["epoch"] for *_, history in runs))
     axes.legend(fontsize=8)
     return figure_of(axes)
 
@@ -249,7 +258,7 @@ def heat_overlay(picture: Image.Image, heat: Tensor) -> Image.Image:
 
 def explanation(picture: Image.Image, seen: Image.Image, heat: Tensor, title: str) -> Figure:
     """A picture, what the model sees of it, and its heat map, side by side."""
-    figure = Figure(figsize=(8, 3.3), layout="constrained")
+    figure = Figure(figsize=(8, 3.1), layout="constrained")
     figure.suptitle(title)
     left, middle, right = figure.subplots(1, 3)
     large = picture.resize((320, 320), Image.Resampling.LANCZOS)
@@ -258,11 +267,9 @@ def explanation(picture: Image.Image, seen: Image.Image, heat: Tensor, title: st
     middle.imshow(seen)
     middle.set_title(f"what the model sees: {seen.width}x{seen.height} pixels", fontsize=9)
     right.imshow(heat_overlay(large, heat))
-    right.set_title("what speaks for it", fontsize=9)
+    right.set_title("what speaks for it: the brighter, the more", fontsize=9)
     for axes in (left, middle, right):
         axes.set_axis_off()
-    bar = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), "inferno")
-    figure.colorbar(bar, ax=right, shrink=0.8, label="class activation, largest = 1")
     return figure
 
 
@@ -275,10 +282,12 @@ def receptive_fields(table: Summary, field: Tensor, example: Tensor, label: str)
     size = example.shape[-1]
     side = effective_side(field, centre)
     widest = max(side, table.map_field)
+    within = centre - side / 2 >= -0.5 and centre + side / 2 <= size - 0.5
+    outside = "" if within else " (partly outside the image)"
     figure = Figure(figsize=(8, 4.7), layout="constrained")
     figure.suptitle(
         f"{label}: theory lets a position of the last feature map see {table.map_field} x "
-        f"{table.map_field} pixels;\n95% of what it heeds lies within {side} x {side}"
+        f"{table.map_field} pixels;\n95% of what it heeds lies within {side} x {side}{outside}"
     )
     left, right = figure.subplots(1, 2)
     left.imshow(example.permute(1, 2, 0).numpy())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -25,7 +25,10 @@ MISTAKES = 24
 
 
 def render(template: str, **content: Any) -> str:
-    """A page from a file in `templates/`; every value is escaped unless the template says it is markup."""
+    """A page from a file in `templates/`; every value is escaped unless the template says it is markup.
+
+    Raises KeyError for something that the template uses and `content` lacks.
+    """
     environment = Environment(
         loader=PackageLoader("tinycifar"),
         autoescape=True,
@@ -33,7 +36,10 @@ def render(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**content)
+    try:
+        return environment.get_template(template).render(**content)
+    except UndefinedError as error:
+        raise KeyError(str(error)) from None
 
 
 def write(directory: Path) -> Path:
@@ -43,6 +49,14 @@ def write(directory: Path) -> Path:
     """
     if seeds := run.seeds(directory):
         raise ValueError(f"{directory} holds several seeds; name one of them, for example {seeds[0]}")
+    with run.as_written(directory):
+        page = _page(directory)
+    path = directory / "report.html"
+    run.write_bytes(path, page.encode())
+    return path
+
+
+def _page(directory: Path) -> str:
     recipe, environment = run.read_recipe(directory), run.read_environment(directory)
     history = run.read_metrics(directory)
     table = summarize(build(recipe.model))
@@ -51,13 +65,13 @@ def write(directory: Path) -> Path:
     mistakes: list[dict[str, Any]] = []
     missing = ""
     if (directory / "evaluation.json").exists():
-        evaluation = run.read_json(directory / "evaluation.json")
+        evaluation = run.read_evaluation(directory)
         robustness = evaluation.get("robustness")
         try:
             mistakes = _mistakes(directory)
         except cifar10.DataError as error:
             missing = str(error)
-    page = render(
+    return render(
         "report.html",
         recipe=recipe,
         environment=environment,
@@ -67,15 +81,13 @@ def write(directory: Path) -> Path:
         accuracy=text.accuracy(evaluation) if evaluation else None,
         calibration=text.calibration(evaluation) if evaluation else None,
         robustness=robustness,
+        corruption_note=text.CORRUPTION_NOTE,
         mistakes=mistakes,
         missing=missing,
         train_seconds=sum(entry["train_seconds"] for entry in history),
         figures=_figures(recipe, environment, history, evaluation),
         recipe_fields=asdict(recipe),
     )
-    path = directory / "report.html"
-    run.write_bytes(path, page.encode())
-    return path
 
 
 def _figures(
@@ -119,6 +131,8 @@ def _mistakes(directory: Path) -> list[dict[str, Any]]:
     """The run's most confident mistakes on the images it was evaluated on, with pictures as data URIs."""
     model = trained.load(directory, "cpu")
     stored = read_logits(directory / "evaluation.safetensors")
+    if model.data == "cifar10" and not cifar10.in_cache():  # a report must not begin a download
+        raise cifar10.DataError("CIFAR-10 is not in the cache; `tinycifar data fetch` brings it")
     dataset = data.load(model.data).split(model.validation_images)
     _, images, labels = inference.evaluation_split(dataset)
     if not torch.equal(stored["labels"], labels):

@@ -39,18 +39,24 @@ def create(out: Path | None, recipe_name: str) -> Path:
 
     Raises ValueError if `out` is in use, OSError if it cannot be made or the disk is nearly full.
     """
-    if out is None:
-        parent = Path("runs") / recipe_name
-        stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-        names = (f"{stamp}-{number}" if number > 1 else stamp for number in itertools.count(1))
-        out = next(parent / name for name in names if not (parent / name).exists())
-    check_unused(out)
+    out = place(out, recipe_name)
     out.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out).free
     if free < RUN_BYTES:
         raise OSError(
             errno.ENOSPC, f"a run needs {RUN_BYTES / 1e6:.0f} MB of disk, {free / 1e6:.1f} MB are free", str(out)
         )
+    return out
+
+
+def place(out: Path | None, recipe_name: str) -> Path:
+    """Where a run goes: `out`, or a new dated directory under `runs/RECIPE/`; makes nothing. ValueError if in use."""
+    if out is None:
+        parent = Path("runs") / recipe_name
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+        names = (f"{stamp}-{number}" if number > 1 else stamp for number in itertools.count(1))
+        out = next(parent / name for name in names if not (parent / name).exists())
+    check_unused(out)
     return out
 
 
@@ -62,7 +68,11 @@ def check_unused(out: Path | None) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that, whatever happens, `path` holds either its old content or all of the new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -109,8 +119,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{path} is not valid JSON") from None
+
+
+@contextlib.contextmanager
+def as_written(directory: Path) -> Iterator[None]:
+    """Turn the errors that content of another form causes into a ValueError that names the directory."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{directory} holds a file that is not as tinycifar writes it ({reason[:200]})") from None
 
 
 def read_recipe(directory: Path) -> Recipe:
@@ -141,6 +161,36 @@ def read_environment(directory: Path) -> dict[str, Any]:
     return content
 
 
+EVALUATION = {
+    "data": str,
+    "split": str,
+    "images": int,
+    "correct": int,
+    "accuracy": float,
+    "accuracy_interval": list,
+    "loss": float,
+    "accuracy_tta": float,
+    "top2_accuracy": float,
+    "top3_accuracy": float,
+    "ece": float,
+    "brier": float,
+    "images_per_second": float,
+    "classes": list,
+    "confusion": list,
+    "reliability": list,
+}
+"""What an `evaluation.json` holds at least, and of which kind."""
+
+
+def read_evaluation(directory: Path) -> dict[str, Any]:
+    """What `evaluation.json` says of a run; ValueError, naming the file, if it is missing or lacks what is needed."""
+    path = directory / "evaluation.json"
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in EVALUATION.items()):
+        raise ValueError(f"{path} is not as tinycifar writes it: evaluate the run again")
+    return content
+
+
 def append_metrics(directory: Path, entry: dict[str, Any]) -> None:
     """Add one line, an epoch's metrics, to `metrics.jsonl`."""
     with (directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -159,9 +209,12 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError:
+        history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, RecursionError):
         raise ValueError(f"{path} is damaged: a line of it is no JSON") from None
+    if not all(isinstance(entry, dict) and isinstance(entry.get("epoch"), int) for entry in history):
+        raise ValueError(f"{path} is damaged: a line of it is no epoch's metrics")
+    return history
 
 
 def seeds(directory: Path) -> list[Path]:

@@ -8,6 +8,23 @@ from typing import Any
 
 from tinycifar.recipes import Recipe
 
+CORRUPTION_NOTE = (
+    "The mean is of these sixteen, 13 of CIFAR-10-C's fifteen (without snow and frost) and three of its extra ones: "
+    "it is not the benchmark's figure"
+)
+
+
+def printable(name: str) -> str:
+    """A name as it is, but with escapes for what a terminal or a picture cannot show: control codes, stray bytes."""
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in shown)
+
+
+def prediction(entry: dict[str, Any], width: int) -> str:
+    """A picture's most probable classes in a line, after its name in a column of that width."""
+    classes = "  ".join(f"{of['class']} {of['probability']:.1%}" for of in entry["classes"])
+    return f"{printable(entry['file']):{width}}  {classes}"
+
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows, the first of them the heading, as lines of aligned columns: the first flush left, the others right."""
@@ -69,16 +86,16 @@ def calibration(evaluation: dict[str, Any]) -> str:
     if after is None:
         return f"{plain}; no temperature, as it is fitted on validation images only"
     return (
-        f"{plain}; at temperature {evaluation['temperature']:.3f}, fitted on {temperature_source(evaluation)}, "
-        f"{after['ece']:.4f}, {after['loss']:.4f}, {after['brier']:.4f}"
+        f"{plain}; at temperature {evaluation['temperature']:.3f} {after['ece']:.4f}, {after['loss']:.4f}, "
+        f"{after['brier']:.4f} ({temperature_source(evaluation)})"
     )
 
 
 def temperature_source(evaluation: dict[str, Any]) -> str:
     """Which images an evaluation's temperature comes from."""
     if evaluation["split"] == "validation":
-        return "the other half of the validation images"
-    return "validation images of a twin that was trained without them"
+        return "fitted to these images; the scores are of each half at the temperature that fits the other"
+    return "fitted to validation images of a twin that was trained without them"
 
 
 def by_class(evaluation: dict[str, Any]) -> list[str]:
@@ -104,6 +121,7 @@ def robustness(evaluation: dict[str, Any]) -> list[str]:
         f"Corrupted: {found['images']:,} images, accuracy at severity 1 to 5",
         *table(rows),
         f"Mean {found['mean_corruption_accuracy']:.2%}, without corruption {found['clean_accuracy']:.2%}",
+        CORRUPTION_NOTE,
     ]
 
 
@@ -111,7 +129,8 @@ def over_seeds(summary: dict[str, Any]) -> list[str]:
     """What several seeds of one recipe gave."""
     if not summary["finished"]:
         return ["No seed was finished"]
-    lines = [f"{len(summary['finished'])} seeds of {summary['recipe']}, {summary['split']} accuracy:"]
+    count = len(summary["finished"])
+    lines = [f"{count} seed{'s' * (count > 1)} of {summary['recipe']}, {summary['split']} accuracy:"]
     if summary["interval"] is not None:
         low, high = summary["interval"]
         lines.append(
@@ -126,9 +145,9 @@ def over_seeds(summary: dict[str, Any]) -> list[str]:
 def chart(
     series: Sequence[tuple[str, Sequence[float], Sequence[float]]], width: int = 64, height: int = 14
 ) -> list[str]:
-    """Curves of accuracies in per cent over epochs, each a letter, its epochs and its values, as characters.
+    """Curves of accuracies in per cent over epochs, each a label, its epochs and its values, as characters.
 
-    Where curves meet there is an asterisk.
+    A curve is drawn with the first letter of its label, and with an asterisk where it meets another.
     """
     values = [value for _, _, ys in series for value in ys]
     low, high = 5 * math.floor(min(values) / 5), 5 * math.ceil(max(values) / 5)
@@ -136,12 +155,14 @@ def chart(
     last = max(max(xs) for _, xs, _ in series)
     first = min(min(xs) for _, xs, _ in series)
     grid = [[" "] * width for _ in range(height)]
-    for letter, xs, ys in series:
+    for label, xs, ys in series:
+        letter = label[0]
         for x, y in zip(xs, ys, strict=True):
             column = round((x - first) / max(1, last - first) * (width - 1))
             row = round((high - y) / (high - low) * (height - 1))
             grid[row][column] = letter if grid[row][column] in (" ", letter) else "*"
-    labels = [f"{high:3d}% " if row == 0 else f"{low:3d}% " if row == height - 1 else "     " for row in range(height)]
-    lines = [f"{label}|{''.join(cells)}".rstrip() for label, cells in zip(labels, grid, strict=True)]
+    heights = [f"{high:3d}% " if row == 0 else f"{low:3d}% " if row == height - 1 else "     " for row in range(height)]
+    lines = [f"{label}|{''.join(cells)}".rstrip() for label, cells in zip(heights, grid, strict=True)]
     axis = f"epoch {first:g}".ljust(width - 4) + f"{last:>4g}"
-    return ["accuracy over the epochs (* where curves meet)", *lines, "     +" + "-" * width, "      " + axis]
+    named = ", ".join(label for label, _, _ in series)
+    return [f"accuracy over the epochs: {named} (* where curves meet)", *lines, "     +" + "-" * width, "      " + axis]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from tinycifar import models, run
 from tinycifar.models import Classifier
 
 WEIGHTS = Path(__file__).parent / "weights"
+# Models here are below 200,000 parameters; what is larger is not ours, and is not read.
+MOST_BYTES = 50_000_000
+MOST_HEADER_BYTES = 1_000_000
+MOST_CLASSES = 1_000
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,11 @@ def load(source: str | Path, device: str = "auto") -> Trained:
 
 def _read(file: Path, name: str, device: str) -> Trained:
     try:
+        with file.open("rb") as content:
+            header_bytes = int.from_bytes(content.read(8), "little")
+        size = file.stat().st_size
+        if MOST_HEADER_BYTES < header_bytes < size or size > MOST_BYTES:
+            raise ValueError(f"{file} is too large for weights of ours, which have at most {MOST_BYTES:,} bytes")
         with safe_open(file, framework="pt") as stored:
             metadata = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no dict)
@@ -78,12 +88,18 @@ def _read(file: Path, name: str, device: str) -> Trained:
         classes = tuple(str(name) for name in about["classes"])
         validation_images = int(about["validation_images"])
         temperature = None if about["temperature"] is None else float(about["temperature"])
-    except (KeyError, TypeError, ValueError):
+        if not (0 < len(classes) <= MOST_CLASSES and all(name.isprintable() for name in (*classes, recipe, data))):
+            raise ValueError("names that cannot be printed, or too many classes")
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise ValueError("temperatures are positive")
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(f"{file} does not name its model, classes and data; no tinycifar of today wrote it") from None
     model = models.build(model_name, num_classes=len(classes))
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
         raise ValueError(f"{file} holds weights that do not fit the model {model_name}") from None
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError(f"{file} holds values that are not finite")
     model = model.to(run.select_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Trained(model.eval(), name, model_name, recipe, classes, data, validation_images, temperature)

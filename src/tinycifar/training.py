@@ -110,6 +110,8 @@ def train(
     directory = run.create(out, recipe.name) if resume is None else resume
 
     with run.only_one(directory), run.StopSignal() as stop:
+        if resume is not None:
+            run.check_same(directory, recipe, environment)
         console.print(f"{recipe.name}, seed {seed}: {size.parameters:,} parameters, {len(images):,} images")
         console.print(f"{environment['device']}, {environment['threads']} threads, {precision}")
         console.print(f"Run directory: {directory}")
@@ -118,7 +120,6 @@ def train(
         if resume is None:
             run.start(directory, recipe, environment)
         else:
-            run.check_same(directory, recipe, environment)
             found, problems = checkpoint.latest(directory)
             if found is not None:
                 state = checkpoint.restore(found, model, optimizers, place)

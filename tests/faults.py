@@ -1,0 +1,309 @@
+"""Interrupts trainings in every way and compares what they come to with one that was not; `make faults` runs it.
+
+Exit code 1 if one of them differs, or if the comparison would not have noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tinycifar import augment, checkpoint, recipes, run, training
+from tinycifar.checkpoint import Checkpoint, State
+from tinycifar.recipes import Recipe
+
+# Both optimizers; dropout, which draws from torch's generator, and images left out by their losses.
+RECIPES = {
+    "minute": ["epochs=4", "batch_size=32", "precision=float32"],
+    "reference-30": ["epochs=3", "batch_size=40"],
+}
+DIE_INSIDE = """
+import os, signal, sys
+from pathlib import Path
+from tinycifar import checkpoint, run
+kind, number, save = sys.argv[1], int(sys.argv[2]), checkpoint.save
+inside, calls = False, 0
+def dying(call, name):
+    def replacement(*arguments, **options):
+        global calls
+        if inside and name == kind:
+            calls += 1
+            if calls == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **options)
+    return replacement
+def watched(*arguments):
+    global inside
+    inside = True
+    path = save(*arguments)
+    inside = False
+    return path
+checkpoint.save = watched
+os.fsync, Path.replace = dying(os.fsync, "sync"), dying(Path.replace, "rename")
+Path.unlink = dying(Path.unlink, "unlink")
+from tinycifar.cli import main
+main(sys.argv[3:])
+"""
+# How often a save calls what it dies in: two files, each synced with its folder and renamed once; two removed.
+CALLS = {"sync": 4, "rename": 2, "unlink": 2}
+
+
+def recipe_of(name: str) -> Recipe:
+    """A recipe in a short form for trainings on the sample."""
+    return recipes.with_settings(recipes.get(name), RECIPES[name])
+
+
+def fingerprint(directory: Path) -> dict[str, str]:
+    """SHA-256 of all that a finished run came to but seconds and dates: weights, optimizers, metrics, evaluation."""
+    found, _ = checkpoint.latest(directory)
+    assert found is not None
+    digests: dict[str, Any] = {}
+    for name, tensor in sorted(found.tensors.items()):
+        part = digests.setdefault(name.partition(".")[0], hashlib.sha256())
+        part.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
+    plain = {name: value for name, value in found.about.items() if "seconds" not in name}
+    plain["state.history"] = without_seconds(plain["state.history"])
+    texts = {
+        "progress": plain,
+        "metrics": without_seconds(run.read_metrics(directory)),
+        "evaluation": run.read_json(directory / "evaluation.json") | {"images_per_second": 0},
+    }
+    for name, content in texts.items():
+        digests[name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in ("model.safetensors", "evaluation.safetensors"):
+        digests[name] = hashlib.sha256((directory / name).read_bytes())
+    return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def without_seconds(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A history without how long its epochs took."""
+    return [{name: value for name, value in entry.items() if "seconds" not in name} for entry in history]
+
+
+def train_words(name: str, out: Path) -> list[str]:
+    """The command line of a short training."""
+    settings = [word for setting in RECIPES[name] for word in ("--set", setting)]
+    return ["train", name, "--data", "sample", "--out", str(out), *settings]
+
+
+def tinycifar(*words: str) -> list[str]:
+    """The command that runs `tinycifar` with these words."""
+    return [sys.executable, "-m", "tinycifar", *words]
+
+
+@contextlib.contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A command in a session of its own, of which nothing may be left at the end."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+            process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 0)
+            raise AssertionError(f"a process of {command} was left behind")
+
+
+def resume(directory: Path) -> None:
+    """Go on to the end; an error shows what was printed."""
+    done = subprocess.run(tinycifar("train", "--resume", str(directory)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def kill_at_a_moment(directory: Path, name: str, chance: random.Random, whole_seconds: float) -> str:
+    """Start a training and kill it after a random part of the seconds that a whole one takes."""
+    seconds = chance.uniform(0, whole_seconds)
+    with started(tinycifar(*train_words(name, directory))) as process:
+        while not (directory / "recipe.json").exists():
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            time.sleep(0.001)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    return f"{seconds:.2f} s after the start"
+
+
+def kill_inside_a_save(directory: Path, name: str, chance: random.Random) -> str:
+    """Have a training kill itself at a random call of a sync, renaming or removal while a checkpoint is written."""
+    kind = chance.choice(list(CALLS))
+    number = chance.randint(1, 3 * CALLS[kind])
+    with started([sys.executable, "-c", DIE_INSIDE, kind, str(number), *train_words(name, directory)]) as process:
+        assert process.stdout is not None
+        process.stdout.read()
+        process.wait()
+        assert process.returncode == -signal.SIGKILL
+    return f"in {kind} {number} of its saves"
+
+
+def stop_by_signal(directory: Path, name: str, chance: random.Random, number: int, whole_seconds: float) -> str:
+    """Start a training, send a signal at a random moment of it, and have it leave in order within 10 seconds."""
+    seconds = chance.uniform(0, 0.7 * whole_seconds)
+    with started(tinycifar(*train_words(name, directory))) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Epoch 1/"):
+                break
+        time.sleep(seconds)
+        sent = time.monotonic()
+        process.send_signal(number)
+        rest = process.stdout.read()
+        code = process.wait()
+    took = time.monotonic() - sent
+    finished = (directory / "evaluation.json").exists()  # the signal came when all was done
+    assert code == 128 + number or (finished and code in (0, -number)), (code, rest)
+    assert finished or f"tinycifar train --resume {directory}" in rest, rest
+    assert took < 10, took
+    return f"signal {number} {seconds:.2f} s after the first epoch, left in {took:.2f} s"
+
+
+class Interrupting:
+    """An augmentation that sends this process a Ctrl-C at its n-th batch."""
+
+    def __init__(self, real: augment.Augmentation, batch: int) -> None:
+        self.real, self.left = real, batch
+
+    def draw(self, count: int, generator: torch.Generator) -> augment.Parameters:
+        """As the real one."""
+        return self.real.draw(count, generator)
+
+    def apply(self, images: torch.Tensor, parameters: augment.Parameters) -> torch.Tensor:
+        """As the real one."""
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.real.apply(images, parameters)
+
+
+def interrupt(recipe: Recipe, directory: Path, batch: int, **options: Any) -> None:
+    """Train on the sample, in this process, with a Ctrl-C in the n-th batch."""
+    interrupting = Interrupting(augment.build(recipe.augmentation), batch)
+    with mock.patch.object(augment, "build", return_value=interrupting):
+        result = training.train(recipe, "sample", out=directory, **options)
+    assert result.stopped_by == signal.SIGINT
+
+
+def forgetting(part: str) -> Callable[..., State]:
+    """`checkpoint.restore`, but what begins with `part` stays as it was before."""
+    restore = checkpoint.restore
+
+    def partly(found: Checkpoint, model: nn.Module, optimizers: list[Optimizer], device: torch.device) -> State:
+        at_start = State.at_start(len(found.tensors["state.last_losses"]), device)
+        tensors, about = checkpoint.capture(model, optimizers, at_start, device)
+        kept = {name: value for name, value in found.tensors.items() if not name.startswith(part)}
+        kept_about = {name: value for name, value in found.about.items() if not name.startswith(part)}
+        changed = replace(found, tensors={**tensors, **kept}, about={**about, **kept_about})
+        return restore(changed, model, optimizers, device)
+
+    return partly
+
+
+# Each part of the state, and a recipe whose result depends on it.
+PARTS = {
+    "model.": "minute",
+    "optimizer.0": "reference-30",
+    "optimizer.1": "minute",
+    "generator.cpu": "reference-30",
+    "state.last_losses": "minute",
+    "state.losses_before": "minute",
+    "state.epoch_loss": "minute",
+    "state.epoch_correct": "minute",
+    "state.epoch": "minute",
+    "state.batch": "minute",
+    "state.step": "minute",
+    "state.images_seen": "minute",
+    "state.history": "minute",
+}
+
+
+def is_noticed(part: str, folder: Path, expected: dict[str, str]) -> bool:
+    """Whether a run that was resumed without a part of its state has another fingerprint, or fails."""
+    recipe = recipe_of(PARTS[part])
+    directory = folder / f"without {part}"
+    interrupt(recipe, directory, 17)  # in the second epoch of minute and of the reference
+    with mock.patch.object(checkpoint, "restore", forgetting(part)):
+        try:
+            training.train(recipe, "sample", resume=directory)
+        except (ValueError, IndexError):
+            return True
+    return fingerprint(directory) != expected
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do all of it, print a line each, and give the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--kills", type=int, default=20, help="kill -9 at random moments, a third of them inside a save"
+    )
+    parser.add_argument("--signals", type=int, default=20, help="Ctrl-C and SIGTERM at random moments")
+    parser.add_argument("--controls", type=int, default=len(PARTS), help="parts of the state left out, one at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore Ctrl-C
+    chance = random.Random(asked.seed)
+    failures = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        expected, seconds = {}, {}
+        for recipe in RECIPES:
+            start = time.monotonic()
+            subprocess.run(tinycifar(*train_words(recipe, folder / recipe)), check=True, stdout=subprocess.DEVNULL)
+            seconds[recipe] = time.monotonic() - start
+            expected[recipe] = fingerprint(folder / recipe)
+
+        def compare(label: str, recipe: str, directory: Path, how: str) -> int:
+            begun = sorted(path.name for path in (directory / checkpoint.FOLDER).glob("step-*.safetensors"))
+            resume(directory)
+            found = fingerprint(directory)
+            differing = [part for part, digest in expected[recipe].items() if found[part] != digest]
+            verdict = f"DIFFERS in {', '.join(differing)}" if differing else "equal"
+            print(
+                f"{label} {recipe}: {how}; checkpoints then: {', '.join(begun) or 'none'}; resumed: {verdict}",
+                flush=True,
+            )
+            return bool(differing)
+
+        for number in range(asked.kills):
+            recipe, directory = list(RECIPES)[number % 2], folder / f"kill-{number}"
+            if number % 3 == 0:
+                how = kill_inside_a_save(directory, recipe, chance)
+            else:
+                how = kill_at_a_moment(directory, recipe, chance, seconds[recipe])
+            failures += compare(f"kill {number + 1}/{asked.kills}", recipe, directory, how)
+        for number in range(asked.signals):
+            recipe, directory = list(RECIPES)[number % 2], folder / f"signal-{number}"
+            sent = (signal.SIGINT, signal.SIGTERM)[number // 2 % 2]
+            how = stop_by_signal(directory, recipe, chance, sent, seconds[recipe])
+            failures += compare(f"signal {number + 1}/{asked.signals}", recipe, directory, how)
+        for part in chance.sample(list(PARTS), asked.controls):
+            noticed = is_noticed(part, folder, expected[PARTS[part]])
+            print(f"control: resumed without {part}: {'noticed' if noticed else 'NOT NOTICED'}", flush=True)
+            failures += not noticed
+    print(f"{asked.kills} kills, {asked.signals} signals, {asked.controls} controls: {failures} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

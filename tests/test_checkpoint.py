@@ -1,0 +1,319 @@
+import errno
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import faults
+from tinycifar import augment, checkpoint, data, recipes, run, training
+from tinycifar.checkpoint import State
+from tinycifar.models import build
+from tinycifar.optim import build as build_optimizers
+from tinycifar.recipes import Recipe
+
+CPU = torch.device("cpu")
+
+
+def short(name: str, *settings: str) -> Recipe:
+    return recipes.with_settings(recipes.get(name), ["epochs=2", "batch_size=20", "watch_test=false", *settings])
+
+
+@pytest.mark.parametrize("augmentation", augment.AUGMENTATIONS)
+@pytest.mark.parametrize("name", ["minute", "reference-30"])
+@pytest.mark.parametrize("batch", [2, 3, 4], ids=["in an epoch", "after an epoch", "in the last epoch"])
+def test_a_run_goes_on_to_the_same_bits_with_every_optimizer_and_augmentation(
+    tmp_path: Path, name: str, augmentation: str, batch: int
+) -> None:
+    recipe = short(name, f"augmentation={augmentation}", "skip_easiest=0")
+    training.train(recipe, "sample", out=tmp_path / "whole", limit=60)
+    faults.interrupt(recipe, tmp_path / "parts", batch, limit=60)
+    resumed = training.train(recipe, "sample", resume=tmp_path / "parts", limit=60)
+    assert [entry["step"] for entry in resumed.record["resumes"]] == [batch]
+    assert faults.fingerprint(tmp_path / "parts") == faults.fingerprint(tmp_path / "whole")
+
+
+def test_a_run_may_be_interrupted_after_every_step(tmp_path: Path) -> None:
+    recipe = short("minute", "batch_size=30")
+    training.train(recipe, "sample", out=tmp_path / "whole", limit=90)
+    faults.interrupt(recipe, tmp_path / "parts", 1, limit=90)
+    for step in (2, 3):
+        interrupting = faults.Interrupting(augment.build(recipe.augmentation), 1)
+        with mock.patch.object(augment, "build", return_value=interrupting):
+            result = training.train(recipe, "sample", resume=tmp_path / "parts", limit=90)
+        assert (result.record["resumes"][-1]["step"], result.stopped_by) == (step - 1, signal.SIGINT)
+    training.train(recipe, "sample", resume=tmp_path / "parts", limit=90)
+    assert faults.fingerprint(tmp_path / "parts") == faults.fingerprint(tmp_path / "whole")
+
+
+def test_a_checkpoint_in_mid_epoch_changes_nothing_but_that_it_is_there(tmp_path: Path) -> None:
+    recipe = short("minute")
+    training.train(recipe, "sample", out=tmp_path / "seldom", limit=60)
+    training.train(recipe, "sample", out=tmp_path / "often", limit=60, checkpoint_seconds=0)
+    assert faults.fingerprint(tmp_path / "seldom") == faults.fingerprint(tmp_path / "often")
+
+
+def test_the_last_two_checkpoints_are_kept_in_numeric_order(tmp_path: Path) -> None:
+    recipe = short("reference-30", "epochs=4", "batch_size=20")
+    training.train(recipe, "sample", out=tmp_path / "run", limit=60)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-12.json", "step-12.safetensors", "step-9.json", "step-9.safetensors"]
+
+
+def test_a_run_without_a_checkpoint_yet_starts_over(tmp_path: Path) -> None:
+    recipe = short("minute")
+    whole = training.train(recipe, "sample", out=tmp_path / "whole", limit=60)
+    environment = run.read_environment(whole.directory)
+    (tmp_path / "begun").mkdir()
+    run.start(tmp_path / "begun", recipe, environment)
+    training.train(recipe, "sample", resume=tmp_path / "begun", limit=60)
+    assert faults.fingerprint(tmp_path / "begun") == faults.fingerprint(tmp_path / "whole")
+
+
+def test_a_finished_run_that_is_resumed_stays_what_it_is(tmp_path: Path) -> None:
+    recipe = short("minute")
+    training.train(recipe, "sample", out=tmp_path / "run", limit=60)
+    before = faults.fingerprint(tmp_path / "run")
+    training.train(recipe, "sample", resume=tmp_path / "run", limit=60)
+    assert faults.fingerprint(tmp_path / "run") == before
+
+
+def test_what_differs_from_the_run_is_refused_by_name(tmp_path: Path) -> None:
+    recipe = short("minute")
+    training.train(recipe, "sample", out=tmp_path / "run", limit=60)
+    other = recipes.with_settings(recipe, ["epochs=3", "weight_decay=0.1"])
+    for changed, options, message in (
+        (other, {}, "trained otherwise: epochs is 2 there, not 3, weight_decay is 0.0 there, not 0.1"),
+        (recipe, {"seed": 5}, "seed is 0 there, not 5"),
+        (recipe, {"limit": 50}, "train_images is 60 there, not 50"),
+    ):
+        arguments: dict[str, Any] = {"limit": 60, **options}
+        with pytest.raises(ValueError, match=message):
+            training.train(changed, "sample", resume=tmp_path / "run", **arguments)
+
+
+def test_another_thread_count_is_warned_about_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = short("minute")
+    faults.interrupt(recipe, tmp_path / "run", 2, limit=60)
+    environment = run.read_environment(tmp_path / "run")
+    changed = environment | {"threads": 64, "torch_version": "2.0"}
+    run.write_json(tmp_path / "run" / "environment.json", changed)
+    content, told = run.resumed(tmp_path / "run", environment, 2)
+    assert [line.split(":")[0] for line in told] == [
+        f"threads was 64 and is {environment['threads']}",
+        f"torch_version was 2.0 and is {environment['torch_version']}",
+    ]
+    assert content["resumes"][0]["threads"] == environment["threads"]
+    assert run.read_environment(tmp_path / "run")["resumes"] == content["resumes"]
+
+
+def test_a_second_process_cannot_train_the_same_run(tmp_path: Path) -> None:
+    recipe = short("minute")
+    training.train(recipe, "sample", out=tmp_path / "run", limit=60)
+    with run.only_one(tmp_path / "run"), pytest.raises(ValueError, match="another process is training"):
+        training.train(recipe, "sample", resume=tmp_path / "run", limit=60)
+
+
+class Saved:
+    """A model whose training has two checkpoints."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        torch.manual_seed(0)
+        self.model = build("whitenet")
+        arguments: dict[str, Any] = {"learning_rate": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
+        self.optimizers = build_optimizers(self.model, "muon", **arguments, muon_learning_rate=0.1, muon_momentum=0.5)
+        self.state = State.at_start(50, CPU)
+        self.paths = [self.save(), self.save()]
+
+    def save(self) -> Path:
+        images = data.sample().train_images[:4].float() / 255
+        self.model(images).sum().backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.state.step += 1
+        return checkpoint.save(self.directory, self.model, self.optimizers, self.state, CPU)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Saved:
+    return Saved(tmp_path)
+
+
+def test_no_truncation_and_no_flipped_bit_is_loaded_and_the_one_before_is_used_and_named(saved: Saved) -> None:
+    before, newest = saved.paths
+    contents = {path: path.read_bytes() for path in (newest, newest.with_suffix(".json"))}
+    chance = random.Random(0)
+    for number in range(1000):
+        path = chance.choice(list(contents)) if number % 4 else newest.with_suffix(".json")
+        content = bytearray(contents[path])
+        if number % 2:
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        else:
+            del content[chance.randrange(len(content)) :]
+        path.write_bytes(content)
+        found, problems = checkpoint.latest(saved.directory)
+        assert found is not None
+        assert found.path == before
+        (problem,) = problems
+        assert newest.name in problem
+        assert f"going back to {before.name}" in problem
+        for path, whole in contents.items():
+            path.write_bytes(whole)
+    found, problems = checkpoint.latest(saved.directory)
+    assert found is not None
+    assert (found.path, problems) == (newest, [])
+
+
+def test_what_was_not_finished_is_removed_and_counts_for_nothing(saved: Saved) -> None:
+    before, newest = saved.paths
+    newest.with_suffix(".json").unlink()
+    (saved.directory / "checkpoints" / ".step-3.safetensors.abcdefgh").write_bytes(b"begun")
+    found, problems = checkpoint.latest(saved.directory)
+    assert found is not None
+    assert (found.path, problems) == (before, [])
+    before.with_suffix(".json").unlink()
+    assert checkpoint.latest(saved.directory) == (None, [])
+    assert list((saved.directory / "checkpoints").iterdir()) == []
+
+
+def test_where_all_checkpoints_are_damaged_each_is_named(saved: Saved) -> None:
+    for path in saved.paths:
+        path.write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"no whole checkpoint to resume from: .*step-2.* damaged.*; .*step-1.* damaged"
+    ):
+        checkpoint.latest(saved.directory)
+
+
+def test_a_file_with_a_fitting_manifest_that_is_no_checkpoint_is_refused(saved: Saved) -> None:
+    for metadata in (None, {"tinycifar": "[]"}, {"tinycifar": "{"}, {"tinycifar": '{"about": {}, "strides": {}}'}):
+        path = saved.paths[1]
+        save_file({"x": torch.zeros(2)}, path, metadata)
+        path.with_suffix(".json").write_bytes(checkpoint._manifest(path.name, path.read_bytes()))
+        with pytest.raises(ValueError, match="is no checkpoint of ours"):
+            checkpoint.read(path)
+
+
+def test_a_checkpoint_of_another_model_does_not_fit(saved: Saved) -> None:
+    found, _ = checkpoint.latest(saved.directory)
+    assert found is not None
+    model = build("c1c2c3c4o")
+    with pytest.raises(ValueError, match=r"step-2\.safetensors does not fit this model"):
+        checkpoint.restore(found, model, saved.optimizers, CPU)
+
+
+@pytest.mark.parametrize("call", ["os.open", "os.fdopen", "os.fsync", "pathlib.Path.replace", "pathlib.Path.unlink"])
+def test_whatever_call_of_a_save_fails_a_checkpoint_that_can_be_loaded_remains(saved: Saved, call: str) -> None:
+    owner, _, name = call.rpartition(".")
+    place: Any = os if owner == "os" else Path
+    real = getattr(place, name)
+    for failing in range(1, 10):
+        calls = 0
+
+        def full(*arguments: Any, failing: int = failing, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == failing:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*arguments, **options)
+
+        with mock.patch.object(place, name, full):
+            path, told = None, ""
+            try:
+                path = saved.save()
+            except checkpoint.SaveError as error:
+                told = str(error)
+        assert path or "is not saved, earlier checkpoints are as they were" in told
+        found, _ = checkpoint.latest(saved.directory)
+        assert found is not None
+        steps = saved.state.step
+        assert found.about["state.step"] in ((steps,) if path else (steps, steps - 1))
+        if path:
+            assert failing > 1
+            break
+        saved.state.step = found.about["state.step"]
+    else:
+        raise AssertionError("no save came to its end")
+
+
+def test_a_training_whose_disk_failed_can_go_on(tmp_path: Path) -> None:
+    recipe = short("minute")
+    training.train(recipe, "sample", out=tmp_path / "whole", limit=60)
+    real, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 12:  # in the second epoch
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with (
+        mock.patch.object(os, "fsync", full),
+        pytest.raises(checkpoint.SaveError, match="No space left on device: step 4 is not saved"),
+    ):
+        training.train(recipe, "sample", out=tmp_path / "run", limit=60)
+    training.train(recipe, "sample", resume=tmp_path / "run", limit=60)
+    assert faults.fingerprint(tmp_path / "run") == faults.fingerprint(tmp_path / "whole")
+
+
+def test_no_pickle_is_written_or_read(tmp_path: Path) -> None:
+    with (
+        mock.patch.object(torch, "load", side_effect=AssertionError),
+        mock.patch.object(torch, "save", side_effect=AssertionError),
+        mock.patch("pickle.load", side_effect=AssertionError),
+        mock.patch("pickle.loads", side_effect=AssertionError),
+    ):
+        faults.interrupt(short("minute"), tmp_path / "run", 2, limit=60)
+        training.train(short("minute"), "sample", resume=tmp_path / "run", limit=60)
+    suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".jsonl", ".safetensors", ""}
+
+
+def test_killed_and_stopped_trainings_come_to_the_same_bits_and_leave_no_process(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert faults.main(["--kills", "3", "--signals", "2", "--controls", "2"]) == 0
+    assert capsys.readouterr().out.endswith("3 kills, 2 signals, 2 controls: 0 failures\n")
+
+
+def test_a_second_signal_leaves_at_once_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    words = ["train", "--data", "sample", "--epochs", "1000", "--out", str(tmp_path / "run")]
+    with faults.started(faults.tinycifar(*words)) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Epoch 2/"):
+                break
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+        assert process.wait(10) in (-signal.SIGTERM, 143)
+    found, problems = checkpoint.latest(tmp_path / "run")
+    assert found is not None
+    assert problems == []
+
+
+def test_a_stopped_run_says_how_to_go_on_and_that_command_does(tmp_path: Path) -> None:
+    directory = tmp_path / "a run"
+    words = ["train", "--data", "sample", "--epochs", "40", "--set", "batch_size=40", "--out", str(directory)]
+    with faults.started(faults.tinycifar(*words)) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Epoch 1/"):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait() == 130
+    assert f"Go on with: tinycifar train --resume '{directory}'" in rest
+    again = faults.tinycifar("train", "--resume", str(directory), "--stop-after-epoch", "40", "--json")
+    done = subprocess.run(again, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Going on after step" in done.stderr
+    assert '"epochs": 40' in done.stdout

@@ -1,0 +1,279 @@
+"""Files that someone else made, or that something damaged: read, or refused in one line; never a crash, never slow."""
+
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tinycifar import compare, data, pictures, recipes, report, run, trained, training
+
+MEGABYTE = 1 << 20
+
+
+def originals() -> dict[str, bytes]:
+    """Small pictures of many kinds, by name."""
+    colour = pictures.to_image(data.sample().test_images[0]).resize((60, 48))
+    frames = [pictures.to_image(data.sample().test_images[index]) for index in range(3)]
+    kinds = {
+        "colour.png": (colour, {}),
+        "grey.png": (colour.convert("L"), {}),
+        "palette.png": (colour.convert("P", palette=Image.Palette.ADAPTIVE), {"transparency": 3}),
+        "alpha.png": (colour.convert("RGBA"), {}),
+        "deep.png": (colour.convert("I;16"), {}),
+        "frames.png": (frames[0], {"save_all": True, "append_images": frames[1:]}),
+        "plain.jpg": (colour, {"quality": 80}),
+        "progressive.jpg": (colour, {"progressive": True, "subsampling": 0}),
+        "cmyk.jpg": (colour.convert("CMYK"), {}),
+        "turned.jpg": (colour, {"exif": turned()}),
+        "lossy.webp": (colour, {}),
+        "lossless.webp": (colour.convert("RGBA"), {"lossless": True}),
+        "frames.webp": (frames[0], {"save_all": True, "append_images": frames[1:]}),
+    }
+    found = {}
+    for name, (image, options) in kinds.items():
+        content = io.BytesIO()
+        image.save(content, {"jpg": "JPEG"}.get(name[-3:], name.rpartition(".")[2].upper()), **options)
+        found[name] = content.getvalue()
+    return found
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def mutants(contents: list[bytes], count: int, seed: int) -> Iterator[bytes]:
+    """Each a damaged copy of one of `contents`: bits flipped, cut, stretched, parts swapped, numbers made large."""
+    chance = random.Random(seed)
+    for _ in range(count):
+        mutant = bytearray(chance.choice(contents))
+        for _ in range(chance.choice((1, 1, 2, 8))):
+            place, kind = chance.randrange(len(mutant)), chance.randrange(6)
+            if kind == 0:
+                mutant[place] ^= 1 << chance.randrange(8)
+            elif kind == 1:
+                del mutant[max(1, place) :]
+            elif kind == 2:
+                mutant[place:place] = chance.randbytes(chance.choice((1, 4, 1000)))
+            elif kind == 3:
+                mutant[place : place + 4] = chance.choice((b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", bytes(4)))
+            elif kind == 4:
+                other = chance.choice(contents)
+                mutant[place:] = other[chance.randrange(len(other)) :] or b"\0"
+            else:
+                del mutant[place : place + chance.randrange(1, 20)]
+            mutant = mutant or bytearray(1)
+        yield bytes(mutant)
+
+
+def with_valid_checksums(content: bytes) -> bytes:
+    """A PNG whose chunks are checked anew, so that a decoder goes on to what they hold."""
+    chunks, place = bytearray(content[:8]), 8
+    while place + 8 <= len(content):
+        length = struct.unpack(">I", content[place : place + 4])[0]
+        body = content[place + 4 : place + 8 + length]
+        chunks += struct.pack(">I", max(0, len(body) - 4)) + body + struct.pack(">I", zlib.crc32(body))
+        place += 12 + length
+    return bytes(chunks)
+
+
+def read_all(folder: Path) -> dict[str, float]:
+    """Read each file; gives the slowest one's seconds, and by how many megabytes this process grew at most."""
+    paths = sorted(folder.iterdir())
+    pictures.to_tensor(pictures.read_square(paths[0]))  # libraries are loaded now
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    slowest, refusals = 0.0, []
+    for path in paths[1:]:
+        start = time.perf_counter()
+        try:
+            pictures.to_tensor(pictures.read_square(path))
+        except ValueError as error:
+            refusals.append(str(error))
+        slowest = max(slowest, time.perf_counter() - start)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert all(text.startswith(f"cannot read {folder}") and "\n" not in text for text in refusals)
+    read = len(paths) - 1 - len(refusals)
+    return {"seconds": slowest, "megabytes": grown * 1024 / MEGABYTE, "refused": len(refusals), "read": read}
+
+
+def in_a_process(folder: Path) -> dict[str, float]:
+    """`read_all` in a process of its own, so that a crash is seen and the memory is its own."""
+    command = f"import json, pathlib, test_strangers as t; print(json.dumps(t.read_all(pathlib.Path({str(folder)!r}))))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def test_two_thousand_damaged_pictures_are_read_or_refused_quickly_and_in_little_memory(tmp_path: Path) -> None:
+    contents = originals()
+    (tmp_path / "0000-whole.png").write_bytes(contents["colour.png"])
+    for number, mutant in enumerate(mutants(list(contents.values()), 2000, seed=0)):
+        if number % 3 == 0 and mutant.startswith(b"\x89PNG"):
+            mutant = with_valid_checksums(mutant)
+        (tmp_path / f"{number:04d}.png").write_bytes(mutant)
+    found = in_a_process(tmp_path)
+    assert found["refused"] > 500
+    assert found["read"] > 100
+    assert (found["seconds"] < 2, found["megabytes"] < 300) == (True, True), found
+
+
+def bombs() -> dict[str, Callable[[], bytes]]:
+    """Small files that claim, or hold, very much."""
+
+    def png(width: int, height: int, rows: int, colour_type: int = 6) -> bytes:
+        def chunk(kind: bytes, body: bytes) -> bytes:
+            return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+        header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+        lines = zlib.compress(bytes(1 + width * {2: 3, 6: 4}[colour_type]) * rows, 9)
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+
+    def text_png() -> bytes:
+        body = b"Comment\0\0" + zlib.compress(bytes(80 * MEGABYTE), 9)
+        chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
+        whole = png(8, 8, 8)
+        return whole[:33] + chunk + whole[33:]
+
+    def jpeg(side: int) -> bytes:
+        content = io.BytesIO()
+        Image.new("RGB", (side, side)).save(content, "JPEG", progressive=True, subsampling=0)
+        return content.getvalue()
+
+    return {
+        "claims.png": lambda: png(60_000, 60_000, 1),
+        "largest.png": lambda: png(4096, 4096, 4096),
+        "over.png": lambda: png(4097, 4096, 4096),
+        "thin.png": lambda: png(16_000_000, 1, 1),
+        "text.png": text_png,
+        "large.jpg": lambda: jpeg(5000),
+        "empty.png": lambda: b"",
+        "zero.png": lambda: png(0, 0, 0),
+    }
+
+
+def test_bombs_are_refused_or_read_in_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "0000-whole.png").write_bytes(originals()["colour.png"])
+    for name, make in bombs().items():
+        (tmp_path / name).write_bytes(make())
+    found = in_a_process(tmp_path)
+    print(found)
+    assert (found["seconds"] < 2, found["megabytes"] < 300) == (True, True), found
+    for name, message in {
+        "claims.png": "far more pixels than the 50,000,000 allowed",
+        "over.png": "16,781,312 pixels, allowed are 16,777,216",
+        "empty.png": "no PNG, JPEG or WEBP image",
+        "zero.png": "no PNG, JPEG or WEBP image",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            pictures.read_square(tmp_path / name)
+    assert pictures.read_square(tmp_path / "largest.png").size == (4096, 4096)
+    assert pictures.read_square(tmp_path / "large.jpg").size == (1250, 1250)
+
+
+def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MOST_BYTES", 100)
+    (tmp_path / "large.png").write_bytes(originals()["colour.png"])
+    with pytest.raises(ValueError, match=r"large\.png: [\d,]+ bytes, allowed are 100"):
+        pictures.read_square(tmp_path / "large.png")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the sample."""
+    directory = tmp_path_factory.mktemp("strangers") / "run"
+    recipe = recipes.with_settings(recipes.get("minute"), ["epochs=1", "validation_images=100"])
+    training.train(recipe, "sample", out=directory, limit=60)
+    return directory
+
+
+def test_damaged_weights_are_loaded_or_refused_in_one_line(finished: Path, tmp_path: Path) -> None:
+    content = (finished / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    path = tmp_path / "weights.safetensors"
+    refusals = []
+    for number, mutant in enumerate(mutants([content[:header]], 300, seed=1)):
+        path.write_bytes(mutant + content[header:] if number % 3 else mutant)
+        start = time.perf_counter()
+        try:
+            trained.load(path)
+        except ValueError as error:
+            refusals.append(str(error))
+        assert time.perf_counter() - start < 2
+    assert len(refusals) > 200
+    assert not any("\n" in text for text in refusals)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (struct.pack("<Q", 2_000_000) + b" " * 2_000_000, "is too large for weights of ours"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "is no readable safetensors file"),
+        (struct.pack("<Q", 10_000) + b"[" * 10_000, "is no readable safetensors file"),
+        (b"", "is no readable safetensors file"),
+    ],
+)
+def test_headers_that_are_too_large_too_deep_or_missing_are_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        trained.load(tmp_path / "x.safetensors")
+
+
+def test_weights_of_other_shapes_and_names_that_are_no_names_are_refused(finished: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(finished / "model.safetensors")
+    about = {"model": "whitenet", "recipe": "x", "classes": list(data.CLASSES), "data": "sample"}
+    about |= {"validation_images": 0, "temperature": None}
+    for changes, message in (
+        ({"classes": ["a", "b"]}, "do not fit the model whitenet"),
+        ({"model": "resnet"}, "unknown model 'resnet'"),
+        ({"classes": ["\x1b[31mred"] * 10}, "does not name its model, classes and data"),
+        ({"classes": ["x"] * 100_000}, "does not name its model, classes and data"),
+        ({"temperature": -1}, "does not name its model, classes and data"),
+        ({"temperature": "1e999"}, "does not name its model, classes and data"),
+        ({"validation_images": "many"}, "does not name its model, classes and data"),
+    ):
+        save_file(tensors, tmp_path / "x.safetensors", {"tinycifar": json.dumps({**about, **changes})})
+        with pytest.raises(ValueError, match=message):
+            trained.load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "environment.json", "evaluation.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", "[" * 100_000, '{"data": {"data": 1}}', "\x00", '"text"'])
+def test_a_run_with_a_file_of_another_form_is_refused_in_one_line_or_read(
+    finished: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    if name != "metrics.jsonl" or content:
+        with pytest.raises(ValueError, match=r"(?s)^[^\n]+$"):
+            report.write(tmp_path / "run")
+    for reader in (compare.read, resume):
+        told = ""
+        try:
+            reader(tmp_path / "run")
+        except ValueError as error:
+            told = str(error)
+        assert "\n" not in told
+
+
+def resume(directory: Path) -> None:
+    """Go on with a run on the sample."""
+    training.train(run.read_recipe(directory), "sample", resume=directory, limit=60)
