@@ -90,11 +90,19 @@ def with_valid_checksums(content: bytes) -> bytes:
     return bytes(chunks)
 
 
+def most_memory() -> int:
+    """The most bytes that this process has held; `ru_maxrss` would on Linux begin with those of its parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def read_all(folder: Path) -> dict[str, float]:
     """Read each file; gives the slowest one's seconds, and by how many megabytes this process grew at most."""
     paths = sorted(folder.iterdir())
     pictures.to_tensor(pictures.read_square(paths[0]))  # libraries are loaded now
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most_memory()
     slowest, refusals = 0.0, []
     for path in paths[1:]:
         start = time.perf_counter()
@@ -103,10 +111,10 @@ def read_all(folder: Path) -> dict[str, float]:
         except ValueError as error:
             refusals.append(str(error))
         slowest = max(slowest, time.perf_counter() - start)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = most_memory() - before
     assert all(text.startswith(f"cannot read {folder}") and "\n" not in text for text in refusals)
     read = len(paths) - 1 - len(refusals)
-    return {"seconds": slowest, "megabytes": grown * 1024 / MEGABYTE, "refused": len(refusals), "read": read}
+    return {"seconds": slowest, "megabytes": grown / MEGABYTE, "refused": len(refusals), "read": read}
 
 
 def in_a_process(folder: Path) -> dict[str, float]:
@@ -127,6 +135,7 @@ def test_two_thousand_damaged_pictures_are_read_or_refused_quickly_and_in_little
             mutant = with_valid_checksums(mutant)
         (tmp_path / f"{number:04d}.png").write_bytes(mutant)
     found = in_a_process(tmp_path)
+    print(found)
     assert found["refused"] > 500
     assert found["read"] > 100
     assert (found["seconds"] < 2, found["megabytes"] < 300) == (True, True), found

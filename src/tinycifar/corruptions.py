@@ -205,7 +205,8 @@ def _by_picture(change: Callable[[Image.Image, float], Image.Image]) -> Callable
     def corruption(x: Pixels, parameter: float, rng: Generator) -> Pixels:
         levels = (x * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
         changed = [np.asarray(change(Image.fromarray(picture), parameter)) for picture in levels]
-        return np.stack(changed).transpose(0, 3, 1, 2) / 255
+        stacked: Pixels = np.stack(changed).transpose(0, 3, 1, 2) / 255
+        return stacked
 
     return corruption
 

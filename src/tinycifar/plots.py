@@ -184,8 +184,7 @@ def reliability(evaluation: Mapping[str, Any]) -> Figure:
     axes.plot([0, 1], [0, 1], color=matplotlib.rcParams["text.color"], linewidth=1, label="confidence = accuracy")
     series = [(plain, "o", BLUE, f"as trained, ECE {evaluation['ece']:.3f}")]
     if scaled is not None:
-        halves = ", fitted by halves" if evaluation["split"] == "validation" else ""
-        after = f"temperature {evaluation['temperature']:.2f}{halves}, ECE {evaluation['calibrated']['ece']:.3f}"
+        after = f"temperature {evaluation['temperature']:.2f}, ECE {evaluation['calibrated']['ece']:.3f}"
         series.append((scaled, "s", ORANGE, after))
     for rows, marker, colour, label in series:
         filled = [row for row in rows if row["images"]]
@@ -214,7 +213,7 @@ def robustness(found: Mapping[str, Any]) -> Figure:
     values = np.array([[*found["accuracy"][name], mean[name]] for name in names])
     axes.imshow(values, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if value > 0.5 else matplotlib.rcParams["text.color"]
+        colour = "white" if value > 0.65 else matplotlib.rcParams["text.color"]
         axes.text(column, row, f"{100 * value:.0f}%", ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(values.shape[1]), [*map(str, range(1, values.shape[1])), "mean"])
     axes.set_yticks(range(len(names)), [name.replace("-", " ") for name in names])

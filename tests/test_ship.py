@@ -1,0 +1,68 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinycifar import data, inference, recipes, run, trained, training
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+import ship
+
+SHORT = recipes.with_settings(recipes.get("minute"), ["epochs=1"])
+
+
+def change(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A run and its twin, made on the sample and dressed up as if on CIFAR-10, and the run's record."""
+    monkeypatch.setitem(recipes.RECIPES, "minute", SHORT)
+    monkeypatch.setattr(ship, "ROOT", tmp_path)
+    monkeypatch.setattr(ship, "VALIDATION_IMAGES", 100)
+    monkeypatch.setattr(trained, "WEIGHTS", tmp_path / "weights")
+    directory, twin = tmp_path / "run", tmp_path / "twin"
+    record = training.train(SHORT, "sample", out=directory).record
+    training.train(recipes.with_settings(SHORT, ["validation_images=100"]), "sample", out=twin)
+    change(twin / "environment.json", data="cifar10", train_images=49_900)
+    path = tmp_path / "results" / "minute" / "seed-0.json"
+    path.parent.mkdir(parents=True)
+    run.write_json(path, record)
+    return directory, twin
+
+
+def test_a_run_is_shipped_with_the_temperature_of_its_twin(runs: tuple[Path, Path]) -> None:
+    directory, twin = runs
+    content = ship.ship(directory, twin)
+    model = trained.load("minute")
+    assert model.temperature == run.read_evaluation(twin)["temperature"]
+    assert content == trained.shipped()["minute"]
+    images = data.sample().test_images
+    own = inference.logits(trained.load(directory).model, images)
+    assert (inference.logits(model.model, images) == own).all()
+    assert not {"command", "platform"} & content["environment"].keys()
+
+
+@pytest.mark.parametrize(
+    ("which", "file", "changes", "message"),
+    [
+        (0, "recipe.json", {"weight_decay": 0.1}, "changed its recipe"),
+        (0, "environment.json", {"seed": 3}, "is not seed 0 with the test accuracy of its record"),
+        (0, "evaluation.json", {"accuracy": 0.99}, "is not seed 0 with the test accuracy of its record"),
+        (1, "recipe.json", {"epochs": 7}, "is not the same recipe with 100 validation images"),
+        (1, "environment.json", {"seed": 3}, "is not of seed 0 on 49900 images"),
+        (1, "environment.json", {"train_images": 40_000}, "is not of seed 0 on 49900 images"),
+        (1, "environment.json", {"data": "sample"}, "is not of seed 0 on 49900 images"),
+        (1, "evaluation.json", {"split": "test"}, "was not trained to its end and evaluated on its validation images"),
+    ],
+)
+def test_runs_that_are_not_fit_are_refused(
+    runs: tuple[Path, Path], which: int, file: str, changes: dict[str, Any], message: str
+) -> None:
+    change(runs[which] / file, **changes)
+    with pytest.raises(ValueError, match=message):
+        ship.ship(*runs)
+    assert not trained.WEIGHTS.exists()
