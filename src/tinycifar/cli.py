@@ -82,6 +82,9 @@ def cli() -> None:
 @click.option(
     "--stop-after-epoch", type=click.IntRange(1), help="End there; the schedule stays that of the whole recipe."
 )
+@click.option(
+    "--checkpoint-seconds", type=click.FloatRange(0), default=60, show_default=True, help="Between two checkpoints."
+)
 @click.option("--record", is_flag=True, help="Write results/RECIPE/seed-N.json; for whole, unchanged recipes only.")
 @json_option
 def train(
@@ -97,6 +100,7 @@ def train(
     settings: tuple[str, ...],
     limit: int | None,
     stop_after_epoch: int | None,
+    checkpoint_seconds: float,
     record: bool,
     as_json: bool,
 ) -> int:
@@ -141,6 +145,7 @@ def train(
                     device=device,
                     limit=limit,
                     stop_after_epoch=stop_after_epoch,
+                    checkpoint_seconds=checkpoint_seconds,
                     display=display,
                 )
             except FloatingPointError as error:
