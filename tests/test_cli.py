@@ -287,6 +287,7 @@ def test_several_seeds_are_runs_of_their_own_with_one_summary(tinycifar: Any, tr
     assert [len(of["runs"]) for of in compared["contenders"]] == [3]
     assert "are the same recipe and seed" in tinycifar("compare", "many", "one").err
     assert "holds several seeds" in tinycifar("report", "many").err
+    assert "for example many/seed-6" in tinycifar("train", "--resume", "many").err
     assert Path("page.html").exists()
 
 
@@ -443,7 +444,7 @@ def test_a_disk_that_is_full_in_mid_training_is_told_in_one_line_with_exit_code_
     monkeypatch.setattr(os, "fsync", full)
     failed = tinycifar("train", "--data", "sample", "--epochs", "2", "--limit", "32", "--out", "run")
     assert (failed.code, failed.err.count("\n")) == (1, 1)
-    assert "is not saved, earlier checkpoints are as they were" in failed.err
+    assert "what was saved before is as it was" in failed.err
 
 
 def test_a_report_that_cannot_be_written_costs_nothing_but_the_report(

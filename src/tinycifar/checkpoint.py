@@ -7,10 +7,12 @@ no manifest was not finished; what does not fit its manifest is damaged. Nothing
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,17 @@ KEPT = 2  # should the newest be damaged, the one before it is there
 
 
 class SaveError(OSError):
-    """A checkpoint that could not be written; those before are as they were."""
+    """Something of a run that could not be written; what was saved before is as it was."""
+
+
+@contextlib.contextmanager
+def saving(step: int) -> Iterator[None]:
+    """Turn the disk's errors while the state after `step` is written into a SaveError that says what that means."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror or error}: stopped at step {step:,}, what was saved before is as it was"
+        raise SaveError(error.errno, reason, error.filename) from None
 
 
 @dataclass
@@ -132,7 +144,7 @@ def restore(found: Checkpoint, model: nn.Module, optimizers: list[Optimizer], de
 def save(directory: Path, model: nn.Module, optimizers: list[Optimizer], state: State, device: torch.device) -> Path:
     """Write the checkpoint of a run after `state.step` updates, then remove all but the newest ones; gives its file.
 
-    Raises SaveError where the disk fails; the checkpoints before are then as they were.
+    Raises OSError where the disk fails; the checkpoints before are then as they were.
     """
     folder = directory / FOLDER
     path = folder / f"step-{state.step}.safetensors"
@@ -141,16 +153,12 @@ def save(directory: Path, model: nn.Module, optimizers: list[Optimizer], state: 
     strides = {name: list(tensor.stride()) for name, tensor in tensors.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = to_safetensors(stored, metadata={"tinycifar": json.dumps({"about": about, "strides": strides})})
-    try:
-        folder.mkdir(exist_ok=True)
-        run.write_bytes(path, content)
-        run.write_bytes(path.with_suffix(".json"), _manifest(path.name, content))
-        for old in _files(folder)[:-KEPT]:
-            old.with_suffix(".json").unlink(missing_ok=True)  # first: a file without its manifest counts for nothing
-            old.unlink(missing_ok=True)
-    except OSError as error:
-        reason = f"{error.strerror or error}: step {state.step:,} is not saved, earlier checkpoints are as they were"
-        raise SaveError(error.errno, reason, error.filename) from None
+    folder.mkdir(exist_ok=True)
+    run.write_bytes(path, content)
+    run.write_bytes(path.with_suffix(".json"), _manifest(path.name, content))
+    for old in _files(folder)[:-KEPT]:
+        old.with_suffix(".json").unlink(missing_ok=True)  # first: a file without its manifest counts for nothing
+        old.unlink(missing_ok=True)
     return path
 
 

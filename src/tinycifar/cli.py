@@ -107,6 +107,8 @@ def train(
     """Train RECIPE (default: minute) and fill a run directory with weights, metrics, evaluation, plots and a report."""
     if resume is not None and (out, seeds) != (None, None):
         raise ValueError("--resume goes on in RUN's own directory: leave out --out and --seeds")
+    if resume is not None and (several := run.seeds(resume)):
+        raise ValueError(f"{resume} holds several seeds; resume one of them, for example {several[-1]}")
     before = run.read_environment(resume) if resume is not None else {}
     if resume is not None and recipe_name is None:
         recipe = run.read_recipe(resume)

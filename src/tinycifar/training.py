@@ -123,14 +123,14 @@ def train(
             found, problems = checkpoint.latest(directory)
             if found is not None:
                 state = checkpoint.restore(found, model, optimizers, place)
+            if state.epoch > epochs:
+                raise ValueError(f"{directory} has finished epoch {state.epoch} already, it cannot stop after {epochs}")
             environment, changed = run.resumed(directory, environment, state.step)
             run.rewrite_metrics(directory, state.history)
             for warning in (*problems, *changed):
                 console.print(f"Warning: {warning}")
             console.print(f"Going on after step {state.step:,} of {sum(steps_by_epoch[:epochs]):,}")
             wall_start -= state.wall_seconds
-        if state.epoch > epochs:
-            raise ValueError(f"{directory} is past epoch {epochs} already")
         if state.step == 0:
             preparation_start = time.perf_counter()
             model.prepare(images)
@@ -150,8 +150,9 @@ def train(
 
         def save_all() -> None:
             state.wall_seconds = time.perf_counter() - wall_start
-            checkpoint.save(directory, model, optimizers, state, place)
-            save()
+            with checkpoint.saving(state.step):
+                checkpoint.save(directory, model, optimizers, state, place)
+                save()
 
         whole_task = display.add_task("Whole run", total=sum(steps_by_epoch[:epochs]), completed=state.step)
         epoch_task = display.add_task("Epoch", total=steps_by_epoch[0])
@@ -230,7 +231,8 @@ def train(
             state.next_epoch(entry)
             save_all()
             saved_at = time.monotonic()
-            run.append_metrics(directory, entry)
+            with checkpoint.saving(state.step):
+                run.append_metrics(directory, entry)
             console.print(log_line(entry, recipe.epochs))
             if stop.received:
                 break
@@ -240,8 +242,9 @@ def train(
         if complete:
             scored = inference.evaluate(model, dataset)
             evaluation = scored.content
-            scored.save(directory)
-            save(evaluation["temperature"])
+            with checkpoint.saving(state.step):
+                scored.save(directory)
+                save(evaluation["temperature"])
     for task in (whole_task, epoch_task):
         display.remove_task(task)
 
