@@ -25,9 +25,11 @@ def short(name: str, *settings: str) -> Recipe:
     return recipes.with_settings(recipes.get(name), ["epochs=2", "batch_size=20", "watch_test=false", *settings])
 
 
-@pytest.mark.parametrize("augmentation", augment.AUGMENTATIONS)
 @pytest.mark.parametrize("name", ["minute", "reference-30"])
-@pytest.mark.parametrize("batch", [2, 3, 4], ids=["in an epoch", "after an epoch", "in the last epoch"])
+@pytest.mark.parametrize(
+    ("augmentation", "batch"),
+    [*((augmentation, 4) for augmentation in augment.AUGMENTATIONS), ("none", 2), ("none", 3)],  # 3 steps are an epoch
+)
 def test_a_run_goes_on_to_the_same_bits_with_every_optimizer_and_augmentation(
     tmp_path: Path, name: str, augmentation: str, batch: int
 ) -> None:
@@ -63,9 +65,14 @@ def test_a_run_cannot_be_resumed_to_stop_before_where_it_is(tmp_path: Path) -> N
     recipe = short("minute")
     training.train(recipe, "sample", out=tmp_path / "run", limit=60)
     environment = run.read_environment(tmp_path / "run")
-    with pytest.raises(ValueError, match="has finished epoch 2 already, it cannot stop after 1"):
+    with pytest.raises(ValueError, match="is past epoch 1 already, it cannot stop after it"):
         training.train(recipe, "sample", resume=tmp_path / "run", limit=60, stop_after_epoch=1)
     assert run.read_environment(tmp_path / "run") == environment
+    faults.interrupt(recipe, tmp_path / "mid", 2, limit=60)
+    training.train(recipe, "sample", resume=tmp_path / "mid", limit=60, stop_after_epoch=1)
+    faults.interrupt(short("reference-30"), tmp_path / "later", 4, limit=60)
+    with pytest.raises(ValueError, match="is past epoch 1 already"):
+        training.train(short("reference-30"), "sample", resume=tmp_path / "later", limit=60, stop_after_epoch=1)
 
 
 def test_the_last_two_checkpoints_are_kept_in_numeric_order(tmp_path: Path) -> None:
@@ -180,25 +187,64 @@ def test_no_truncation_and_no_flipped_bit_is_loaded_and_the_one_before_is_used_a
     assert (found.path, problems) == (newest, [])
 
 
-def test_what_was_not_finished_is_removed_and_counts_for_nothing(saved: Saved) -> None:
+def test_what_was_not_finished_is_put_aside_and_named(saved: Saved) -> None:
     before, newest = saved.paths
     newest.with_suffix(".json").unlink()
     (saved.directory / "checkpoints" / ".step-3.safetensors.abcdefgh").write_bytes(b"begun")
     found, problems = checkpoint.latest(saved.directory)
     assert found is not None
-    assert (found.path, problems) == (before, [])
-    before.with_suffix(".json").unlink()
-    assert checkpoint.latest(saved.directory) == (None, [])
-    assert list((saved.directory / "checkpoints").iterdir()) == []
+    assert found.path == before
+    assert problems == [f"{newest} was not finished: it has no manifest; going back to {before.name}"]
+    names = {path.name for path in (saved.directory / "checkpoints").iterdir()}
+    assert names == {"step-1.safetensors", "step-1.json", "step-2.safetensors.damaged"}
 
 
-def test_where_all_checkpoints_are_damaged_each_is_named(saved: Saved) -> None:
+def test_where_none_is_whole_a_run_starts_over_only_if_no_epoch_was_finished(saved: Saved) -> None:
     for path in saved.paths:
         path.write_bytes(b"")
-    with pytest.raises(
-        ValueError, match=r"no whole checkpoint to resume from: .*step-2.* damaged.*; .*step-1.* damaged"
-    ):
-        checkpoint.latest(saved.directory)
+    run.append_metrics(saved.directory, {"epoch": 1})
+    before = sorted(saved.directory.rglob("*"))
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"no whole checkpoint to resume from; .*step-2.* damaged.*; .*step-1.* damag"
+        ):
+            checkpoint.latest(saved.directory)
+        assert sorted(saved.directory.rglob("*")) == before
+    (saved.directory / "metrics.jsonl").unlink()
+    found, problems = checkpoint.latest(saved.directory)
+    assert found is None
+    assert [problem.rpartition("; ")[2] for problem in problems] == ["starting over"] * 2
+
+
+@pytest.mark.parametrize("loss", ["all checkpoints", "the folder", "a file in its place"])
+def test_a_finished_run_without_checkpoints_is_left_as_it_is(tmp_path: Path, loss: str) -> None:
+    recipe = short("minute")
+    training.train(recipe, "sample", out=tmp_path / "run", limit=60)
+    folder = tmp_path / "run" / "checkpoints"
+    for path in folder.iterdir():
+        path.unlink()
+    if loss != "all checkpoints":
+        folder.rmdir()
+    if loss == "a file in its place":
+        folder.touch()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises((ValueError, OSError), match=r"no whole checkpoint|Not a directory"):
+        training.train(recipe, "sample", resume=tmp_path / "run", limit=60)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_no_step_is_saved_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    save = checkpoint.save
+
+    def noted(directory: Path, model: Any, optimizers: Any, state: State, device: torch.device) -> Path:
+        steps.append(state.step)
+        return save(directory, model, optimizers, state, device)
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    training.train(short("reference-30", "epochs=3"), "sample", out=tmp_path / "run", limit=60, checkpoint_seconds=0)
+    training.train(short("reference-30", "epochs=3"), "sample", resume=tmp_path / "run", limit=60)
+    assert steps == list(range(1, 10))
 
 
 def test_a_file_with_a_fitting_manifest_that_is_no_checkpoint_is_refused(saved: Saved) -> None:
@@ -218,7 +264,10 @@ def test_a_checkpoint_of_another_model_does_not_fit(saved: Saved) -> None:
         checkpoint.restore(found, model, saved.optimizers, CPU)
 
 
-@pytest.mark.parametrize("call", ["os.open", "os.fdopen", "os.fsync", "pathlib.Path.replace", "pathlib.Path.unlink"])
+CALLS = ["os.open", "os.fdopen", "os.fsync", "pathlib.Path.chmod", "pathlib.Path.replace", "pathlib.Path.unlink"]
+
+
+@pytest.mark.parametrize("call", CALLS)
 def test_whatever_call_of_a_save_fails_a_checkpoint_that_can_be_loaded_remains(saved: Saved, call: str) -> None:
     owner, _, name = call.rpartition(".")
     place: Any = os if owner == "os" else Path

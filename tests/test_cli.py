@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tinycifar import bench, cifar10, data, pictures, plots, recipes, run, training
+from tinycifar import bench, cifar10, data, inference, pictures, plots, recipes, run, training
 from tinycifar.cli import main
 from tinycifar.corruptions import CORRUPTIONS
 
@@ -306,6 +306,20 @@ def test_a_seed_that_diverges_costs_the_others_nothing(tinycifar: Any, monkeypat
     assert json.loads(Path("many/summary.json").read_text())["finished"] == [0, 2]
 
 
+def test_a_signal_at_the_end_of_a_seed_begins_no_other_one(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = inference.evaluate
+
+    def interrupted(*arguments: Any) -> inference.Evaluation:
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(inference, "evaluate", interrupted)
+    words = ["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--seeds", "3", "--out", "many"]
+    assert tinycifar(*words).code == 130
+    assert [path.name for path in run.seeds(Path("many"))] == ["seed-0"]
+    assert json.loads(Path("many/summary.json").read_text())["finished"] == [0]
+
+
 def test_an_evaluation_is_saved_even_if_its_reader_goes_away(trained: Path) -> None:
     (trained / "evaluation.json").unlink()
     command = [sys.executable, "-m", "tinycifar", "evaluate", str(trained)]
@@ -391,6 +405,7 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         ([*sample, "--seeds", "2", "--limit", "401", "--out", "new"], "allowed are 1 to 400"),
         (["train", "--seeds", "2", "--data", "nowhere", "--out", "new"], "nowhere"),
         (["train", "--resume", "nowhere"], "environment.json is missing"),
+        ([*sample, "--checkpoint-seconds", "nan"], "the seconds between checkpoints must be at least 0, not nan"),
         (["train", "--resume", trained, "--out", "new"], "leave out --out and --seeds"),
         (["train", "--resume", trained, "--seed", "9"], "was trained otherwise: seed is 0 there, not 9"),
         (

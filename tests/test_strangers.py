@@ -13,8 +13,10 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from tinycifar import compare, data, pictures, recipes, report, run, trained, training
@@ -158,9 +160,19 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         whole = png(8, 8, 8)
         return whole[:33] + chunk + whole[33:]
 
-    def jpeg(side: int) -> bytes:
+    def jpeg(mode: str, size: tuple[int, int], **options: Any) -> bytes:
         content = io.BytesIO()
-        Image.new("RGB", (side, side)).save(content, "JPEG", progressive=True, subsampling=0)
+        Image.new(mode, size).save(content, "JPEG", **options)
+        return content.getvalue()
+
+    def turned_png() -> bytes:
+        content = io.BytesIO()
+        Image.new("RGBA", (4096, 4096)).save(content, "PNG", exif=turned(), compress_level=1)
+        return content.getvalue()
+
+    def webp() -> bytes:
+        content = io.BytesIO()
+        Image.new("RGBA", (2828, 2828)).save(content, "WEBP", lossless=True, quality=0, method=0)
         return content.getvalue()
 
     return {
@@ -169,7 +181,12 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         "over.png": lambda: png(4097, 4096, 4096),
         "thin.png": lambda: png(16_000_000, 1, 1),
         "text.png": text_png,
-        "large.jpg": lambda: jpeg(5000),
+        "large.jpg": lambda: jpeg("RGB", (5000, 5000), progressive=True, subsampling=0),
+        "cmyk.jpg": lambda: jpeg("CMYK", (4990, 4990), progressive=True, subsampling=0),
+        "over.jpg": lambda: jpeg("CMYK", (5100, 5100), progressive=True),
+        "thin.jpg": lambda: jpeg("CMYK", (65_000, 765), exif=turned()),
+        "turned.png": turned_png,
+        "largest.webp": webp,
         "empty.png": lambda: b"",
         "zero.png": lambda: png(0, 0, 0),
     }
@@ -185,6 +202,7 @@ def test_bombs_are_refused_or_read_in_little_memory(tmp_path: Path) -> None:
     for name, message in {
         "claims.png": "far more pixels than the 50,000,000 allowed",
         "over.png": "16,781,312 pixels, allowed are 16,777,216",
+        "over.jpg": "26,010,000 pixels, allowed are 25,000,000 in a JPEG",
         "empty.png": "no PNG, JPEG or WEBP image",
         "zero.png": "no PNG, JPEG or WEBP image",
     }.items():
@@ -258,14 +276,51 @@ def test_weights_of_other_shapes_and_names_that_are_no_names_are_refused(finishe
         ({"temperature": -1}, "does not name its model, classes and data"),
         ({"temperature": "1e999"}, "does not name its model, classes and data"),
         ({"validation_images": "many"}, "does not name its model, classes and data"),
+        ({"validation_images": -5}, "does not name its model, classes and data"),
+        ({"validation_images": float("inf")}, "does not name its model, classes and data"),
+        ({"temperature": 10**400}, "does not name its model, classes and data"),
     ):
         save_file(tensors, tmp_path / "x.safetensors", {"tinycifar": json.dumps({**about, **changes})})
         with pytest.raises(ValueError, match=message):
             trained.load(tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.complex64, torch.bool, torch.float64])
+def test_weights_of_another_type_of_numbers_are_refused(finished: Path, tmp_path: Path, kind: torch.dtype) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = {name: tensor.to(kind) for name, tensor in load_file(finished / "model.safetensors").items()}
+    about = {"model": "whitenet", "recipe": "x", "classes": list(data.CLASSES), "data": "sample"}
+    about |= {"validation_images": 0, "temperature": None}
+    save_file(tensors, tmp_path / "x.safetensors", {"tinycifar": json.dumps(about)})
+    with pytest.raises(ValueError, match=r"do not fit the model whitenet|is no readable safetensors file"):
+        trained.load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("recipe.json", {"epochs": 2.0}),
+        ("recipe.json", {"nesterov": 1}),
+        ("recipe.json", {"model": None}),
+        ("recipe.json", {"weight_decay": "0.1"}),
+        ("environment.json", {"limit": "abc"}),
+        ("environment.json", {"limit": 1.5}),
+        ("environment.json", {"threads": True}),
+    ],
+)
+def test_values_of_another_kind_are_refused_by_the_files_name(
+    finished: Path, tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError, match=name):
+        report.write(tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", ["recipe.json", "environment.json", "evaluation.json", "metrics.jsonl"])
-@pytest.mark.parametrize("content", ["", "[]", "{}", "null", "[" * 100_000, '{"data": {"data": 1}}', "\x00", '"text"'])
+@pytest.mark.parametrize("content", ["", "[]", "null", "[" * 100_000, '{"data": {"data": 1}}', "\x00"])
 def test_a_run_with_a_file_of_another_form_is_refused_in_one_line_or_read(
     finished: Path, tmp_path: Path, name: str, content: str
 ) -> None:

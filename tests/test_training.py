@@ -359,7 +359,7 @@ def test_a_signal_in_the_last_evaluation_leaves_a_complete_run(tmp_path: Path, m
 
     monkeypatch.setattr(inference, "evaluate", interrupted)
     result = training.train(SMALL, data.sample(), out=tmp_path / "run", limit=64)
-    assert result.stopped_by is None
+    assert (result.complete, result.stopped_by) == (True, signal.SIGINT)
     assert result.record["test_accuracy"] is not None
 
 

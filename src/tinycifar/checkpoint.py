@@ -165,38 +165,41 @@ def save(directory: Path, model: nn.Module, optimizers: list[Optimizer], state: 
 def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint of a run that is whole, and what is wrong with newer ones, a line each.
 
-    Damaged ones are put aside under the ending `.damaged`. None where no checkpoint was begun yet; ValueError if there
-    are some and none is whole.
+    Those are put aside under the ending `.damaged`. None where there is none that is whole and no epoch was finished,
+    so that nothing is lost by starting over; ValueError, with all left as it was, if there should be one.
     """
     folder = directory / FOLDER
-    for place in (directory, folder):
-        run.remove_unfinished(place)
     problems: list[str] = []
+    aside: list[Path] = []
+    found = None
     for path in reversed(_files(folder)):
-        if not path.with_suffix(".json").exists():  # the process was killed before it was finished
-            path.unlink()
-            continue
         try:
             found = read(path)
-            told = f"; going back to {path.name}"
-            return found, [f"{problem}{told}" for problem in problems]
+            break
         except ValueError as error:
             problems.append(str(error))
-            for file in (path.with_suffix(".json"), path):
-                if file.exists():
-                    file.replace(file.with_name(f"{file.name}.damaged"))
-    if problems:
-        raise ValueError(f"{directory} has no whole checkpoint to resume from: {'; '.join(problems)}")
-    return None, []
+            aside += [path, path.with_suffix(".json")]
+    if found is None and (run.read_metrics(directory) or (directory / "evaluation.json").exists()):
+        raise ValueError(f"{directory} has no whole checkpoint to resume from{''.join(f'; {p}' for p in problems)}")
+    for place in (directory, folder):
+        run.remove_unfinished(place)
+    for path in aside:
+        if path.exists():
+            path.replace(path.with_name(f"{path.name}.damaged"))
+    instead = "starting over" if found is None else f"going back to {found.path.name}"
+    return found, [f"{problem}; {instead}" for problem in problems]
 
 
 def read(path: Path) -> Checkpoint:
-    """Read one checkpoint file; ValueError, naming it, unless it is to the byte what was written."""
+    """Read one checkpoint file; ValueError, naming it, unless it is to the byte what was written.
+
+    Where the disk cannot be read it is an OSError, which says nothing of the file.
+    """
+    content = path.read_bytes()
     try:
-        content = path.read_bytes()
         manifest = path.with_suffix(".json").read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except FileNotFoundError:
+        raise ValueError(f"{path} was not finished: it has no manifest") from None
     if manifest != _manifest(path.name, content):
         raise ValueError(f"{path} is damaged: it does not fit its manifest")
     try:
@@ -217,6 +220,7 @@ def _manifest(name: str, content: bytes) -> bytes:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Checkpoint files, oldest first."""
-    found = [path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d+", path.stem)]
+    """Checkpoint files, oldest first; none if there is no folder, OSError if it cannot be read."""
+    inside = list(folder.iterdir()) if folder.exists() else []
+    found = [path for path in inside if re.fullmatch(r"step-\d+\.safetensors", path.name)]
     return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))

@@ -120,6 +120,8 @@ def train(
     first_seed = before.get("seed", 0) if seed is None else seed
     source = before.get("data") if source is None else source
     limit = before.get("limit") if limit is None else limit
+    if threads is None and resume is not None and before["threads"] <= (os.cpu_count() or 1):
+        threads = before["threads"]  # another number would give other bits
     all_seeds = range(first_seed, first_seed + (seeds or 1))
     if record:
         if recipe != recipes.RECIPES.get(recipe.name) or limit or stop_after_epoch or source not in (None, "cifar10"):
@@ -128,6 +130,8 @@ def train(
                 "leave out --epochs, --set, --limit, --stop-after-epoch and --data"
             )
         place = run.select_device(device)
+        if resume is not None and str(before.get("git_revision")).endswith(("None", "-dirty")):
+            raise ValueError(f"--record needs a run that was begun from committed source, which {resume} was not")
         record_paths = {number: run.record_path(recipe.name, f"seed-{number}", place) for number in all_seeds}
     _set_threads(threads)
     display = _display(as_json)
@@ -156,7 +160,7 @@ def train(
                 code = _fail(f"seed {number}: {error}", 1)  # the other seeds may fare better
                 continue
             results.append(result)
-            stopped = bool(result.stopped_by)
+            stopped = not result.complete
             if record and not stopped:
                 record_paths[number].parent.mkdir(parents=True, exist_ok=True)
                 run.write_json(record_paths[number], result.record)
@@ -167,9 +171,11 @@ def train(
             elif not as_json:
                 for line in text.closing_summary(recipe, result.record, evaluation, stopped):
                     display.console.print(line)
+            if stopped:
+                words = ["tinycifar", "train", "--resume", str(result.directory), *(["--record"] if record else [])]
+                display.console.print(f"Go on with: {shlex.join(words)}")
             code = max(code, _report(result.directory))
-            if result.stopped_by:
-                display.console.print(f"Go on with: tinycifar train --resume {shlex.quote(str(result.directory))}")
+            if result.stopped_by and (stopped or number != all_seeds[-1]):
                 code = 128 + result.stopped_by
                 break
             if task is not None:
@@ -180,7 +186,7 @@ def train(
         else:
             click.echo(f"Everything lies in {results[0].directory}; open report.html there")
         return code
-    found = compare.over_seeds([result.record for result in results if not result.stopped_by])
+    found = compare.over_seeds([result.record for result in results if result.complete])
     run.write_json(whole / "summary.json", found)
     if as_json:
         _print_json({"run": str(whole), **found, "runs": [result.record for result in results]})

@@ -16,7 +16,7 @@ from torch import Tensor
 FORMATS = ("PNG", "JPEG", "WEBP")
 # What is larger is refused before it is decoded: within these limits, decoding takes less than 300 MB.
 MOST_BYTES = 50_000_000
-MOST_PIXELS = {"PNG": 4096 * 4096, "WEBP": 4096 * 4096, "JPEG": 50_000_000}  # JPEG can be decoded at a smaller size
+MOST_PIXELS = {"PNG": 4096 * 4096, "WEBP": 8_000_000, "JPEG": 50_000_000}  # half of that in a progressive JPEG
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TURNS = {  # by EXIF's orientation; written out, as Pillow's own turning rewrites all EXIF and fails where it is odd
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,12 +78,17 @@ def read_square(path: str | Path) -> Image.Image:
             warnings.simplefilter("ignore")  # of odd but readable metadata, and of pixels, which are counted here
             with Image.open(path, formats=FORMATS) as image:
                 pixels, most = image.width * image.height, MOST_PIXELS[str(image.format)]
+                if image.info.get("progressive"):  # its decoder holds all coefficients, two bytes each
+                    most //= 2
                 if pixels > most:
                     raise _Refused(f"{pixels:,} pixels, allowed are {most:,} in a {image.format}")
                 image.draft(None, (1024, 1024))
                 image.load()
+                side = min(image.size)
+                left, top = (image.width - side) // 2, (image.height - side) // 2
+                square = image.crop((left, top, left + side, top + side))  # first, as the rest costs memory by size
                 turn = TURNS.get(_orientation(image))
-                picture = _to_rgb(image if turn is None else image.transpose(turn))
+            return _to_rgb(square if turn is None else square.transpose(turn))
     except Image.DecompressionBombError:  # Pillow's own check, while the file is opened
         raise ValueError(
             f"cannot read {path}: far more pixels than the {max(MOST_PIXELS.values()):,} allowed"
@@ -94,9 +99,6 @@ def read_square(path: str | Path) -> Image.Image:
         raise ValueError(f"cannot read {path}: no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
     except Exception as error:  # decoders of strangers' bytes raise many kinds, and each means the same here
         raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is damaged'}") from None
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
 
 
 class _Refused(Exception):  # noqa: N818  (becomes a ValueError with the file's name)
@@ -118,7 +120,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if isinstance(transparent, int):
             image.info["transparency"] = transparent >> 8
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        white = Image.new("RGB", image.size, "white")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
     return image.convert("RGB")
 
 

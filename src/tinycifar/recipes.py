@@ -8,6 +8,15 @@ from dataclasses import dataclass, fields, replace
 from tinycifar.augment import AUGMENTATIONS
 from tinycifar.models import MODELS
 
+# Of a field's annotation: the types that a value may have, and how they are called.
+KINDS = {
+    "int": ({"int"}, "a whole number"),
+    "float": ({"int", "float"}, "a number"),
+    "float | None": ({"int", "float", "NoneType"}, "a number"),
+    "bool": ({"bool"}, "true or false"),
+    "str": ({"str"}, "a name"),
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -58,6 +67,10 @@ class Recipe:
     """Mean training time of those records in minutes, on the machine that they name."""
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value, (kinds, told) = getattr(self, item.name), KINDS[str(item.type)]
+            if type(value).__name__ not in kinds:
+                raise ValueError(f"{item.name} takes {told}, not {value!r}")
         _choice("model", self.model.lower(), MODELS)
         _choice("augmentation", self.augmentation, AUGMENTATIONS)
         _choice("precision", self.precision, ("float32", "bfloat16", "auto"))

@@ -61,8 +61,12 @@ def place(out: Path | None, recipe_name: str) -> Path:
 
 
 def check_unused(out: Path | None) -> None:
-    """Raise ValueError if `out` exists and is not an empty folder: a run never writes over another."""
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Raise ValueError if `out` exists and is not an empty folder: a run never writes over another.
+
+    What a run that was killed before it began has left does not count.
+    """
+    begun = {".lock", "environment.json"}
+    if out is not None and out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - begun):
         raise ValueError(f"the output folder {out} is in use; name a new or an empty one with --out")
 
 
@@ -156,7 +160,12 @@ def read_environment(directory: Path) -> dict[str, Any]:
         "precision": str,
         "resumes": list,
     }
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
+    limit = content.get("limit") if isinstance(content, dict) else None
+    if not (
+        isinstance(content, dict)
+        and all(type(content.get(key)) is kind for key, kind in kinds.items())
+        and (limit is None or type(limit) is int)
+    ):
         raise ValueError(f"{path} does not name {', '.join(kinds)} of the run")
     return content
 

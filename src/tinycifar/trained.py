@@ -90,14 +90,16 @@ def _read(file: Path, name: str, device: str) -> Trained:
         temperature = None if about["temperature"] is None else float(about["temperature"])
         if not (0 < len(classes) <= MOST_CLASSES and all(name.isprintable() for name in (*classes, recipe, data))):
             raise ValueError("names that cannot be printed, or too many classes")
-        if temperature is not None and not 0 < temperature < math.inf:
-            raise ValueError("temperatures are positive")
-    except (KeyError, TypeError, ValueError, RecursionError):
+        if validation_images < 0 or (temperature is not None and not 0 < temperature < math.inf):
+            raise ValueError("a number that is none of its kind")
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise ValueError(f"{file} does not name its model, classes and data; no tinycifar of today wrote it") from None
     model = models.build(model_name, num_classes=len(classes))
     try:
+        if any(tensors[name].dtype != own.dtype for name, own in model.state_dict().items()):
+            raise RuntimeError("another type of numbers")
         model.load_state_dict(tensors)
-    except RuntimeError:
+    except (KeyError, RuntimeError):
         raise ValueError(f"{file} holds weights that do not fit the model {model_name}") from None
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{file} holds values that are not finite")

@@ -27,10 +27,14 @@ from tinycifar.summary import summarize
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: its directory, its record (as in `results/`), and the signal that stopped it, if one did."""
+    """What a run leaves: its directory, its record (as in `results/`), and whether it came to its end.
+
+    `stopped_by` is the number of the signal that came, if one did; a run that was nearly done may be complete still.
+    """
 
     directory: Path
     record: dict[str, Any]
+    complete: bool
     stopped_by: int | None
 
 
@@ -67,6 +71,8 @@ def train(
     wall_start = time.perf_counter()
     if not 1 <= (stop_after_epoch or recipe.epochs) <= recipe.epochs or stop_after_epoch == 0:
         raise ValueError(f"a run stops after one of its epochs, 1 to {recipe.epochs}, not after {stop_after_epoch}")
+    if not checkpoint_seconds >= 0:
+        raise ValueError(f"the seconds between checkpoints must be at least 0, not {checkpoint_seconds}")
     if limit is not None and limit < 1:
         raise ValueError(f"a limit must be at least 1 image, not {limit}")
     display = display or Progress(console=Console(quiet=True), disable=True)
@@ -123,8 +129,8 @@ def train(
             found, problems = checkpoint.latest(directory)
             if found is not None:
                 state = checkpoint.restore(found, model, optimizers, place)
-            if state.epoch > epochs:
-                raise ValueError(f"{directory} has finished epoch {state.epoch} already, it cannot stop after {epochs}")
+            if (state.epoch, state.batch) > (epochs, 0):
+                raise ValueError(f"{directory} is past epoch {epochs} already, it cannot stop after it")
             environment, changed = run.resumed(directory, environment, state.step)
             run.rewrite_metrics(directory, state.history)
             for warning in (*problems, *changed):
@@ -209,7 +215,7 @@ def train(
                 display.advance(whole_task)
                 if stop.received:
                     break
-                if time.monotonic() - saved_at >= checkpoint_seconds:
+                if time.monotonic() - saved_at >= checkpoint_seconds and state.batch < steps_by_epoch[epoch]:
                     state.epoch_seconds = time.perf_counter() - epoch_start
                     save_all()
                     saved_at, epoch_start = time.monotonic(), time.perf_counter() - state.epoch_seconds
@@ -273,7 +279,7 @@ def train(
         **{name: environment[name] for name in ("git_revision", "date", "resumes")},
         "history": history,
     }
-    return Result(directory, record, None if complete else stop.received)
+    return Result(directory, record, complete, stop.received)
 
 
 def plan(recipe: Recipe, images: int) -> tuple[list[int], list[int], Callable[[int], tuple[float, float]]]:
