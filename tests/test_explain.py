@@ -67,6 +67,9 @@ def test_explaining_leaves_a_model_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     explain.heat_maps(model, images, torch.tensor([0, 1]))
     explain.effective_receptive_field(model, images)
+    floats = images.float() / 255
+    explain.effective_receptive_field(model, floats)
+    assert not floats.requires_grad
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,19 +1,11 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from test_trained import ABOUT
 from tinycifar import data, inference, models, run, trained
-
-ABOUT: dict[str, Any] = {
-    "model_name": "c1c2c3c4o",
-    "recipe": "reference-30",
-    "classes": data.CLASSES,
-    "data": "sample",
-    "validation_images": 0,
-}
 
 
 @pytest.fixture

@@ -42,23 +42,19 @@ def class_activation(model: Classifier, images: Tensor, classes: Tensor) -> Tens
     head is global pooling and a linear layer, as in all models here, it is the class activation map (Zhou et al. 2016,
     arXiv:1512.04150) divided by the number of positions.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    device = model.mean.device
+    with inference.evaluating(model):
         trunk, head = split_head(model)
-        device = model.mean.device
-        normalised = (inference.to_float(images.to(device)) - model.mean) / model.std
         with torch.no_grad():
-            features = trunk(normalised.contiguous(memory_format=torch.channels_last))
+            normalized = model.normalize(inference.to_float(images.to(device)))
+            features = trunk(normalized.contiguous(memory_format=torch.channels_last))
         with torch.enable_grad():
-            features = features.detach().requires_grad_()
+            features.requires_grad_()
             chosen = head(features).gather(1, classes.to(device)[:, None]).sum()
         (gradient,) = torch.autograd.grad(chosen, features)
-        weights = gradient.mean((2, 3), keepdim=True)
-        activation: Tensor = (weights * features.detach()).sum(1)
-        return activation.float().cpu()
-    finally:
-        model.train(was_training)
+    weights = gradient.mean((2, 3), keepdim=True)
+    activation: Tensor = (weights * features.detach()).sum(1)
+    return activation.float().cpu()
 
 
 def heat_maps(model: Classifier, images: Tensor, classes: Tensor) -> Tensor:
@@ -75,20 +71,15 @@ def effective_receptive_field(model: Classifier, images: Tensor) -> Tensor:
     """How much each pixel matters to the middle position of the last feature map: float32 (H, W) on the CPU.
 
     The gradient of the sum over channels at that position, its absolute value summed over colours, mean over `images`,
-    uint8 (N, 3, H, W) (Luo et al. 2016, arXiv:1701.04128).
+    uint8 or float in [0, 1], (N, 3, H, W) (Luo et al. 2016, arXiv:1701.04128).
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with inference.evaluating(model), torch.enable_grad():
         trunk, _ = split_head(model)
-        with torch.enable_grad():
-            inputs = inference.to_float(images.to(model.mean.device)).requires_grad_()
-            features = trunk((inputs - model.mean) / model.std)
-            middle = (features.shape[-1] - 1) // 2
-            (gradient,) = torch.autograd.grad(features[:, :, middle, middle].sum(), inputs)
-        return gradient.abs().sum(1).mean(0).cpu()
-    finally:
-        model.train(was_training)
+        inputs = inference.to_float(images.to(model.mean.device)).detach().clone().requires_grad_()
+        features = trunk(model.normalize(inputs))
+        middle = (features.shape[-1] - 1) // 2
+        (gradient,) = torch.autograd.grad(features[:, :, middle, middle].sum(), inputs)
+    return gradient.abs().sum(1).mean(0).cpu()
 
 
 def explain_files(

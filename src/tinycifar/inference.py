@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinycifar import data, metrics, pictures, run
 from tinycifar.data import Dataset
@@ -26,6 +26,17 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """While it is entered a model is in evaluation mode; then it is in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 @torch.inference_mode()
 def logits(model: Classifier, images: Tensor, *, flip: bool = False, batch_size: int = 500) -> Tensor:
     """Logits of `images`, float32 on the CPU, shape (N, num_classes).
@@ -34,19 +45,15 @@ def logits(model: Classifier, images: Tensor, *, flip: bool = False, batch_size:
     and of its mirror image are averaged (test-time augmentation). The model is put in evaluation mode for the call and
     left as it was.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        parts = []
+    parts = []
+    with evaluating(model):
         for batch in torch.split(images, batch_size):
             batch = to_float(batch.to(model.mean.device)).contiguous(memory_format=torch.channels_last)
             output = model(batch)
             if flip:
                 output = (output + model(batch.flip(3))) / 2
             parts.append(output.float().cpu())
-        return torch.cat(parts)
-    finally:
-        model.train(was_training)
+    return torch.cat(parts)
 
 
 def evaluation_split(dataset: Dataset) -> tuple[str, Tensor, Tensor]:

@@ -34,8 +34,12 @@ class Classifier(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> logits (N, num_classes)."""
-        logits: Tensor = super().forward((images - self.mean).div_(self.std))  # type: ignore[no-untyped-call]
+        logits: Tensor = super().forward(self.normalize(images))  # type: ignore[no-untyped-call]
         return logits
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [0, 1] -> what the first layer takes, of the same shape."""
+        return (images - self.mean).div_(self.std)
 
     def prepare(self, images: Tensor) -> None:
         """Set what follows from the training images (N, 3, H, W), uint8, before the first step; here nothing does."""
@@ -246,7 +250,7 @@ class WhiteNet(Classifier):
         stem, first = self[0], self[2]
         assert isinstance(stem, WhiteningStem)
         assert isinstance(first, MirroredBlock)
-        mirror = stem.fit((images[:WHITENING_IMAGES] / 255 - self.mean) / self.std)
+        mirror = stem.fit(self.normalize(images[:WHITENING_IMAGES] / 255))
         first.get_submodule("layers.0").get_buffer("mirror").copy_(mirror)
 
 
