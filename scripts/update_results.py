@@ -218,6 +218,65 @@ def accuracy_against_seconds() -> tuple[Figure, str]:
     return figure, hashlib.sha256(json.dumps([title, ends, curve]).encode()).hexdigest()
 
 
+def published() -> list[dict[str, str]]:
+    """What others published, a row each with its source; `macs` may be empty."""
+    with (RESULTS / "published.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sources() -> str:
+    """The published models of the picture, with where their figures come from."""
+    lines = ["| published model | parameters | MACs | test % | how | source |", "|---|---|---|---|---|---|"]
+    for row in sorted(published(), key=lambda row: -float(row["test_accuracy"])):
+        macs = f"{float(row['macs']) / 1e6:.1f}M" if row["macs"] else "not given"
+        where = row["source"]
+        where = f"[{where.split('/')[3]}]({where})" if where.startswith("https://github.com/") else where
+        lines.append(
+            f"| {row['name']} | {int(row['parameters']):,} | {macs} | {100 * float(row['test_accuracy']):.2f} "
+            f"| {row['how']} | {where} |"
+        )
+    return "\n".join(lines)
+
+
+def pareto() -> tuple[Figure, str]:
+    """Test accuracy against parameters and against MACs, ours and what others published; and a digest of all drawn."""
+    ours = []
+    for name in RECIPES:
+        if runs := records(name):
+            accuracy = 100 * statistics.mean(run["test_accuracy"] for run in runs)
+            label = f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)})"
+            ours.append((label, runs[0]["parameters"], runs[0]["macs"], accuracy))
+    theirs = [
+        (row["name"], int(row["parameters"]), int(row["macs"] or 0), 100 * float(row["test_accuracy"]))
+        for row in published()
+    ]
+    title = "CIFAR-10: test accuracy against size, without test-time augmentation"
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, column, what, budget in (
+        (panels[0], 1, "parameters", 200_000),
+        (panels[1], 2, "multiply-accumulates an image", None),
+    ):
+        for entries, colour, marker, who in ((theirs, ORANGE, "s", "published"), (ours, BLUE, "o", "ours")):
+            points = [(entry[0], entry[column], entry[3]) for entry in entries if entry[column]]
+            filled = colour if who == "ours" else "none"
+            axes.plot(*zip(*(point[1:] for point in points), strict=True), marker, color=colour, mfc=filled, label=who)
+            for name, size, accuracy in points:
+                axes.annotate(
+                    name, (size, accuracy), xytext=(5, 3), textcoords="offset points", fontsize=7, color=colour
+                )
+        if budget:
+            axes.axvline(budget, color="grey", linewidth=1, linestyle=":", label=f"{budget:,}")
+        axes.set_xscale("log")
+        axes.set_xlabel(f"{what} (logarithmic)")
+        axes.margins(x=0.2)
+        axes.grid(alpha=0.3, which="both")
+    panels[0].set_ylabel("test accuracy (%)")
+    panels[0].legend(loc="lower right")
+    return figure, hashlib.sha256(json.dumps([title, ours, theirs]).encode()).hexdigest()
+
+
 def drawn_from(path: Path) -> str | None:
     """The digest that a picture of ours carries; None if there is none."""
     if not path.exists():
@@ -227,7 +286,7 @@ def drawn_from(path: Path) -> str | None:
         return digest
 
 
-TEXTS = {"README.md": (headline, table), "docs/LEADERBOARD.md": (leaderboard,)}
+TEXTS = {"README.md": (headline, table, sources), "docs/LEADERBOARD.md": (leaderboard,)}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -246,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
             stale.append(path)
             if not check:
                 (ROOT / path).write_text(fresh, encoding="utf-8")
-    pictures: dict[str, Callable[[], tuple[Figure, str]]] = {HEADLINE: accuracy_against_seconds}
+    pictures: dict[str, Callable[[], tuple[Figure, str]]] = {HEADLINE: accuracy_against_seconds, "pareto": pareto}
     pictures |= {name: partial(compare_curves, name) for name in RECIPES if name.endswith("-as-run") and records(name)}
     for name, draw in pictures.items():
         path = f"docs/images/{name}.png"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tinycifar import augment
-from tinycifar.augment import AUGMENTATIONS, Augmentation, Parameters, affine, build, fill_holes, flip
+from tinycifar.augment import AUGMENTATIONS, Augmentation, Parameters, Translation, affine, build, fill_holes, flip
 
 TENSOR_NAMES = ["none", "translate", "reference", "reference-as-run"]
 ON_ALBUMENTATIONS = {"reference": "albumentations", "reference-as-run": "albumentations-as-run"}
@@ -263,6 +263,26 @@ def test_every_translation_is_a_window_of_the_reflected_image_and_all_are_as_lik
         padded = np.pad(image, [(0, 0), (2, 2), (2, 2)], mode="reflect")
         expected = padded[:, 2 + y : 34 + y, 2 + x : 34 + x] / np.float32(255)
         np.testing.assert_array_equal(result.numpy(), expected)
+
+
+def test_the_hole_in_a_translated_image_is_square_in_the_mean_colour_and_cut_by_the_border(photos: Tensor) -> None:
+    augmentation = build("translate-hole")
+    drawn = augmentation.draw(20_000, seeded(1))
+    top, left, bottom, right = drawn["holes"][:, 0].unbind(1)
+    for start, end in ((top, bottom), (left, right)):
+        starts, counts = start.unique(return_counts=True)
+        assert starts.tolist() == list(range(28))
+        assert counts[1:].min() > 500  # of 625 expected, with a standard deviation of 25
+        assert counts[0] > 5 * 500  # centres 0 to 4
+        assert torch.equal(end, torch.where(start > 0, (start + 8).clamp(max=32), end))
+        assert sorted(set((end - start)[start == 0].tolist())) == [4, 5, 6, 7, 8]
+    rows = {name: values[: len(photos)] for name, values in drawn.items()}
+    plain = Translation(4).apply(photos, rows)
+    for image, before, (y, x, end_y, end_x) in zip(
+        augmentation.apply(photos, rows), plain, rows["holes"][:, 0].tolist(), strict=True
+    ):
+        before[:, y:end_y, x:end_x] = torch.tensor(augment.MEAN_LEVELS).view(3, 1, 1) / 255
+        assert torch.equal(image, before)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

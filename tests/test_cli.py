@@ -218,6 +218,37 @@ def test_models_lists_what_is_shipped_and_what_can_be_trained(tinycifar: Any) ->
     assert ["c1c2c3c4o", "195,946", "34,734,080"] in [line.split()[:3] for line in lines]
 
 
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [
+        (["--max-parameters", "148304"], True),
+        (["--max-parameters", "148303"], False),
+        (["--max-macs", "20054656"], True),
+        (["--max-macs", "20054655"], False),
+        (["--max-macs", "20054656", "--max-parameters", "1"], False),
+    ],
+)
+def test_models_within_limits_are_listed_and_no_others(tinycifar: Any, limit: list[str], kept: bool) -> None:
+    found = tinycifar("models", "--json", *limit).json
+    assert ("minute" in found["shipped"], "whitenet" in found["architectures"]) == (kept, kept)
+    assert "c1c2c3c4o" not in found["architectures"]
+    assert "whitenet" in tinycifar("models", *limit).out or not kept
+
+
+def test_models_are_listed_with_the_most_accurate_first(tinycifar: Any) -> None:
+    found = tinycifar("models", "--json").json
+    for kind in ("shipped", "architectures"):
+        accuracies = [of["test_accuracy"] or 0 for of in found[kind].values()]
+        assert accuracies == sorted(accuracies, reverse=True)
+        assert len(accuracies) > 1
+
+
+def test_limits_that_no_model_keeps_are_answered_with_a_line_and_senseless_ones_refused(tinycifar: Any) -> None:
+    done = tinycifar("models", "--max-parameters", "1")
+    assert (done.code, done.out.count("is within these limits")) == (0, 2)
+    assert tinycifar("models", "--max-macs", "0").code == 2
+
+
 def test_explain_draws_one_picture_each_into_a_folder(tinycifar: Any, tmp_path: Path) -> None:
     pictures.to_image(data.sample().test_images[0]).save(tmp_path / "cat.png")
     (tmp_path / "broken.png").write_text("no picture")

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from tinycifar import data, models
+from tinycifar import data, models, recipes
 from tinycifar.data import MEAN, STD
 from tinycifar.models import MODELS, build
+from tinycifar.summary import summarize
 
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -19,8 +20,15 @@ def test_a_model_turns_images_into_one_logit_a_class(name: str) -> None:
 
 
 @every_model
-def test_a_model_keeps_to_the_budget_of_200_000_parameters(name: str) -> None:
-    assert 0 < sum(p.numel() for p in build(name).parameters()) < 200_000
+def test_all_models_but_teachers_keep_to_the_budget_of_200_000_parameters(name: str) -> None:
+    teachers = {recipes.get(recipe.teacher).model for recipe in recipes.RECIPES.values() if recipe.teacher}
+    assert (0 < sum(p.numel() for p in build(name).parameters()) < 200_000) == (name not in teachers)
+
+
+def test_nanonet_keeps_to_78_000_parameters_and_12_500_000_multiply_accumulates() -> None:
+    size = summarize(build("nanonet"))
+    assert size.parameters <= 78_000
+    assert size.macs <= 12_500_000
 
 
 @every_model
@@ -140,12 +148,13 @@ def test_the_whitening_stem_is_fixed_and_travels_with_the_weights() -> None:
 
 
 @pytest.mark.parametrize("grey", [False, True])
-def test_whitenet_gives_an_image_and_its_mirror_image_the_same_logits(grey: bool) -> None:
+@pytest.mark.parametrize("name", [name for name in MODELS if isinstance(build(name), models.MirroredNet)])
+def test_mirrored_nets_give_an_image_and_its_mirror_image_the_same_logits(name: str, grey: bool) -> None:
     torch.manual_seed(0)
     images = data.sample().train_images[:100]
     if grey:  # patches then fill a third of their space
         images = images[:, :1].expand(-1, 3, -1, -1)
-    model = build("whitenet")
+    model = build(name)
     model.prepare(images)
     with torch.no_grad():
         for name, values in model.named_parameters():
@@ -169,6 +178,14 @@ def test_a_mirrored_convolution_is_a_plain_one_whose_second_half_are_mirror_imag
     torch.testing.assert_close(conv(inputs), expected)
     seen = conv(inputs.flip(3)[:, [2, 3, 0, 1]]).flip(3)[:, [3, 4, 5, 0, 1, 2]]
     torch.testing.assert_close(seen, expected)
+
+
+def test_a_mirrored_1x1_convolution_is_a_plain_one_whose_second_half_changes_places() -> None:
+    torch.manual_seed(0)
+    conv = models.MirroredConv(4, 6, 1)
+    inputs = torch.randn(2, 4, 5, 5)
+    expected = torch.nn.functional.conv2d(inputs, torch.cat([conv.weight, conv.weight[:, [2, 3, 0, 1]]]))
+    torch.testing.assert_close(conv(inputs), expected)
 
 
 def test_filters_of_a_new_block_pass_their_input_on() -> None:
@@ -195,6 +212,16 @@ def test_a_residual_block_adds_its_input_before_the_activation() -> None:
     torch.manual_seed(0)
     block = models.MirroredBlock(4, 4, residual=True).eval()
     inputs = torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(block(inputs), torch.relu(block.layers(inputs) + inputs))
+
+
+def test_a_bottleneck_adds_to_its_input_what_fewer_channels_found() -> None:
+    torch.manual_seed(0)
+    block = models.MirroredBottleneck(8, 4).eval()
+    inputs = torch.randn(2, 8, 6, 6)
+    kernels = [layer.weight.shape for layer in block.layers if isinstance(layer, models.MirroredConv)]
+    assert kernels == [(2, 8, 1, 1), (2, 4, 3, 3), (4, 4, 1, 1)]
     with torch.no_grad():
         torch.testing.assert_close(block(inputs), torch.relu(block.layers(inputs) + inputs))
 

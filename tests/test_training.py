@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ def test_training_equals_a_plain_loop_with_torch_sgd_and_one_cycle_scheduler(tmp
             scheduler.step()
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(weights(result)[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def with_minute_as_teacher(recipe: Recipe) -> tuple[Recipe, list[trained.Trained]]:
+    """A recipe, if it has a teacher, with the shipped `minute` in its place; and the teacher."""
+    if not recipe.teacher:
+        return recipe, []
+    return recipes.with_settings(recipe, ["teacher=minute"]), [trained.load("minute")]
 
 
 MINUTE = recipes.with_settings(recipes.get("minute"), ["epochs=3", "batch_size=32", "precision=float32"])
@@ -177,9 +185,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path, 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_gives_the_same_bits_from_the_same_seed(tmp_path: Path, name: str) -> None:
-    recipe = recipes.with_settings(recipes.get(name), ["epochs=2"])
+    settings = ["epochs=2", *(["validation_images=40"] if recipes.get(name).validation_images else [])]
+    recipe, teachers = with_minute_as_teacher(recipes.with_settings(recipes.get(name), settings))
     for number in range(2):
-        training.train(recipe, "sample", out=tmp_path / str(number), seed=3)
+        training.train(recipe, "sample", out=tmp_path / str(number), seed=3, teachers=teachers)
     assert faults.fingerprint(tmp_path / "0") == faults.fingerprint(tmp_path / "1")
 
 
@@ -432,6 +441,104 @@ print(faults[-1])
 
 def test_every_recipe_can_take_a_step(tmp_path: Path) -> None:
     for name, recipe in recipes.RECIPES.items():
-        assert isinstance(recipe, Recipe)
-        result = training.train(recipe, data.sample(), out=tmp_path / name, limit=2, stop_after_epoch=1)
+        recipe, teachers = with_minute_as_teacher(recipe)
+        if recipe.validation_images:
+            recipe = recipes.with_settings(recipe, ["validation_images=40"])
+        result = training.train(
+            recipe, data.sample(), out=tmp_path / name, limit=2, stop_after_epoch=1, teachers=teachers
+        )
         assert result.record["epochs"] == 1
+
+
+LEARNING = recipes.with_settings(
+    recipes.get("nano"), ["teacher=minute", "teacher_views=2", "epochs=4", "batch_size=32", "precision=float32"]
+)
+
+
+def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_softened_answers(
+    tmp_path: Path,
+) -> None:
+    sample, teacher = data.sample().limit(64), trained.load("minute")
+    recipe = recipes.with_settings(LEARNING, ["augmentation=none", "hold_fraction=0", "teacher_temperature=3"])
+    result = training.train(recipe, sample, out=tmp_path / "run", seed=5, teachers=[teacher])
+
+    torch.manual_seed(5)
+    model = models.build("nanonet").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.prepare(sample.train_images)
+    optimizers = optim.build(
+        model,
+        "muon",
+        learning_rate=recipe.max_learning_rate,
+        momentum=recipe.max_momentum,
+        nesterov=True,
+        weight_decay=0,
+        muon_learning_rate=recipe.muon_learning_rate,
+        muon_momentum=recipe.muon_momentum,
+    )
+    soft = torch.nn.functional.softmax(inference.logits(teacher.model, sample.train_images) / 3, 1).clone()
+    schedule, step = training.plan(recipe, 64)[2], 0
+    for epoch in range(4):
+        for rows in torch.randperm(64, generator=data.epoch_generator(5, epoch)).split(32):
+            images = (sample.train_images[rows] / 255).contiguous(memory_format=torch.channels_last)
+            logarithms = torch.nn.functional.log_softmax(model(images) / 3, 1)
+            loss = torch.nn.functional.kl_div(logarithms, soft[rows], reduction="batchmean") * 9
+            optim.set_rates(optimizers, *schedule(step))
+            model.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            step += 1
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(weights(result)[name], tensor, rtol=2e-3, atol=1e-4, msg=name)
+
+
+def test_a_teacher_is_asked_once_for_each_view_about_what_the_student_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, taught = [], []
+    logits, losses = inference.logits, training.distillation_losses
+
+    def ask(model: models.Classifier, images: torch.Tensor, **options: Any) -> torch.Tensor:
+        if model is teacher.model:
+            asked.append(logits(model, images))
+        return logits(model, images, **options)
+
+    def teach(own: torch.Tensor, answers: torch.Tensor, temperature: float) -> torch.Tensor:
+        taught.append(answers)
+        return losses(own, answers, temperature)
+
+    teacher = trained.load("minute")
+    monkeypatch.setattr(inference, "logits", ask)
+    monkeypatch.setattr(training, "distillation_losses", teach)
+    training.train(LEARNING, data.sample(), out=tmp_path / "run", limit=32, teachers=[teacher])
+    assert len(asked) == 2
+    assert not torch.equal(asked[0], asked[1])
+    for number, answers in enumerate(taught):  # one batch an epoch, in an order of its own
+        assert torch.equal(answers.sort(dim=0).values, asked[number % 2].sort(dim=0).values)
+    assert not torch.equal(taught[0], taught[2])
+
+
+def test_a_run_with_a_teacher_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
+    teacher = trained.load("minute")
+    training.train(LEARNING, "sample", out=tmp_path / "whole", teachers=[teacher])
+    training.train(LEARNING, "sample", out=tmp_path / "run", teachers=[teacher], stop_after_epoch=3)
+    training.train(LEARNING, "sample", resume=tmp_path / "run", teachers=[teacher])
+    assert faults.fingerprint(tmp_path / "run") == faults.fingerprint(tmp_path / "whole")
+
+
+def test_a_teacher_that_does_not_belong_to_the_recipe_or_saw_validation_images_is_refused(tmp_path: Path) -> None:
+    minute = trained.load("minute")
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"nano learns from a teacher: train one with `tinycifar train teacher`"):
+        training.train(recipes.get("nano"), data.sample(), out=out)
+    with pytest.raises(ValueError, match="learns from one of recipe teacher, and minute is of recipe minute"):
+        training.train(recipes.get("nano"), data.sample(), out=out, teachers=[minute])
+    with pytest.raises(ValueError, match="minute learns from no teacher"):
+        training.train(MINUTE, data.sample(), out=out, teachers=[minute])
+    held_out = recipes.with_settings(LEARNING, ["validation_images=50"])
+    with pytest.raises(ValueError, match="with 0 validation images held out, fewer than the 50 of this run"):
+        training.train(held_out, data.sample(), out=out, teachers=[minute])
+    assert not out.exists()
+    training.train(LEARNING, data.sample(), out=out, limit=32, teachers=[minute], stop_after_epoch=1)
+    with pytest.raises(ValueError, match=r"trained otherwise: teachers is \['[0-9a-f]{64}'\] there, not \['abc'\]"):
+        training.train(LEARNING, data.sample(), resume=out, limit=32, teachers=[replace(minute, sha256="abc")])

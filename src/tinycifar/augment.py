@@ -36,6 +36,9 @@ SHIFT_LIMIT = 0.0625  # of the side, in x and in y
 SCALE_LIMIT = 0.1  # either side of 1, in x and in y
 ROTATE_LIMIT = 15  # degrees either way
 
+# The mean colour, cut, not rounded, to whole levels, as Albumentations does with it on uint8 images: 125, 122, 113.
+MEAN_LEVELS = (int(255 * MEAN[0]), int(255 * MEAN[1]), int(255 * MEAN[2]))
+
 Parameters = dict[str, Tensor]
 """What an augmentation drew: every value has first dimension N, one row an image."""
 
@@ -156,6 +159,29 @@ class Translation:
         return windows[torch.arange(count, device=images.device), :, top, left]
 
 
+class TranslationWithHole(Translation):
+    """A translation, then one hole of `side` pixels in the mean colour.
+
+    The hole's centre is any pixel, so that part of it may lie outside the image, as in Cutout (DeVries & Taylor 2017,
+    arXiv:1708.04552).
+    """
+
+    def __init__(self, most: int, side: int) -> None:
+        super().__init__(most)
+        self.side = side
+
+    def draw(self, count: int, generator: torch.Generator) -> Parameters:
+        """`shift` (N, 2) as in a translation, and `holes` (N, 1, 4) for `fill_holes`."""
+        shift = super().draw(count, generator)
+        start = torch.randint(IMAGE_SIZE, (count, 1, 2), generator=generator) - self.side // 2
+        return shift | {"holes": torch.cat([start, start + self.side], dim=-1).clamp(0, IMAGE_SIZE)}
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """Images (B, 3, 32, 32), uint8, and their rows of parameters -> float32 in [0, 1]."""
+        fill = torch.tensor(MEAN_LEVELS, device=images.device) / 255
+        return fill_holes(super().apply(images, parameters), parameters["holes"], fill)
+
+
 class ReferenceAugmentation:
     """The reference's pipeline as tensor operations on any device.
 
@@ -224,9 +250,7 @@ class AlbumentationsAugmentation:
 
 
 def _text() -> Augmentation:
-    # Cut, not rounded, to whole levels, as Albumentations does with a fill for uint8 images: 125, 122, 113.
-    red, green, blue = (int(255 * value) for value in MEAN)
-    return ReferenceAugmentation(most_holes=1, hole_size_range=(16, 16), fill=(red, green, blue))
+    return ReferenceAugmentation(most_holes=1, hole_size_range=(16, 16), fill=MEAN_LEVELS)
 
 
 def _as_run() -> Augmentation:
@@ -247,6 +271,7 @@ def _albumentations_text() -> Augmentation:
 AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
     "none": NoAugmentation,
     "translate": partial(Translation, most=2),
+    "translate-hole": partial(TranslationWithHole, most=4, side=8),
     "reference": _text,
     "reference-as-run": _as_run,
     "albumentations": _albumentations_text,

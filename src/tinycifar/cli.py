@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import shlex
 import sys
@@ -76,6 +77,12 @@ def cli() -> None:
 @click.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Go on where RUN was interrupted.")
 @data_option
 @click.option(
+    "--teacher",
+    "teacher_name",
+    metavar="MODEL",
+    help="What the recipe learns from, if it has a teacher: a run, or a directory of several seeds.",
+)
+@click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
 )
 @click.option("--limit", type=click.IntRange(1), help="Train on the first N training images only.")
@@ -97,6 +104,7 @@ def train(
     out: Path | None,
     resume: Path | None,
     source: str | None,
+    teacher_name: str | None,
     settings: tuple[str, ...],
     limit: int | None,
     stop_after_epoch: int | None,
@@ -122,6 +130,10 @@ def train(
     limit = before.get("limit") if limit is None else limit
     if threads is None and resume is not None and before["threads"] <= (os.cpu_count() or 1):
         threads = before["threads"]  # another number would give other bits
+    if teacher_name is None:
+        teachers = [trained.load(of["source"], device) for of in before.get("teachers") or []]
+    else:
+        teachers = trained.load_seeds(teacher_name, device)
     all_seeds = range(first_seed, first_seed + (seeds or 1))
     if record:
         if recipe != recipes.RECIPES.get(recipe.name) or limit or stop_after_epoch or source not in (None, "cifar10"):
@@ -129,6 +141,9 @@ def train(
                 "--record is for whole, unchanged recipes on the cached data: "
                 "leave out --epochs, --set, --limit, --stop-after-epoch and --data"
             )
+        for of in teachers:
+            if run.read_recipe(Path(of.source).parent) != recipes.get(recipe.teacher):
+                raise ValueError(f"--record needs a teacher of an unchanged recipe, which {of.source} is not")
         place = run.select_device(device)
         if resume is not None and str(before.get("git_revision")).endswith(("None", "-dirty")):
             raise ValueError(f"--record needs a run that was begun from committed source, which {resume} was not")
@@ -147,6 +162,7 @@ def train(
                     source,
                     out=whole / f"seed-{number}" if whole else out,
                     resume=resume,
+                    teachers=teachers,
                     seed=number,
                     device=device,
                     limit=limit,
@@ -416,28 +432,22 @@ def summary_command(model_name: str, plot: Path | None, as_json: bool) -> None:
 
 
 @cli.command("models")
+@click.option("--max-parameters", type=click.IntRange(1), metavar="N", help="Only models with at most N parameters.")
+@click.option(
+    "--max-macs", type=click.IntRange(1), metavar="N", help="Only models with at most N multiply-accumulates an image."
+)
 @json_option
-def models_command(as_json: bool) -> None:
-    """List the models that are shipped with their weights, and those that can be trained."""
-    shipped = trained.shipped()
-    architectures = {name: summary.summarize(build(name)) for name in MODELS}
+def models_command(max_parameters: int | None, max_macs: int | None, as_json: bool) -> None:
+    """List the models that are shipped with their weights, and those that can be trained, the most accurate first."""
+    shipped, architectures = trained.shipped(), trained.architectures()
+    for found in (shipped, architectures):
+        for name, of in list(found.items()):
+            if of["parameters"] > (max_parameters or math.inf) or of["macs"] > (max_macs or math.inf):
+                del found[name]
     if as_json:
-        sizes = {name: {"parameters": of.parameters, "macs": of.macs} for name, of in architectures.items()}
-        _print_json({"shipped": shipped, "architectures": sizes})
+        _print_json({"shipped": shipped, "architectures": architectures})
         return
-    rows = [["shipped", "model", "parameters", "MACs", "test accuracy", "weights"]]
-    for name, of in shipped.items():
-        size = f"{of['bytes'] / 1000:,.0f} kB"
-        score = f"{of['test_accuracy']:.2%}"
-        rows.append([name, of["model"], f"{of['parameters']:,}", f"{of['macs']:,}", score, size])
-    for line in text.table(rows):
-        click.echo(line)
-    click.echo()
-    rows = [["architecture", "parameters", "MACs", "recipes"]]
-    for name, table in architectures.items():
-        by = ", ".join(recipe.name for recipe in recipes.RECIPES.values() if recipe.model == name)
-        rows.append([name, f"{table.parameters:,}", f"{table.macs:,}", by])
-    for line in text.table(rows):
+    for line in text.models(shipped, architectures):
         click.echo(line)
 
 

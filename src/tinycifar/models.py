@@ -143,7 +143,7 @@ class WhiteningStem(nn.Conv2d):
 
 
 class MirroredConv(nn.Conv2d):
-    """A 3x3 convolution to which a mirrored image is the same image, seen by other channels.
+    """A convolution to which a mirrored image is the same image, seen by other channels.
 
     It holds half of its filters; the others are their mirror images. `mirror` (in_channels) says which channel each of
     its inputs becomes where the image is mirrored. Of its outputs the two halves then change places, which is also
@@ -152,15 +152,16 @@ class MirroredConv(nn.Conv2d):
 
     mirror: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels // 2, 3, padding=1, bias=False)
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
+        super().__init__(in_channels, out_channels // 2, kernel_size, padding=kernel_size // 2, bias=False)
         self.register_buffer("mirror", torch.arange(in_channels).roll(in_channels // 2))
         nn.init.dirac_(self.weight[: in_channels // 2].detach())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (N, in_channels, H, W) -> (N, out_channels, H, W)."""
         weight = torch.cat([self.weight, self.weight.flip(3)[:, self.mirror]])
-        return functional.conv2d(inputs, weight.contiguous(memory_format=torch.channels_last), padding=1)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        return functional.conv2d(inputs, weight, padding=self.padding)
 
 
 class MirroredNorm(nn.Module):
@@ -195,9 +196,17 @@ class MirroredBlock(nn.Module):
     is added before the ReLU. Filters start as the identity as far as there are input channels.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, pool: bool = False, residual: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        pool: bool = False,
+        residual: bool = False,
+    ) -> None:
         super().__init__()
-        conv = MirroredConv(in_channels, out_channels)
+        conv = MirroredConv(in_channels, out_channels, kernel_size)
         self.layers = nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), MirroredNorm(out_channels))
         self.activation = nn.ReLU(inplace=True)
         self.residual = residual
@@ -206,6 +215,29 @@ class MirroredBlock(nn.Module):
         """Inputs (N, in_channels, H, W) -> (N, out_channels, H, W), or half of H and W with pooling."""
         outputs: Tensor = self.layers(inputs)
         activated: Tensor = self.activation(outputs + inputs if self.residual else outputs)
+        return activated
+
+
+class MirroredBottleneck(nn.Module):
+    """A residual block whose 3x3 convolution works on fewer channels, between two of 1x1 (He et al. 2016)."""
+
+    def __init__(self, channels: int, inner_channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            MirroredConv(channels, inner_channels, 1),
+            MirroredNorm(inner_channels),
+            nn.ReLU(inplace=True),
+            MirroredConv(inner_channels, inner_channels),
+            MirroredNorm(inner_channels),
+            nn.ReLU(inplace=True),
+            MirroredConv(inner_channels, channels, 1),
+            MirroredNorm(channels),
+        )
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (N, channels, H, W) -> the same shape."""
+        activated: Tensor = self.activation(self.layers(inputs) + inputs)
         return activated
 
 
@@ -225,24 +257,21 @@ class MirroredLinear(nn.Linear):
         return super().forward((one + other) * features.shape[1] ** -0.5)
 
 
-class WhiteNet(Classifier):
-    """The model of `minute`: a fixed whitening stem, five mirrored convolutions, a pooled linear head.
+class MirroredNet(Classifier):
+    """A fixed whitening stem, blocks of mirrored convolutions, a pooled linear head.
 
-    Its logits are the same for an image and its mirror image. Feature maps have 16x16, 8x8 and 4x4 pixels.
+    Its logits are the same for an image and its mirror image. The first block is a `MirroredBlock`, the last gives
+    `channels`. Feature maps start with 16x16 pixels.
     """
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, stem: WhiteningStem, *blocks: nn.Module, channels: int, num_classes: int) -> None:
         super().__init__(
-            WhiteningStem(48),
+            stem,
             nn.ReLU(inplace=True),
-            MirroredBlock(48, 48),
-            MirroredBlock(48, 48, pool=True),
-            MirroredBlock(48, 64),
-            MirroredBlock(64, 128, pool=True),
-            MirroredBlock(128, 128, residual=True),
+            *blocks,
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            MirroredLinear(128, num_classes),
+            MirroredLinear(channels, num_classes),
         )
 
     def prepare(self, images: Tensor) -> None:
@@ -254,9 +283,62 @@ class WhiteNet(Classifier):
         first.get_submodule("layers.0").get_buffer("mirror").copy_(mirror)
 
 
+class WhiteNet(MirroredNet):
+    """The model of `minute`: five 3x3 convolutions, on 16x16, 8x8 and 4x4 pixels."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(
+            WhiteningStem(48),
+            MirroredBlock(48, 48),
+            MirroredBlock(48, 48, pool=True),
+            MirroredBlock(48, 64),
+            MirroredBlock(64, 128, pool=True),
+            MirroredBlock(128, 128, residual=True),
+            channels=128,
+            num_classes=num_classes,
+        )
+
+
+class NanoNet(MirroredNet):
+    """The model of `nano`: below 78,000 parameters and 12.5 million multiply-accumulates."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(
+            WhiteningStem(64),
+            MirroredBlock(64, 32, 1),
+            MirroredBlock(32, 32),
+            MirroredBlock(32, 48, pool=True),
+            MirroredBlock(48, 48, residual=True),
+            MirroredBlock(48, 96, pool=True),
+            MirroredBottleneck(96, 48),
+            MirroredBottleneck(96, 48),
+            channels=96,
+            num_classes=num_classes,
+        )
+
+
+class TeacherNet(MirroredNet):
+    """What `nano` and `accurate` learn from; above 200,000 parameters, so that it is shipped nowhere."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(
+            WhiteningStem(64),
+            MirroredBlock(64, 96),
+            MirroredBlock(96, 96, pool=True),
+            MirroredBlock(96, 192),
+            MirroredBlock(192, 192, residual=True),
+            MirroredBlock(192, 384, pool=True),
+            MirroredBlock(384, 384, residual=True),
+            channels=384,
+            num_classes=num_classes,
+        )
+
+
 MODELS: dict[str, Callable[..., Classifier]] = {
     "c1c2c3c4o": C1C2C3C4O,
     "whitenet": WhiteNet,
+    "nanonet": NanoNet,
+    "teachernet": TeacherNet,
 }
 
 

@@ -39,6 +39,15 @@ class Recipe:
     """Of convolutions and matrix products: "float32", "bfloat16" (autocast), or "auto", which is bfloat16 on machines
     that multiply it natively and float32 on others."""
 
+    teacher: str = ""
+    """A recipe. With one the targets are the softened answers of a model trained by it, not the labels (distillation,
+    Hinton et al. 2015, arXiv:1503.02531), and `label_smoothing` does nothing."""
+    teacher_views: int = 16
+    """How many augmented forms of each image the teacher answers to; epoch after epoch takes the next of them, so that
+    each is answered to once only."""
+    teacher_temperature: float = 2.0
+    """What the logits of both are divided by."""
+
     optimizer: str = "sgd"
     """Either "sgd" for all parameters, or "muon" for the convolutions' filters and SGD for the rest."""
     muon_learning_rate: float = 0.1
@@ -60,9 +69,10 @@ class Recipe:
     """Evaluate the test set after every epoch, as the reference did; else it is opened once, at the end."""
 
     target_accuracy: float = 0.85
-    """The test accuracy the recipe is meant to reach, a fraction."""
+    """The accuracy that the recipe is meant to reach on the images opened for evaluation, a fraction."""
     expected_accuracy: float | None = None
-    """Mean test accuracy of the recipe's records in `results/`, a fraction; None where none was measured."""
+    """Mean accuracy of the recipe's records in `results/`, a fraction, on the test images, or on those held out where
+    there are `validation_images`; None where none was measured."""
     expected_minutes: float | None = None
     """Mean training time of those records in minutes, on the machine that they name."""
 
@@ -81,6 +91,8 @@ class Recipe:
             ("batch_size", 2, 50_000),
             ("label_smoothing", 0, 0.9),
             ("skip_easiest", 0, 0.9),
+            ("teacher_views", 1, 1000),
+            ("teacher_temperature", 0.1, 100),
             ("muon_learning_rate", 1e-9, 100),
             ("muon_momentum", 0, 0.9999),
             ("weight_decay", 0, 1),
@@ -137,10 +149,43 @@ _MINUTE = Recipe(
     expected_minutes=0.4,
 )
 
+_TEACHER = replace(
+    _MINUTE,
+    name="teacher",
+    model="teachernet",
+    epochs=20,
+    augmentation="translate-hole",
+    batch_size=250,
+    label_smoothing=0.0,
+    skip_easiest=0.0,
+    validation_images=5_000,
+    target_accuracy=0.93,
+    expected_accuracy=None,
+    expected_minutes=None,
+)
+
+_NANO = replace(
+    _MINUTE,
+    name="nano",
+    model="nanonet",
+    epochs=300,
+    augmentation="translate-hole",
+    batch_size=250,
+    label_smoothing=0.0,
+    skip_easiest=0.0,
+    teacher="teacher",
+    muon_learning_rate=0.05,
+    target_accuracy=0.9,
+    expected_accuracy=None,
+    expected_minutes=None,
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         _MINUTE,
+        _NANO,
+        _TEACHER,
         replace(_TEXT, name="reference-30", expected_accuracy=0.8414, expected_minutes=31.9),
         replace(_TEXT, name="reference-40", epochs=40),
         replace(_AS_RUN, name="reference-30-as-run", expected_accuracy=0.8542, expected_minutes=39.2),

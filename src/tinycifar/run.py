@@ -31,7 +31,7 @@ from tinycifar.recipes import Recipe
 if sys.platform == "darwin":
     import fcntl
 
-RUN_BYTES = 20_000_000  # weights twice, while they are replaced, three checkpoints, a report, and to spare
+RUN_BYTES = 60_000_000  # weights twice, while they are replaced, three checkpoints, a report; most for a teacher
 
 
 def create(out: Path | None, recipe_name: str) -> Path:
@@ -160,11 +160,13 @@ def read_environment(directory: Path) -> dict[str, Any]:
         "precision": str,
         "resumes": list,
     }
-    limit = content.get("limit") if isinstance(content, dict) else None
+    limit, teachers = (content.get(key) if isinstance(content, dict) else None for key in ("limit", "teachers"))
     if not (
         isinstance(content, dict)
         and all(type(content.get(key)) is kind for key, kind in kinds.items())
         and (limit is None or type(limit) is int)
+        and isinstance(teachers or [], list)
+        and all(isinstance(of, dict) and type(of.get("source")) is str for of in teachers or [])
     ):
         raise ValueError(f"{path} does not name {', '.join(kinds)} of the run")
     return content
@@ -349,10 +351,12 @@ def check_same(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None
     environment = read_environment(directory)
     for name in ("seed", "data", "train_images"):
         then[name], now[name] = environment[name], details[name]
+    for fields, told_of in ((then, environment), (now, details)):
+        fields["teachers"] = [of.get("sha256") for of in told_of.get("teachers") or []]
     differing = [name for name in now if name not in told and then[name] != now[name]]
     if differing:
-        fields = ", ".join(f"{name} is {then[name]} there, not {now[name]}" for name in differing)
-        raise ValueError(f"{directory} was trained otherwise: {fields}")
+        words = ", ".join(f"{name} is {then[name]} there, not {now[name]}" for name in differing)
+        raise ValueError(f"{directory} was trained otherwise: {words}")
 
 
 def resumed(directory: Path, details: dict[str, Any], step: int) -> tuple[dict[str, Any], list[str]]:

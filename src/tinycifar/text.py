@@ -35,6 +35,38 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def models(shipped: dict[str, dict[str, Any]], architectures: dict[str, dict[str, Any]]) -> list[str]:
+    """The tables of `trained.shipped` and `trained.architectures`; a line in place of one without rows."""
+    lines = ["no shipped model is within these limits"]
+    if shipped:
+        lines = table(
+            [["shipped", "model", "parameters", "MACs", "test accuracy", "weights"]]
+            + [
+                [name, of["model"], *_sizes(of), f"{of['test_accuracy']:.2%}", f"{of['bytes'] / 1000:,.0f} kB"]
+                for name, of in shipped.items()
+            ]
+        )
+    lines.append("")
+    if not architectures:
+        return [*lines, "no architecture is within these limits"]
+    return lines + table(
+        [["architecture", "parameters", "MACs", "best recipe's mean", "recipes"]]
+        + [
+            [
+                name,
+                *_sizes(of),
+                f"{of['test_accuracy']:.2%}" if of["test_accuracy"] else "not measured",
+                ", ".join(of["recipes"]),
+            ]
+            for name, of in architectures.items()
+        ]
+    )
+
+
+def _sizes(of: dict[str, Any]) -> list[str]:
+    return [f"{of['parameters']:,}", f"{of['macs']:,}"]
+
+
 def closing_summary(
     recipe: Recipe, record: dict[str, Any], evaluation: dict[str, Any] | None, stopped: bool
 ) -> list[str]:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tinycifar import models, run
+from tinycifar import models, recipes, run
 from tinycifar.models import Classifier
+from tinycifar.summary import summarize
 
 WEIGHTS = Path(__file__).parent / "weights"
 # Models here are below 200,000 parameters; what is larger is not ours, and is not read.
@@ -28,7 +29,8 @@ class Trained:
 
     `name` is what it can be called: that of a shipped model, of a run directory or of a file. `data` and
     `validation_images` say what it was trained on and how many of these images were held out. Logits are to be divided
-    by `temperature` before probabilities are told; None where none was fitted.
+    by `temperature` before probabilities are told; None where none was fitted. `source` is what `load` takes to find it
+    again from anywhere, `sha256` the digest of its file.
     """
 
     model: Classifier
@@ -39,11 +41,34 @@ class Trained:
     data: str
     validation_images: int
     temperature: float | None
+    source: str
+    sha256: str
 
 
 def shipped() -> dict[str, dict[str, Any]]:
-    """What the package ships, by name: the JSON beside each model's weights."""
-    return {path.stem: run.read_json(path) for path in sorted(WEIGHTS.glob("*.json"))}
+    """What the package ships, the most accurate first: by name the JSON beside each model's weights."""
+    found = {path.stem: run.read_json(path) for path in sorted(WEIGHTS.glob("*.json"))}
+    return dict(sorted(found.items(), key=lambda entry: -entry[1]["test_accuracy"]))
+
+
+def architectures() -> dict[str, dict[str, Any]]:
+    """What can be trained: each model's parameters, MACs and recipes, that of the most accurate recipe first.
+
+    `test_accuracy` is the best of what its recipes gave, the means of their records; None where none was measured.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in models.MODELS:
+        size = summarize(models.build(name))
+        of = [recipe for recipe in recipes.RECIPES.values() if recipe.model == name]
+        opened = [recipe for recipe in of if not recipe.validation_images]
+        accuracy = max((recipe.expected_accuracy or 0.0 for recipe in opened), default=0.0)
+        found[name] = {
+            "parameters": size.parameters,
+            "macs": size.macs,
+            "test_accuracy": accuracy or None,
+            "recipes": [recipe.name for recipe in of],
+        }
+    return dict(sorted(found.items(), key=lambda entry: -(entry[1]["test_accuracy"] or 0.0)))
 
 
 def load(source: str | Path, device: str = "auto") -> Trained:
@@ -56,9 +81,9 @@ def load(source: str | Path, device: str = "auto") -> Trained:
     known = shipped()
     if isinstance(source, str) and source in known:
         file = WEIGHTS / f"{source}.safetensors"
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != known[source]["sha256"]:
+        if not file.is_file() or _digest(file) != known[source]["sha256"]:
             raise ValueError(f"{file} is damaged or missing; install tinycifar again")
-        return _read(file, source, device)
+        return _read(file, source, source, device)
     path = Path(source)
     if path.is_dir() and (seeds := run.seeds(path)):
         raise ValueError(f"{path} holds several seeds; name one of them, for example {seeds[0]}")
@@ -67,10 +92,21 @@ def load(source: str | Path, device: str = "auto") -> Trained:
         what = "is no run directory: it holds no model.safetensors" if path.is_dir() else "does not exist"
         shipped_names = f", or a shipped model: {', '.join(known)}" if known else ""
         raise ValueError(f"{path} {what}; name a run directory, a .safetensors file{shipped_names}")
-    return _read(file, file.parent.resolve().name if file.stem == "model" else file.stem, device)
+    name = file.parent.resolve().name if file.stem == "model" else file.stem
+    return _read(file, name, str(file.resolve()), device)
 
 
-def _read(file: Path, name: str, device: str) -> Trained:
+def load_seeds(source: str | Path, device: str = "auto") -> list[Trained]:
+    """Load what `load` takes, or all runs of a directory that `tinycifar train --seeds` filled; ValueError as there."""
+    several = [] if source in shipped() else run.seeds(Path(source))
+    return [load(of, device) for of in several] or [load(source, device)]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _read(file: Path, name: str, source: str, device: str) -> Trained:
     try:
         with file.open("rb") as content:
             header_bytes = int.from_bytes(content.read(8), "little")
@@ -80,6 +116,7 @@ def _read(file: Path, name: str, device: str) -> Trained:
         with safe_open(file, framework="pt") as stored:
             metadata = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no dict)
+        sha256 = _digest(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is no readable safetensors file: {error}") from None
     try:
@@ -104,4 +141,5 @@ def _read(file: Path, name: str, device: str) -> Trained:
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{file} holds values that are not finite")
     model = model.to(run.select_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Trained(model.eval(), name, model_name, recipe, classes, data, validation_images, temperature)
+    model.eval()
+    return Trained(model, name, model_name, recipe, classes, data, validation_images, temperature, source, sha256)

@@ -6,7 +6,7 @@ import ctypes
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from tinycifar import augment, checkpoint, data, inference, metrics, models, optim, run
+from tinycifar import augment, checkpoint, data, inference, metrics, models, optim, recipes, run
+from tinycifar.augment import Augmentation, Parameters
 from tinycifar.checkpoint import State
 from tinycifar.data import Dataset, epoch_generator
 from tinycifar.recipes import Recipe
 from tinycifar.summary import summarize
+from tinycifar.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def train(
     *,
     out: Path | None = None,
     resume: Path | None = None,
+    teachers: Sequence[Trained] = (),
     seed: int = 0,
     device: str = "auto",
     limit: int | None = None,
@@ -54,16 +57,18 @@ def train(
     """Train `recipe` on `dataset` and fill a run directory with weights, metrics and evaluation.
 
     `dataset` is a Dataset or a source as in `tinycifar.data.load` (default: CIFAR-10 from the cache). `out` is the run
-    directory, which must be new or empty (default: a dated one under `runs/`). `limit` keeps the first training images
-    only. `stop_after_epoch` ends the run early while the schedule stays that of the whole recipe. Progress goes to
-    `display` and its console (default: nowhere). Torch's global generator is seeded with `seed`.
+    directory, which must be new or empty (default: a dated one under `runs/`). A recipe with a teacher learns from the
+    mean of the `teachers`' logits. `limit` keeps the first training images only. `stop_after_epoch` ends the run early
+    while the schedule stays that of the whole recipe. Progress goes to `display` and its console (default: nowhere).
+    Torch's global generator is seeded with `seed`.
 
     Weights and checkpoints are written after every epoch and every `checkpoint_seconds`. `resume` names a run directory
     in place of `out`: training goes on from its newest checkpoint, to the same bits as without the interruption if
     machine, thread count and torch are the same; where they differ, a warning is printed and the fact recorded. The
     first Ctrl-C, SIGTERM or SIGHUP ends the run after the step at hand with a checkpoint.
 
-    Raises ValueError for a folder in use, a device that is not there, a limit or stop out of range, and a run that
+    Raises ValueError for a folder in use, a teacher that the recipe does not name or that has seen validation images, a
+    device that is not there, a limit or stop out of range, and a run that
     cannot be resumed or was made otherwise than asked for, naming the fields; FloatingPointError, before the update, if
     the loss or the gradient is no longer finite; checkpoint.SaveError if the disk fails. Checkpoints then stay as they
     were.
@@ -78,6 +83,7 @@ def train(
     display = display or Progress(console=Console(quiet=True), disable=True)
     console = display.console
     place = run.select_device(device)
+    check_teachers(recipe, teachers)
     if resume is None:
         run.check_unused(out)
     augmentation = augment.build(recipe.augmentation)
@@ -109,7 +115,8 @@ def train(
     trained_on = {"data": dataset.name if named else str(Path(str(source)).absolute()), "limit": limit}
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
     environment = run.environment(place) | {"precision": precision, "seed": seed} | trained_on
-    environment |= {"train_images": len(images), "resumes": []}
+    learned_from = [{name: getattr(of, name) for name in ("recipe", "source", "sha256")} for of in teachers]
+    environment |= {"train_images": len(images), "teachers": learned_from, "resumes": []}
     epochs = stop_after_epoch or recipe.epochs
     images_by_epoch, steps_by_epoch, schedule = plan(recipe, len(images))
     state = State.at_start(len(images), place)
@@ -160,6 +167,7 @@ def train(
                 checkpoint.save(directory, model, optimizers, state, place)
                 save()
 
+        answers: dict[int, Tensor] = {}  # the teachers' to each view; after a resume they are asked for again
         whole_task = display.add_task("Whole run", total=sum(steps_by_epoch[:epochs]), completed=state.step)
         epoch_task = display.add_task("Epoch", total=steps_by_epoch[0])
         saved_at = time.monotonic()
@@ -168,7 +176,12 @@ def train(
             epoch_start = time.perf_counter() - state.epoch_seconds
             generator = epoch_generator(seed, epoch)
             order = torch.randperm(len(images), generator=generator)
+            if teachers:
+                view = epoch % recipe.teacher_views
+                generator = epoch_generator(seed, recipe.epochs + view)  # what no epoch's order comes from
             parameters = augmentation.draw(len(images), generator)
+            if teachers and view not in answers:
+                answers[view] = soft_targets(teachers, images, augmentation, parameters, precision)
             if epoch > 0 and recipe.skip_easiest:
                 order = data.hardest(order, state.losses_before.cpu(), images_by_epoch[epoch])
             display.reset(
@@ -186,9 +199,12 @@ def train(
 
                 with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
                     logits = model(inputs)
-                losses = functional.cross_entropy(
-                    logits.float(), targets, label_smoothing=recipe.label_smoothing, reduction="none"
-                )
+                if teachers:
+                    losses = distillation_losses(logits.float(), answers[view][rows], recipe.teacher_temperature)
+                else:
+                    losses = functional.cross_entropy(
+                        logits.float(), targets, label_smoothing=recipe.label_smoothing, reduction="none"
+                    )
                 rate, momentum = schedule(state.step)
                 optim.set_rates(optimizers, rate, momentum)
                 model.zero_grad()
@@ -275,7 +291,7 @@ def train(
         "train_seconds": train_seconds,
         "wall_seconds": time.perf_counter() - wall_start,
         "images_per_second": state.images_seen / train_seconds if state.images_seen else None,
-        **{name: environment[name] for name in ("device", "threads", "precision", "torch_version")},
+        **{name: environment[name] for name in ("device", "threads", "precision", "torch_version", "teachers")},
         **{name: environment[name] for name in ("git_revision", "date", "resumes")},
         "history": history,
     }
@@ -301,6 +317,48 @@ def plan(recipe: Recipe, images: int) -> tuple[list[int], list[int], Callable[[i
         anneal=recipe.anneal,
     )
     return images_by_epoch, steps_by_epoch, schedule
+
+
+def check_teachers(recipe: Recipe, teachers: Sequence[Trained]) -> None:
+    """Raise ValueError unless these are what the recipe asks for, and have not seen its validation images."""
+    if recipe.teacher and not teachers:
+        recipes.get(recipe.teacher)
+        raise ValueError(
+            f"{recipe.name} learns from a teacher: train one with `tinycifar train {recipe.teacher}` and name its run "
+            "with --teacher RUN; or learn from the labels with --set teacher="
+        )
+    for teacher in teachers:
+        if teacher.recipe != recipe.teacher:
+            wanted = f"one of recipe {recipe.teacher}" if recipe.teacher else "no teacher"
+            raise ValueError(f"{recipe.name} learns from {wanted}, and {teacher.name} is of recipe {teacher.recipe}")
+        if teacher.validation_images < recipe.validation_images:
+            raise ValueError(
+                f"the teacher {teacher.name} was trained with {teacher.validation_images} validation images held out, "
+                f"fewer than the {recipe.validation_images} of this run: it has seen what the run is to be judged on"
+            )
+
+
+@torch.no_grad()
+def soft_targets(
+    teachers: Sequence[Trained], images: Tensor, augmentation: Augmentation, parameters: Parameters, precision: str
+) -> Tensor:
+    """The mean of the teachers' logits (N, num_classes) for images (N, 3, H, W), uint8, augmented by `parameters`."""
+    parts = []
+    for rows in torch.split(torch.arange(len(images)), 500):
+        drawn = {name: values[rows].to(images.device) for name, values in parameters.items()}
+        augmented = augmentation.apply(images[rows.to(images.device)], drawn)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            parts.append(torch.stack([inference.logits(of.model, augmented) for of in teachers]).mean(0))
+    return torch.cat(parts).to(images.device)
+
+
+def distillation_losses(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
+    """Cross-entropies (N,) of logits (N, C) and a teacher's (N, C), both divided by the temperature.
+
+    They are multiplied by its square, so that gradients are as large as at a temperature of 1.
+    """
+    soft = (answers / temperature).softmax(1)
+    return functional.cross_entropy(logits / temperature, soft, reduction="none") * temperature**2
 
 
 def keep_freed_memory() -> None:
