@@ -20,13 +20,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image
 
-from tinycifar.metrics import mean_interval
+from tinycifar.metrics import mean_interval, wilson_interval
+from tinycifar.models import build, written_out
 from tinycifar.plots import BLUE, ORANGE
 from tinycifar.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 HEADLINE, YARDSTICK = "minute", "reference-30-as-run"
+FRONTIER = ("nano",)
+TEST_IMAGES = 10_000
 NOT_MEASURED = "not measured"
 
 
@@ -98,6 +101,40 @@ def headline() -> str:
     )
 
 
+def frontier() -> str:
+    """What the most accurate recipes reach at which size, and what that is measured on."""
+    lines = []
+    for name in FRONTIER:
+        recipe, runs = RECIPES[name], records(name)
+        if not runs:
+            lines.append(f"- `{name}`: {NOT_MEASURED}.")
+            continue
+        first, accuracies = runs[0], [run["test_accuracy"] for run in runs]
+        if len(runs) > 1:
+            low, high = mean_interval(accuracies)
+            known = f"mean of {len(runs)} seeds, 95% interval of the mean {100 * low:.2f} to {100 * high:.2f}"
+        else:
+            low, high = wilson_interval(round(accuracies[0] * TEST_IMAGES), TEST_IMAGES)
+            known = f"one run, 95% interval over the test images {100 * low:.2f} to {100 * high:.2f}"
+        size = f"{first['parameters']:,} parameters and {first['macs'] / 1e6:.1f}M multiply-accumulates an image"
+        text = (
+            f"- **`{name}`: {percent(accuracies)}% with {size}** ({known}; last weights, no test-time augmentation; "
+            f"{written_out(build(recipe.model)):,} parameters if mirrored filters were written out). "
+            f"Training: {mean_of(runs, 'train_seconds') / 60:.0f} minutes"
+        )
+        if recipe.teacher:
+            teachers = records(recipe.teacher)[: len(first["teachers"])]
+            minutes = sum(run["train_seconds"] for run in teachers) / 60
+            held_out = percent([run["validation_accuracy"] for run in teachers])
+            text += (
+                f", after {minutes:.0f} minutes for what it learned from: {len(teachers)} models of "
+                f"{teachers[0]['parameters']:,} parameters with {held_out}% "
+                "on held-out training images"
+            )
+        lines.append(f"{text}. Measured on: {place(first)}.")
+    return "\n".join(lines)
+
+
 def leaderboard() -> str:
     """The recipes whose ten seeds have a mean above 85% for sure, the fastest beside the reference first."""
     lines = [
@@ -137,6 +174,8 @@ def table() -> str:
         if runs:
             fields = ("train_accuracy", "test_accuracy", "test_accuracy_tta", "best_test_accuracy")
             scores = [percent([run[field] for run in runs]) if runs[0][field] else "–" for field in fields]
+            if recipe.validation_images:
+                scores[1] = f"not opened; validation {percent([run['validation_accuracy'] for run in runs])}"
             minutes, speed = mean_of(runs, "train_seconds") / 60, mean_of(runs, "images_per_second")
             time = f"{minutes:.1f} min, {speed:,.0f} images/s"
             if not recipe.skip_easiest:  # else epochs differ in length
@@ -239,13 +278,18 @@ def sources() -> str:
 
 
 def pareto() -> tuple[Figure, str]:
-    """Test accuracy against parameters and against MACs, ours and what others published; and a digest of all drawn."""
-    ours = []
-    for name in RECIPES:
-        if runs := records(name):
+    """Test accuracy against parameters and against MACs, our best recipe of each model and what others published.
+
+    And a digest of all that is drawn.
+    """
+    best: dict[str, tuple[str, int, int, float]] = {}  # of each model
+    for name, recipe in RECIPES.items():
+        if (runs := records(name)) and runs[0]["test_accuracy"] is not None:
             accuracy = 100 * statistics.mean(run["test_accuracy"] for run in runs)
             label = f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)})"
-            ours.append((label, runs[0]["parameters"], runs[0]["macs"], accuracy))
+            if recipe.model not in best or accuracy > best[recipe.model][3]:
+                best[recipe.model] = (label, runs[0]["parameters"], runs[0]["macs"], accuracy)
+    ours = list(best.values())
     theirs = [
         (row["name"], int(row["parameters"]), int(row["macs"] or 0), 100 * float(row["test_accuracy"]))
         for row in published()
@@ -254,26 +298,30 @@ def pareto() -> tuple[Figure, str]:
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, column, what, budget in (
-        (panels[0], 1, "parameters", 200_000),
-        (panels[1], 2, "multiply-accumulates an image", None),
+    for axes, column, what, ticks, unit in (
+        (panels[0], 1, "parameters", [50_000, 100_000, 200_000, 500_000], "{x:,.0f}"),
+        (panels[1], 2, "multiply-accumulates an image, in millions", [5, 10, 20, 50, 100, 200], "{x:g}"),
     ):
         for entries, colour, marker, who in ((theirs, ORANGE, "s", "published"), (ours, BLUE, "o", "ours")):
-            points = [(entry[0], entry[column], entry[3]) for entry in entries if entry[column]]
-            filled = colour if who == "ours" else "none"
+            scale = 1 if column == 1 else 1e6
+            points = [(entry[0], entry[column] / scale, entry[3]) for entry in entries if entry[column]]
+            filled, lower = (colour, -9) if who == "ours" else ("none", 3)  # so that close names do not overlap
             axes.plot(*zip(*(point[1:] for point in points), strict=True), marker, color=colour, mfc=filled, label=who)
             for name, size, accuracy in points:
                 axes.annotate(
-                    name, (size, accuracy), xytext=(5, 3), textcoords="offset points", fontsize=7, color=colour
+                    name, (size, accuracy), xytext=(5, lower), textcoords="offset points", fontsize=8, color=colour
                 )
-        if budget:
-            axes.axvline(budget, color="grey", linewidth=1, linestyle=":", label=f"{budget:,}")
+        if column == 1:
+            axes.axvline(200_000, color="grey", linewidth=1, linestyle=":", label="200,000 parameters")
         axes.set_xscale("log")
+        axes.set_xlim(ticks[0], 1.6 * ticks[-1])
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(unit)
         axes.set_xlabel(f"{what} (logarithmic)")
-        axes.margins(x=0.2)
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy (%)")
-    panels[0].legend(loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure, hashlib.sha256(json.dumps([title, ours, theirs]).encode()).hexdigest()
 
 
@@ -286,7 +334,7 @@ def drawn_from(path: Path) -> str | None:
         return digest
 
 
-TEXTS = {"README.md": (headline, table, sources), "docs/LEADERBOARD.md": (leaderboard,)}
+TEXTS = {"README.md": (headline, frontier, table, sources), "docs/LEADERBOARD.md": (leaderboard,)}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -518,12 +518,16 @@ def test_a_teacher_is_asked_once_for_each_view_about_what_the_student_sees(
     assert not torch.equal(taught[0], taught[2])
 
 
-def test_a_run_with_a_teacher_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
-    teacher = trained.load("minute")
-    training.train(LEARNING, "sample", out=tmp_path / "whole", teachers=[teacher])
-    training.train(LEARNING, "sample", out=tmp_path / "run", teachers=[teacher], stop_after_epoch=3)
-    training.train(LEARNING, "sample", resume=tmp_path / "run", teachers=[teacher])
-    assert faults.fingerprint(tmp_path / "run") == faults.fingerprint(tmp_path / "whole")
+def test_a_run_with_a_teacher_is_resumed_to_the_same_bits_also_from_within_an_epoch(tmp_path: Path) -> None:
+    teachers = [trained.load("minute")]
+    whole = tmp_path / "whole"
+    training.train(LEARNING, "sample", out=whole, limit=64, teachers=teachers, checkpoint_seconds=0)
+    expected = faults.fingerprint(whole)
+    assert sorted(path.stem for path in (whole / "checkpoints").glob("*.json")) == ["step-7", "step-8"]
+    for path in (whole / "checkpoints").glob("step-8.*"):
+        path.unlink()
+    training.train(LEARNING, "sample", resume=whole, limit=64, teachers=teachers)
+    assert faults.fingerprint(whole) == expected
 
 
 def test_a_teacher_that_does_not_belong_to_the_recipe_or_saw_validation_images_is_refused(tmp_path: Path) -> None:

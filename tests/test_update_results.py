@@ -40,7 +40,7 @@ def test_the_table_holds_the_figures_of_the_records_and_keeps_what_stands_around
     text = (script.ROOT / "README.md").read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert text.count("after\nbefore\n") == 1
+    assert text.count("after\nbefore\n") == len(script.TEXTS["README.md"]) - 1
     record = json.loads((ROOT / "results" / "reference-30-as-run" / "seed-0.json").read_text())
     (row,) = [line for line in text.splitlines() if line.startswith("| `reference-30-as-run`")]
     assert f"| {100 * record['test_accuracy']:.2f} |" in row
@@ -90,3 +90,58 @@ def test_only_ten_seeds_that_are_surely_above_85_percent_enter_the_leaderboard(s
     assert "| `minute` |" not in script.leaderboard()
     path.unlink()
     assert "| `minute` |" not in script.leaderboard()
+
+
+def records_of_a_student(script: ModuleType, accuracies: list[float]) -> None:
+    for recipe, fields in (
+        ("nano", {"test_accuracy": 0.0, "parameters": 77_472, "macs": 12_149_216, "teachers": [{}, {}]}),
+        ("teacher", {"test_accuracy": None, "validation_accuracy": 0.93, "parameters": 1_318_944}),
+    ):
+        shutil.rmtree(script.RESULTS / recipe, ignore_errors=True)
+        (script.RESULTS / recipe).mkdir()
+        template = json.loads((ROOT / "results" / "minute" / "seed-0.json").read_text())
+        for seed, accuracy in enumerate(accuracies if recipe == "nano" else [0.0, 0.0]):
+            record = template | fields | ({"test_accuracy": accuracy} if recipe == "nano" else {})
+            path = script.RESULTS / recipe / f"seed-{seed}.json"
+            path.write_text(json.dumps(record | {"train_seconds": 600.0}))
+
+
+def test_the_frontier_tells_one_run_as_one_run_and_what_it_learned_from(script: ModuleType) -> None:
+    records_of_a_student(script, [0.9])
+    (line,) = [line for line in script.frontier().splitlines() if "`nano`" in line]
+    for told in (
+        "**`nano`: 90.00% with 77,472 parameters and 12.1M multiply-accumulates an image**",
+        "one run, 95% interval over the test images 89.40 to 90.57",
+        "151,872 parameters if mirrored filters were written out",
+        "Training: 10 minutes, after 20 minutes for what it learned from: 2 models of 1,318,944 parameters with 93.00",
+    ):
+        assert told in line
+    records_of_a_student(script, [0.9, 0.91, 0.92])
+    assert "mean of 3 seeds, 95% interval of the mean 88.52 to 93.48" in script.frontier()
+
+
+def test_what_was_not_run_is_not_measured_and_not_drawn(script: ModuleType) -> None:
+    shutil.rmtree(script.RESULTS / "nano", ignore_errors=True)
+    assert "- `nano`: not measured." in script.frontier().splitlines()
+    labels = {text.get_text() for axes in script.pareto()[0].axes for text in axes.texts}
+    assert not any(label.startswith(("nano", "teacher")) for label in labels)
+    assert "minute (10 seeds)" in labels
+    records_of_a_student(script, [0.9])
+    labels = {text.get_text() for axes in script.pareto()[0].axes for text in axes.texts}
+    assert "nano (1 seed)" in labels
+
+
+def test_every_published_figure_has_a_source_and_is_drawn_where_its_size_is_known(script: ModuleType) -> None:
+    rows = script.published()
+    assert len(rows) > 5
+    for row in rows:
+        assert row["source"].startswith(("https://", "its own log, results/original/"))
+        assert 0.8 < float(row["test_accuracy"]) < 1
+        assert row["name"] in script.sources()
+    by_parameters, by_macs = script.pareto()[0].axes
+    for row in rows:
+        assert row["name"] in [text.get_text() for text in by_parameters.texts]
+        assert (row["name"] in [text.get_text() for text in by_macs.texts]) == bool(row["macs"])
+    (own,) = [row for row in rows if row["name"].startswith("the original")]
+    log = script.original(40)
+    assert float(own["test_accuracy"]) == log[-1]["test_accuracy"]

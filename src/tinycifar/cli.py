@@ -463,7 +463,8 @@ def recipes_command(as_json: bool) -> None:
         if recipe.expected_accuracy is not None and recipe.expected_minutes is not None:
             minutes = recipe.expected_minutes
             time = f"{minutes:.0f} minutes" if minutes >= 1 else f"{60 * minutes:.0f} seconds"
-            measured = f"{recipe.expected_accuracy:.2%} on test after {time}"
+            opened = "validation images" if recipe.validation_images else "test"
+            measured = f"{recipe.expected_accuracy:.2%} on {opened} after {time}"
         click.echo(f"{recipe.name:<20} {recipe.model}, {recipe.epochs} epochs: {measured}")
 
 

@@ -257,6 +257,16 @@ class MirroredLinear(nn.Linear):
         return super().forward((one + other) * features.shape[1] ** -0.5)
 
 
+def written_out(model: nn.Module) -> int:
+    """The number of parameters if those that a mirrored layer uses twice were there twice."""
+    mirrored = (MirroredConv, MirroredNorm, MirroredLinear)
+    return sum(
+        parameter.numel() * (2 if isinstance(module, mirrored) else 1)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    )
+
+
 class MirroredNet(Classifier):
     """A fixed whitening stem, blocks of mirrored convolutions, a pooled linear head.
 

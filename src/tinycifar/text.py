@@ -42,29 +42,35 @@ def models(shipped: dict[str, dict[str, Any]], architectures: dict[str, dict[str
         lines = table(
             [["shipped", "model", "parameters", "MACs", "test accuracy", "weights"]]
             + [
-                [name, of["model"], *_sizes(of), f"{of['test_accuracy']:.2%}", f"{of['bytes'] / 1000:,.0f} kB"]
+                [
+                    name,
+                    of["model"],
+                    f"{of['parameters']:,}",
+                    f"{of['macs']:,}",
+                    f"{of['test_accuracy']:.2%}",
+                    f"{of['bytes'] / 1000:,.0f} kB",
+                ]
                 for name, of in shipped.items()
             ]
         )
     lines.append("")
     if not architectures:
         return [*lines, "no architecture is within these limits"]
-    return lines + table(
-        [["architecture", "parameters", "MACs", "best recipe's mean", "recipes"]]
+    lines += table(
+        [["architecture", "parameters", "written out", "MACs", "best recipe's mean", "recipes"]]
         + [
             [
                 name,
-                *_sizes(of),
+                f"{of['parameters']:,}",
+                f"{of['written_out']:,}",
+                f"{of['macs']:,}",
                 f"{of['test_accuracy']:.2%}" if of["test_accuracy"] else "not measured",
                 ", ".join(of["recipes"]),
             ]
             for name, of in architectures.items()
         ]
     )
-
-
-def _sizes(of: dict[str, Any]) -> list[str]:
-    return [f"{of['parameters']:,}", f"{of['macs']:,}"]
+    return [*lines, "written out: with the filters that are mirror images of others counted too"]
 
 
 def closing_summary(

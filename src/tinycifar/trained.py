@@ -54,16 +54,19 @@ def shipped() -> dict[str, dict[str, Any]]:
 def architectures() -> dict[str, dict[str, Any]]:
     """What can be trained: each model's parameters, MACs and recipes, that of the most accurate recipe first.
 
-    `test_accuracy` is the best of what its recipes gave, the means of their records; None where none was measured.
+    `written_out` is the number of parameters if none were shared (models.written_out), `test_accuracy` the best of what
+    the recipes gave, the means of their records; None where none was measured.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in models.MODELS:
-        size = summarize(models.build(name))
+        model = models.build(name)
+        size = summarize(model)
         of = [recipe for recipe in recipes.RECIPES.values() if recipe.model == name]
         opened = [recipe for recipe in of if not recipe.validation_images]
         accuracy = max((recipe.expected_accuracy or 0.0 for recipe in opened), default=0.0)
         found[name] = {
             "parameters": size.parameters,
+            "written_out": models.written_out(model),
             "macs": size.macs,
             "test_accuracy": accuracy or None,
             "recipes": [recipe.name for recipe in of],
