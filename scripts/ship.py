@@ -20,6 +20,7 @@ from tinycifar.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 VALIDATION_IMAGES = 5_000
+PATHS = ("command", "platform", "teachers")  # what says where things lay on the machine, of no use to others
 
 
 def ship(directory: Path, twin: Path) -> dict[str, Any]:
@@ -71,7 +72,8 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
         "bytes": file.stat().st_size,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "recipe": asdict(recipe),
-        "environment": {name: value for name, value in environment.items() if name not in ("command", "platform")},
+        "teachers": record.get("teachers", []),
+        "environment": {name: value for name, value in environment.items() if name not in PATHS},
     }
     run.write_json(file.with_suffix(".json"), content)
     return content

@@ -299,19 +299,22 @@ def pareto() -> tuple[Figure, str]:
     figure.suptitle(title)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, column, what, ticks, unit in (
-        (panels[0], 1, "parameters", [50_000, 100_000, 200_000, 500_000], "{x:,.0f}"),
-        (panels[1], 2, "multiply-accumulates an image, in millions", [5, 10, 20, 50, 100, 200], "{x:g}"),
+        (panels[0], 0, "parameters", [50_000, 100_000, 200_000, 500_000], "{x:,.0f}"),
+        (panels[1], 1, "multiply-accumulates an image, in millions", [5, 10, 20, 50, 100, 200], "{x:g}"),
     ):
         for entries, colour, marker, who in ((theirs, ORANGE, "s", "published"), (ours, BLUE, "o", "ours")):
-            scale = 1 if column == 1 else 1e6
-            points = [(entry[0], entry[column] / scale, entry[3]) for entry in entries if entry[column]]
+            points = [
+                (name, (parameters, macs / 1e6)[column], accuracy)
+                for name, parameters, macs, accuracy in entries
+                if (parameters, macs)[column]
+            ]
             filled, lower = (colour, -9) if who == "ours" else ("none", 3)  # so that close names do not overlap
             axes.plot(*zip(*(point[1:] for point in points), strict=True), marker, color=colour, mfc=filled, label=who)
             for name, size, accuracy in points:
                 axes.annotate(
                     name, (size, accuracy), xytext=(5, lower), textcoords="offset points", fontsize=8, color=colour
                 )
-        if column == 1:
+        if column == 0:
             axes.axvline(200_000, color="grey", linewidth=1, linestyle=":", label="200,000 parameters")
         axes.set_xscale("log")
         axes.set_xlim(ticks[0], 1.6 * ticks[-1])
