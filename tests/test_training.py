@@ -530,6 +530,33 @@ def test_a_run_with_a_teacher_is_resumed_to_the_same_bits_also_from_within_an_ep
     assert faults.fingerprint(whole) == expected
 
 
+def test_a_signal_while_the_teacher_answers_stops_the_run_and_it_is_resumed_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, logits, asked = trained.load("minute"), inference.logits, 0
+
+    def answer(model: models.Classifier, images: torch.Tensor, **options: Any) -> torch.Tensor:
+        nonlocal asked
+        asked += model is teacher.model
+        if asked == 3:  # the first batch of the second view
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        return logits(model, images, **options)
+
+    sample = data.sample()
+    many = replace(
+        sample, train_images=sample.train_images.repeat(2, 1, 1, 1), train_labels=sample.train_labels.repeat(2)
+    )
+    training.train(LEARNING, many, out=tmp_path / "whole", teachers=[teacher])
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "logits", answer)
+        stopped = training.train(LEARNING, many, out=tmp_path / "run", teachers=[teacher])
+    assert (stopped.complete, stopped.stopped_by, stopped.record["epochs"]) == (False, signal.SIGTERM, 1)
+    assert asked == 3
+    training.train(LEARNING, many, resume=tmp_path / "run", teachers=[teacher])
+    assert faults.fingerprint(tmp_path / "run") == faults.fingerprint(tmp_path / "whole")
+
+
 def test_a_teacher_that_does_not_belong_to_the_recipe_or_saw_validation_images_is_refused(tmp_path: Path) -> None:
     minute = trained.load("minute")
     out = tmp_path / "run"

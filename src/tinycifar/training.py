@@ -181,7 +181,12 @@ def train(
                 generator = epoch_generator(seed, recipe.epochs + view)  # what no epoch's order comes from
             parameters = augmentation.draw(len(images), generator)
             if teachers and view not in answers:
-                answers[view] = soft_targets(teachers, images, augmentation, parameters, precision)
+                given = soft_targets(teachers, images, augmentation, parameters, precision, stop)
+                if given is None:
+                    state.epoch_seconds = time.perf_counter() - epoch_start
+                    save_all()
+                    break
+                answers[view] = given
             if epoch > 0 and recipe.skip_easiest:
                 order = data.hardest(order, state.losses_before.cpu(), images_by_epoch[epoch])
             display.reset(
@@ -341,11 +346,21 @@ def check_teachers(recipe: Recipe, teachers: Sequence[Trained]) -> None:
 
 @torch.no_grad()
 def soft_targets(
-    teachers: Sequence[Trained], images: Tensor, augmentation: Augmentation, parameters: Parameters, precision: str
-) -> Tensor:
-    """The mean of the teachers' logits (N, num_classes) for images (N, 3, H, W), uint8, augmented by `parameters`."""
+    teachers: Sequence[Trained],
+    images: Tensor,
+    augmentation: Augmentation,
+    parameters: Parameters,
+    precision: str,
+    stop: run.StopSignal,
+) -> Tensor | None:
+    """The mean of the teachers' logits (N, num_classes) for images (N, 3, H, W), uint8, augmented by `parameters`.
+
+    Batches are always the same ones, so that the answers have the same bits after a resume. None if a signal came.
+    """
     parts = []
     for rows in torch.split(torch.arange(len(images)), 500):
+        if stop.received:
+            return None
         drawn = {name: values[rows].to(images.device) for name, values in parameters.items()}
         augmented = augmentation.apply(images[rows.to(images.device)], drawn)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
