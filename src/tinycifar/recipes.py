@@ -168,7 +168,7 @@ _NANO = replace(
     _MINUTE,
     name="nano",
     model="nanonet",
-    epochs=300,
+    epochs=240,
     augmentation="translate-hole",
     batch_size=250,
     label_smoothing=0.0,

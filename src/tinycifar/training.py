@@ -18,8 +18,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinycifar import augment, checkpoint, data, inference, metrics, models, optim, recipes, run
-from tinycifar.augment import Augmentation, Parameters
+from tinycifar import augment, checkpoint, data, distill, inference, metrics, models, optim, run
 from tinycifar.checkpoint import State
 from tinycifar.data import Dataset, epoch_generator
 from tinycifar.recipes import Recipe
@@ -68,10 +67,9 @@ def train(
     first Ctrl-C, SIGTERM or SIGHUP ends the run after the step at hand with a checkpoint.
 
     Raises ValueError for a folder in use, a teacher that the recipe does not name or that has seen validation images, a
-    device that is not there, a limit or stop out of range, and a run that
-    cannot be resumed or was made otherwise than asked for, naming the fields; FloatingPointError, before the update, if
-    the loss or the gradient is no longer finite; checkpoint.SaveError if the disk fails. Checkpoints then stay as they
-    were.
+    device that is not there, a limit or stop out of range, and a run that cannot be resumed or was made otherwise than
+    asked for, naming the fields; FloatingPointError, before the update, if loss or gradient is no longer finite;
+    checkpoint.SaveError if the disk fails. Checkpoints then stay as they were.
     """
     wall_start = time.perf_counter()
     if not 1 <= (stop_after_epoch or recipe.epochs) <= recipe.epochs or stop_after_epoch == 0:
@@ -83,7 +81,6 @@ def train(
     display = display or Progress(console=Console(quiet=True), disable=True)
     console = display.console
     place = run.select_device(device)
-    check_teachers(recipe, teachers)
     if resume is None:
         run.check_unused(out)
     augmentation = augment.build(recipe.augmentation)
@@ -91,6 +88,7 @@ def train(
     dataset = (source if isinstance(source, Dataset) else data.load(source)).split(recipe.validation_images)
     if limit is not None:
         dataset = dataset.limit(limit)
+    distill.check(recipe, teachers, dataset.classes)
     keep_freed_memory()
 
     torch.manual_seed(seed)  # initial weights and dropout draw from torch's own generator
@@ -181,7 +179,7 @@ def train(
                 generator = epoch_generator(seed, recipe.epochs + view)  # what no epoch's order comes from
             parameters = augmentation.draw(len(images), generator)
             if teachers and view not in answers:
-                given = soft_targets(teachers, images, augmentation, parameters, precision, stop)
+                given = distill.answers(teachers, images, augmentation, parameters, precision, stop)
                 if given is None:
                     state.epoch_seconds = time.perf_counter() - epoch_start
                     save_all()
@@ -205,7 +203,7 @@ def train(
                 with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
                     logits = model(inputs)
                 if teachers:
-                    losses = distillation_losses(logits.float(), answers[view][rows], recipe.teacher_temperature)
+                    losses = distill.losses(logits.float(), answers[view][rows], recipe.teacher_temperature)
                 else:
                     losses = functional.cross_entropy(
                         logits.float(), targets, label_smoothing=recipe.label_smoothing, reduction="none"
@@ -323,58 +321,6 @@ def plan(recipe: Recipe, images: int) -> tuple[list[int], list[int], Callable[[i
         anneal=recipe.anneal,
     )
     return images_by_epoch, steps_by_epoch, schedule
-
-
-def check_teachers(recipe: Recipe, teachers: Sequence[Trained]) -> None:
-    """Raise ValueError unless these are what the recipe asks for, and have not seen its validation images."""
-    if recipe.teacher and not teachers:
-        recipes.get(recipe.teacher)
-        raise ValueError(
-            f"{recipe.name} learns from a teacher: train one with `tinycifar train {recipe.teacher}` and name its run "
-            "with --teacher RUN; or learn from the labels with --set teacher="
-        )
-    for teacher in teachers:
-        if teacher.recipe != recipe.teacher:
-            wanted = f"one of recipe {recipe.teacher}" if recipe.teacher else "no teacher"
-            raise ValueError(f"{recipe.name} learns from {wanted}, and {teacher.name} is of recipe {teacher.recipe}")
-        if teacher.validation_images < recipe.validation_images:
-            raise ValueError(
-                f"the teacher {teacher.name} was trained with {teacher.validation_images} validation images held out, "
-                f"fewer than the {recipe.validation_images} of this run: it has seen what the run is to be judged on"
-            )
-
-
-@torch.no_grad()
-def soft_targets(
-    teachers: Sequence[Trained],
-    images: Tensor,
-    augmentation: Augmentation,
-    parameters: Parameters,
-    precision: str,
-    stop: run.StopSignal,
-) -> Tensor | None:
-    """The mean of the teachers' logits (N, num_classes) for images (N, 3, H, W), uint8, augmented by `parameters`.
-
-    Batches are always the same ones, so that the answers have the same bits after a resume. None if a signal came.
-    """
-    parts = []
-    for rows in torch.split(torch.arange(len(images)), 500):
-        if stop.received:
-            return None
-        drawn = {name: values[rows].to(images.device) for name, values in parameters.items()}
-        augmented = augmentation.apply(images[rows.to(images.device)], drawn)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            parts.append(torch.stack([inference.logits(of.model, augmented) for of in teachers]).mean(0))
-    return torch.cat(parts).to(images.device)
-
-
-def distillation_losses(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
-    """Cross-entropies (N,) of logits (N, C) and a teacher's (N, C), both divided by the temperature.
-
-    They are multiplied by its square, so that gradients are as large as at a temperature of 1.
-    """
-    soft = (answers / temperature).softmax(1)
-    return functional.cross_entropy(logits / temperature, soft, reduction="none") * temperature**2
 
 
 def keep_freed_memory() -> None:

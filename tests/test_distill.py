@@ -1,0 +1,141 @@
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import faults
+from tinycifar import data, distill, inference, models, optim, recipes, trained, training
+
+LEARNING = recipes.with_settings(
+    recipes.get("nano"), ["teacher=minute", "teacher_views=2", "epochs=4", "batch_size=32", "precision=float32"]
+)
+
+
+def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_softened_answers(
+    tmp_path: Path,
+) -> None:
+    sample, teacher = data.sample().limit(64), trained.load("minute")
+    recipe = recipes.with_settings(LEARNING, ["augmentation=none", "hold_fraction=0", "teacher_temperature=3"])
+    result = training.train(recipe, sample, out=tmp_path / "run", seed=5, teachers=[teacher])
+
+    torch.manual_seed(5)
+    model = models.build("nanonet").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.prepare(sample.train_images)
+    optimizers = optim.build(
+        model,
+        "muon",
+        learning_rate=recipe.max_learning_rate,
+        momentum=recipe.max_momentum,
+        nesterov=True,
+        weight_decay=0,
+        muon_learning_rate=recipe.muon_learning_rate,
+        muon_momentum=recipe.muon_momentum,
+    )
+    soft = torch.nn.functional.softmax(inference.logits(teacher.model, sample.train_images) / 3, 1).clone()
+    schedule, step = training.plan(recipe, 64)[2], 0
+    for epoch in range(4):
+        for rows in torch.randperm(64, generator=data.epoch_generator(5, epoch)).split(32):
+            images = (sample.train_images[rows] / 255).contiguous(memory_format=torch.channels_last)
+            logarithms = torch.nn.functional.log_softmax(model(images) / 3, 1)
+            loss = torch.nn.functional.kl_div(logarithms, soft[rows], reduction="batchmean") * 9
+            optim.set_rates(optimizers, *schedule(step))
+            model.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            step += 1
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(
+            load_file(result.directory / "model.safetensors")[name], tensor, rtol=2e-3, atol=1e-4, msg=name
+        )
+
+
+def test_a_teacher_is_asked_once_for_each_view_about_what_the_student_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, taught = [], []
+    logits, losses = inference.logits, distill.losses
+
+    def ask(model: models.Classifier, images: torch.Tensor, **options: Any) -> torch.Tensor:
+        if model is teacher.model:
+            asked.append(logits(model, images))
+        return logits(model, images, **options)
+
+    def teach(own: torch.Tensor, answers: torch.Tensor, temperature: float) -> torch.Tensor:
+        taught.append(answers)
+        return losses(own, answers, temperature)
+
+    teacher = trained.load("minute")
+    monkeypatch.setattr(inference, "logits", ask)
+    monkeypatch.setattr(distill, "losses", teach)
+    training.train(LEARNING, data.sample(), out=tmp_path / "run", limit=32, teachers=[teacher])
+    assert len(asked) == 2
+    assert not torch.equal(asked[0], asked[1])
+    for number, answers in enumerate(taught):  # one batch an epoch, in an order of its own
+        assert torch.equal(answers.sort(dim=0).values, asked[number % 2].sort(dim=0).values)
+    assert not torch.equal(taught[0], taught[2])
+
+
+def test_a_run_with_a_teacher_is_resumed_to_the_same_bits_also_from_within_an_epoch(tmp_path: Path) -> None:
+    teachers = [trained.load("minute")]
+    whole = tmp_path / "whole"
+    training.train(LEARNING, "sample", out=whole, limit=64, teachers=teachers, checkpoint_seconds=0)
+    expected = faults.fingerprint(whole)
+    assert sorted(path.stem for path in (whole / "checkpoints").glob("*.json")) == ["step-7", "step-8"]
+    for path in (whole / "checkpoints").glob("step-8.*"):
+        path.unlink()
+    training.train(LEARNING, "sample", resume=whole, limit=64, teachers=teachers)
+    assert faults.fingerprint(whole) == expected
+
+
+def test_a_signal_while_the_teacher_answers_stops_the_run_and_it_is_resumed_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, logits, asked = trained.load("minute"), inference.logits, 0
+
+    def answer(model: models.Classifier, images: torch.Tensor, **options: Any) -> torch.Tensor:
+        nonlocal asked
+        asked += model is teacher.model
+        if asked == 3:  # the first batch of the second view
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        return logits(model, images, **options)
+
+    sample = data.sample()
+    many = replace(
+        sample, train_images=sample.train_images.repeat(2, 1, 1, 1), train_labels=sample.train_labels.repeat(2)
+    )
+    training.train(LEARNING, many, out=tmp_path / "whole", teachers=[teacher])
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "logits", answer)
+        stopped = training.train(LEARNING, many, out=tmp_path / "run", teachers=[teacher])
+    assert (stopped.complete, stopped.stopped_by, stopped.record["epochs"]) == (False, signal.SIGTERM, 1)
+    assert asked == 3
+    training.train(LEARNING, many, resume=tmp_path / "run", teachers=[teacher])
+    assert faults.fingerprint(tmp_path / "run") == faults.fingerprint(tmp_path / "whole")
+
+
+def test_a_teacher_that_does_not_belong_to_the_recipe_or_saw_validation_images_is_refused(tmp_path: Path) -> None:
+    minute = trained.load("minute")
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"nano learns from a teacher: train one with `tinycifar train teacher`"):
+        training.train(recipes.get("nano"), data.sample(), out=out)
+    with pytest.raises(ValueError, match="learns from one of recipe teacher, and minute is of recipe minute"):
+        training.train(recipes.get("nano"), data.sample(), out=out, teachers=[minute])
+    with pytest.raises(ValueError, match="minute learns from no teacher"):
+        training.train(recipes.get("minute"), data.sample(), out=out, teachers=[minute])
+    with pytest.raises(ValueError, match="minute knows other classes than those of the data"):
+        training.train(LEARNING, data.sample(), out=out, teachers=[replace(minute, classes=("cat", "dog"))])
+    held_out = recipes.with_settings(LEARNING, ["validation_images=50"])
+    with pytest.raises(ValueError, match="with 0 validation images held out, fewer than the 50 of this run"):
+        training.train(held_out, data.sample(), out=out, teachers=[minute])
+    assert not out.exists()
+    training.train(LEARNING, data.sample(), out=out, limit=32, teachers=[minute], stop_after_epoch=1)
+    with pytest.raises(ValueError, match=r"trained otherwise: teachers is \['[0-9a-f]{64}'\] there, not \['abc'\]"):
+        training.train(LEARNING, data.sample(), resume=out, limit=32, teachers=[replace(minute, sha256="abc")])
