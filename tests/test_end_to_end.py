@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tinycifar import trained
+
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -59,3 +61,23 @@ def test_the_minute_recipe_lands_where_its_ten_recorded_seeds_did(tmp_path: Path
     assert record["train_images"] == 50_000
     assert record["test_accuracy"] == pytest.approx(statistics.mean(recorded), abs=0.02)
     assert record["test_accuracy_tta"] == pytest.approx(record["test_accuracy"], abs=1e-3)  # mirror images are the same
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("name", trained.shipped())
+def test_shipped_weights_have_the_test_accuracy_that_is_told_of_them(name: str, tmp_path: Path) -> None:
+    arguments = ["evaluate", name, "--out", str(tmp_path), "--json"]
+    finished = subprocess.run([sys.executable, "-m", "tinycifar", *arguments], stdout=subprocess.PIPE, check=True)
+    found = json.loads(finished.stdout)
+    assert found["images"] == 10_000
+    # Another processor may round two nearly equal logits the other way: five images.
+    assert found["accuracy"] == pytest.approx(trained.shipped()[name]["test_accuracy"], abs=5e-4)
+
+
+@pytest.mark.end_to_end
+def test_a_student_that_never_sees_a_label_learns_real_classes_from_its_teacher(tmp_path: Path) -> None:
+    settings = ["--set", "teacher=minute", "--teacher", "minute", "--epochs", "2", "--out", str(tmp_path / "run")]
+    finished = subprocess.run(
+        [sys.executable, "-m", "tinycifar", "train", "nano", *settings, "--json"], stdout=subprocess.PIPE, check=True
+    )
+    assert json.loads(finished.stdout)["test_accuracy"] > 0.7
