@@ -26,15 +26,18 @@ PATHS = ("command", "platform", "teachers")  # what says where things lay on the
 def ship(directory: Path, twin: Path) -> dict[str, Any]:
     """Write weights and their JSON; gives the latter. ValueError says why a run is not fit."""
     recipe = run.read_recipe(directory)
-    if recipe != recipes.get(recipe.name):
+    if not recipes.same(recipe, recipes.get(recipe.name)):
         raise ValueError(f"{directory} changed its recipe")
     environment, evaluation = run.read_environment(directory), run.read_evaluation(directory)
     record = run.read_json(ROOT / "results" / recipe.name / "seed-0.json")
     if (environment["seed"], evaluation["accuracy"]) != (0, record["test_accuracy"]):
         raise ValueError(f"{directory} is not seed 0 with the test accuracy of its record, {record['test_accuracy']}")
-    if run.read_recipe(twin) != replace(recipe, validation_images=VALIDATION_IMAGES):
+    if not recipes.same(run.read_recipe(twin), replace(recipe, validation_images=VALIDATION_IMAGES)):
         raise ValueError(f"{twin} is not the same recipe with {VALIDATION_IMAGES} validation images")
     held_out, of_twin = run.read_evaluation(twin), run.read_environment(twin)
+    digests = [[teacher["sha256"] for teacher in of.get("teachers", [])] for of in (environment, of_twin, record)]
+    if not digests[0] == digests[1] == digests[2]:
+        raise ValueError(f"{directory}, its record and {twin} do not have the same teachers")
     images = 50_000 - VALIDATION_IMAGES
     if (of_twin["seed"], of_twin["data"], of_twin["train_images"]) != (0, "cifar10", images):
         raise ValueError(f"{twin} is not of seed 0 on {images} images of CIFAR-10")

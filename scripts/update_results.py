@@ -123,13 +123,13 @@ def frontier() -> str:
             f"Training: {mean_of(runs, 'train_seconds') / 60:.0f} minutes"
         )
         if recipe.teacher:
-            teachers = records(recipe.teacher)[: len(first["teachers"])]
-            minutes = sum(run["train_seconds"] for run in teachers) / 60
-            held_out = percent([run["validation_accuracy"] for run in teachers])
+            teachers = first["teachers"]
+            minutes = sum(teacher["train_seconds"] for teacher in teachers) / 60
+            held_out = percent([teacher["accuracy"] for teacher in teachers])
+            size = f"{sum(p.numel() for p in build(RECIPES[recipe.teacher].model).parameters()):,} parameters"
             text += (
-                f", after {minutes:.0f} minutes for what it learned from: {len(teachers)} models of "
-                f"{teachers[0]['parameters']:,} parameters with {held_out}% "
-                "on held-out training images"
+                f", after {minutes:.0f} minutes for what it learned from: {len(teachers)} models of {size} with "
+                f"{held_out}% on held-out training images"
             )
         lines.append(f"{text}. Measured on: {place(first)}.")
     return "\n".join(lines)
@@ -144,8 +144,10 @@ def leaderboard() -> str:
     ]
     entries = [
         (bench_train(name), runs)
-        for name in RECIPES
-        if len(runs := records(name)) >= 10
+        for name, recipe in RECIPES.items()
+        if not recipe.teacher
+        and not recipe.validation_images
+        and len(runs := records(name)) >= 10
         and mean_interval([run["test_accuracy"] for run in runs])[0] > 0.85
         and (RESULTS / name / "bench-train.json").exists()
     ]
@@ -265,14 +267,14 @@ def published() -> list[dict[str, str]]:
 
 def sources() -> str:
     """The published models of the picture, with where their figures come from."""
-    lines = ["| published model | parameters | MACs | test % | how | source |", "|---|---|---|---|---|---|"]
+    lines = ["| published model | parameters | MACs | test % | note | source |", "|---|---|---|---|---|---|"]
     for row in sorted(published(), key=lambda row: -float(row["test_accuracy"])):
         macs = f"{float(row['macs']) / 1e6:.1f}M" if row["macs"] else "not given"
         where = row["source"]
         where = f"[{where.split('/')[3]}]({where})" if where.startswith("https://github.com/") else where
         lines.append(
             f"| {row['name']} | {int(row['parameters']):,} | {macs} | {100 * float(row['test_accuracy']):.2f} "
-            f"| {row['how']} | {where} |"
+            f"| {row['note']} | {where} |"
         )
     return "\n".join(lines)
 
@@ -283,6 +285,7 @@ def pareto() -> tuple[Figure, str]:
     And a digest of all that is drawn.
     """
     best: dict[str, tuple[str, int, int, float]] = {}  # of each model
+    shared: list[tuple[int, int, float]] = []
     for name, recipe in RECIPES.items():
         if (runs := records(name)) and runs[0]["test_accuracy"] is not None:
             accuracy = 100 * statistics.mean(run["test_accuracy"] for run in runs)
@@ -290,6 +293,9 @@ def pareto() -> tuple[Figure, str]:
             if recipe.model not in best or accuracy > best[recipe.model][3]:
                 best[recipe.model] = (label, runs[0]["parameters"], runs[0]["macs"], accuracy)
     ours = list(best.values())
+    for model, (_, parameters, _, accuracy) in best.items():
+        if (plain := written_out(build(model))) > parameters:
+            shared.append((parameters, plain, accuracy))
     theirs = [
         (row["name"], int(row["parameters"]), int(row["macs"] or 0), 100 * float(row["test_accuracy"]))
         for row in published()
@@ -315,6 +321,9 @@ def pareto() -> tuple[Figure, str]:
                     name, (size, accuracy), xytext=(5, lower), textcoords="offset points", fontsize=8, color=colour
                 )
         if column == 0:
+            for parameters, plain, accuracy in shared:
+                axes.plot([parameters, plain], [accuracy] * 2, BLUE, marker="|", alpha=0.5, linewidth=1)
+            axes.lines[-1].set_label("ours, to the size with mirrored filters written out")
             axes.axvline(200_000, color="grey", linewidth=1, linestyle=":", label="200,000 parameters")
         axes.set_xscale("log")
         axes.set_xlim(ticks[0], 1.6 * ticks[-1])
@@ -324,8 +333,8 @@ def pareto() -> tuple[Figure, str]:
         axes.set_xlabel(f"{what} (logarithmic)")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy (%)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure, hashlib.sha256(json.dumps([title, ours, theirs]).encode()).hexdigest()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure, hashlib.sha256(json.dumps([title, ours, shared, theirs]).encode()).hexdigest()
 
 
 def drawn_from(path: Path) -> str | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tinycifar import augment
 from tinycifar.augment import AUGMENTATIONS, Augmentation, Parameters, Translation, affine, build, fill_holes, flip
 
-TENSOR_NAMES = ["none", "translate", "reference", "reference-as-run"]
+TENSOR_NAMES = [name for name in AUGMENTATIONS if not name.startswith("albumentations")]
 ON_ALBUMENTATIONS = {"reference": "albumentations", "reference-as-run": "albumentations-as-run"}
 DRAWS = 20_000
 KEPT = 3_000  # of them, the images looked at

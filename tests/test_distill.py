@@ -20,9 +20,11 @@ LEARNING = recipes.with_settings(
 def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_softened_answers(
     tmp_path: Path,
 ) -> None:
-    sample, teacher = data.sample().limit(64), trained.load("minute")
+    sample, teachers = data.sample().limit(64), [trained.load("minute"), trained.load("minute")]
+    with torch.no_grad():
+        teachers[1].model[-1].weight.mul_(-0.5)  # type: ignore[operator]
     recipe = recipes.with_settings(LEARNING, ["augmentation=none", "hold_fraction=0", "teacher_temperature=3"])
-    result = training.train(recipe, sample, out=tmp_path / "run", seed=5, teachers=[teacher])
+    result = training.train(recipe, sample, out=tmp_path / "run", seed=5, teachers=teachers)
 
     torch.manual_seed(5)
     model = models.build("nanonet").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -37,12 +39,16 @@ def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_
         muon_learning_rate=recipe.muon_learning_rate,
         muon_momentum=recipe.muon_momentum,
     )
-    soft = torch.nn.functional.softmax(inference.logits(teacher.model, sample.train_images) / 3, 1).clone()
+    both = [inference.logits(teacher.model, sample.train_images) for teacher in teachers]
+    soft = torch.nn.functional.softmax((both[0] + both[1]) / 2 / 3, 1).clone()
     schedule, step = training.plan(recipe, 64)[2], 0
     for epoch in range(4):
+        label_loss = 0.0
         for rows in torch.randperm(64, generator=data.epoch_generator(5, epoch)).split(32):
             images = (sample.train_images[rows] / 255).contiguous(memory_format=torch.channels_last)
-            logarithms = torch.nn.functional.log_softmax(model(images) / 3, 1)
+            logits = model(images)
+            label_loss += torch.nn.functional.cross_entropy(logits, sample.train_labels[rows]).item() / 2
+            logarithms = torch.nn.functional.log_softmax(logits / 3, 1)
             loss = torch.nn.functional.kl_div(logarithms, soft[rows], reduction="batchmean") * 9
             optim.set_rates(optimizers, *schedule(step))
             model.zero_grad()
@@ -50,6 +56,7 @@ def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_
             for optimizer in optimizers:
                 optimizer.step()
             step += 1
+        assert result.record["history"][epoch]["train_loss"] == pytest.approx(label_loss, rel=1e-2)
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(
             load_file(result.directory / "model.safetensors")[name], tensor, rtol=2e-3, atol=1e-4, msg=name
@@ -94,15 +101,16 @@ def test_a_run_with_a_teacher_is_resumed_to_the_same_bits_also_from_within_an_ep
     assert faults.fingerprint(whole) == expected
 
 
+@pytest.mark.parametrize("view", [1, 2])
 def test_a_signal_while_the_teacher_answers_stops_the_run_and_it_is_resumed_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: int
 ) -> None:
     teacher, logits, asked = trained.load("minute"), inference.logits, 0
 
     def answer(model: models.Classifier, images: torch.Tensor, **options: Any) -> torch.Tensor:
         nonlocal asked
         asked += model is teacher.model
-        if asked == 3:  # the first batch of the second view
+        if asked == 2 * view - 1:  # the first of the view's two batches
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
         return logits(model, images, **options)
@@ -115,8 +123,8 @@ def test_a_signal_while_the_teacher_answers_stops_the_run_and_it_is_resumed_to_t
     with monkeypatch.context() as patch:
         patch.setattr(inference, "logits", answer)
         stopped = training.train(LEARNING, many, out=tmp_path / "run", teachers=[teacher])
-    assert (stopped.complete, stopped.stopped_by, stopped.record["epochs"]) == (False, signal.SIGTERM, 1)
-    assert asked == 3
+    assert (stopped.complete, stopped.stopped_by, stopped.record["epochs"]) == (False, signal.SIGTERM, view - 1)
+    assert asked == 2 * view - 1
     training.train(LEARNING, many, resume=tmp_path / "run", teachers=[teacher])
     assert faults.fingerprint(tmp_path / "run") == faults.fingerprint(tmp_path / "whole")
 
@@ -133,6 +141,9 @@ def test_a_teacher_that_does_not_belong_to_the_recipe_or_saw_validation_images_i
     with pytest.raises(ValueError, match="minute knows other classes than those of the data"):
         training.train(LEARNING, data.sample(), out=out, teachers=[replace(minute, classes=("cat", "dog"))])
     held_out = recipes.with_settings(LEARNING, ["validation_images=50"])
+    with pytest.raises(ValueError, match="was trained on cifar10 and may have seen what is held out"):
+        training.train(held_out, data.sample(), out=out, teachers=[minute])
+    minute = replace(minute, data="sample")
     with pytest.raises(ValueError, match="with 0 validation images held out, fewer than the 50 of this run"):
         training.train(held_out, data.sample(), out=out, teachers=[minute])
     assert not out.exists()

@@ -111,6 +111,14 @@ def test_a_run_that_ended_early_does_not_pass_as_whole(tmp_path: Path) -> None:
     assert "one run of 1 of 2 epochs, <strong>stopped early</strong>" in page
 
 
+def test_runs_of_before_there_were_teachers_are_reported(finished: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(finished, tmp_path / "old")
+    environment = run.read_environment(old)
+    del environment["teachers"]
+    run.write_json(old / "environment.json", environment)
+    assert "How it was obtained" in report.write(old).read_text()
+
+
 def test_a_report_begins_no_download(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     model = trained.load(finished)

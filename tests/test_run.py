@@ -111,8 +111,8 @@ def test_a_nearly_full_disk_is_refused_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
-    with pytest.raises(OSError, match=r"a run needs 20 MB of disk, 1\.0 MB are free"):
-        run.create(tmp_path / "run", "reference-30")
+    with pytest.raises(OSError, match=r"a run needs 18 MB of disk, 1\.0 MB are free"):
+        run.create(tmp_path / "run", "reference-30", 100_000)
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,8 @@ def bench_train(
     console = console or Console(quiet=True)
     keep_freed_memory()
     recipe, reference = recipes.get(recipe_name), recipes.get(reference_name)
+    if recipe.teacher or recipe.validation_images:
+        raise ValueError(f"{recipe_name} has a teacher or validation images: the benchmark is of time to test accuracy")
     cpu = torch.device("cpu")
     precision = run.select_precision(recipe.precision, cpu)
     own_precision = run.select_precision(reference.precision, cpu)

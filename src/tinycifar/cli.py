@@ -25,6 +25,7 @@ from tinycifar import (
     cifar10,
     compare,
     data,
+    distill,
     explain,
     inference,
     pictures,
@@ -80,7 +81,7 @@ def cli() -> None:
     "--teacher",
     "teacher_name",
     metavar="MODEL",
-    help="What the recipe learns from, if it has a teacher: a run, or a directory of several seeds.",
+    help="What a recipe with a teacher learns from: a model, or a directory of several seeds.",
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
@@ -130,10 +131,13 @@ def train(
     limit = before.get("limit") if limit is None else limit
     if threads is None and resume is not None and before["threads"] <= (os.cpu_count() or 1):
         threads = before["threads"]  # another number would give other bits
-    if teacher_name is None:
-        teachers = [trained.load(of["source"], device) for of in before.get("teachers") or []]
+    if teacher_name is not None:
+        teachers = distill.load(teacher_name, device)
     else:
-        teachers = trained.load_seeds(teacher_name, device)
+        try:
+            teachers = [trained.load(of["source"], device) for of in before.get("teachers") or []]
+        except ValueError as error:
+            raise ValueError(f"{error}. {resume} learned from it; say where it is now with --teacher") from None
     all_seeds = range(first_seed, first_seed + (seeds or 1))
     if record:
         if recipe != recipes.RECIPES.get(recipe.name) or limit or stop_after_epoch or source not in (None, "cifar10"):
@@ -141,9 +145,8 @@ def train(
                 "--record is for whole, unchanged recipes on the cached data: "
                 "leave out --epochs, --set, --limit, --stop-after-epoch and --data"
             )
-        for of in teachers:
-            if run.read_recipe(Path(of.source).parent) != recipes.get(recipe.teacher):
-                raise ValueError(f"--record needs a teacher of an unchanged recipe, which {of.source} is not")
+        distill.check(recipe, teachers)
+        distill.check_record(recipe, teachers)
         place = run.select_device(device)
         if resume is not None and str(before.get("git_revision")).endswith(("None", "-dirty")):
             raise ValueError(f"--record needs a run that was begun from committed source, which {resume} was not")
@@ -439,11 +442,11 @@ def summary_command(model_name: str, plot: Path | None, as_json: bool) -> None:
 @json_option
 def models_command(max_parameters: int | None, max_macs: int | None, as_json: bool) -> None:
     """List the models that are shipped with their weights, and those that can be trained, the most accurate first."""
-    shipped, architectures = trained.shipped(), trained.architectures()
-    for found in (shipped, architectures):
-        for name, of in list(found.items()):
-            if of["parameters"] > (max_parameters or math.inf) or of["macs"] > (max_macs or math.inf):
-                del found[name]
+    most = {"parameters": max_parameters or math.inf, "macs": max_macs or math.inf}
+    shipped, architectures = (
+        {name: of for name, of in found.items() if all(of[size] <= limit for size, limit in most.items())}
+        for found in (trained.shipped(), trained.architectures())
+    )
     if as_json:
         _print_json({"shipped": shipped, "architectures": architectures})
         return

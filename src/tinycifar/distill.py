@@ -1,21 +1,52 @@
-"""Distillation: a model learns from the answers of teachers (Hinton et al. 2015, arXiv:1503.02531)."""
+"""Distillation: a model learns from the logits of teachers (Hinton et al. 2015, arXiv:1503.02531)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tinycifar import inference, recipes, run
+from tinycifar import inference, recipes, run, trained
 from tinycifar.augment import Augmentation, Parameters
+from tinycifar.data import Dataset
 from tinycifar.recipes import Recipe
 from tinycifar.trained import Trained
 
 
-def check(recipe: Recipe, teachers: Sequence[Trained], classes: Sequence[str]) -> None:
-    """Raise ValueError unless these are what the recipe asks for, know its classes and saw no validation images."""
+def load(source: str | Path, device: str = "auto") -> list[Trained]:
+    """Load what `trained.load` takes, or all runs of a directory that `tinycifar train --seeds` filled.
+
+    Raises ValueError as `trained.load` does, and for a run that was interrupted.
+    """
+    runs: list[Path] = [] if source in trained.shipped() else run.seeds(Path(source)) or [Path(source)]
+    for directory in runs:
+        if directory.is_dir() and not (directory / "evaluation.json").exists():
+            raise ValueError(
+                f"{directory} was not trained to its end: `tinycifar train --resume {directory}` does that"
+            )
+    return [trained.load(of, device) for of in runs] or [trained.load(source, device)]
+
+
+def about(teacher: Trained) -> dict[str, Any]:
+    """What is known of a teacher: recipe, source and digest; of a run also how it was trained, and its accuracy."""
+    known: dict[str, Any] = {name: getattr(teacher, name) for name in ("recipe", "source", "sha256")}
+    directory = Path(teacher.source).parent
+    if Path(teacher.source).name == "model.safetensors" and (directory / "environment.json").exists():
+        environment, history = run.read_environment(directory), run.read_metrics(directory)
+        evaluation = run.read_evaluation(directory)
+        known |= {name: environment.get(name) for name in ("seed", "data", "limit", "git_revision")}
+        known |= {name: evaluation[name] for name in ("split", "accuracy")}
+        known |= {"epochs": len(history), "train_seconds": math.fsum(entry["train_seconds"] for entry in history)}
+    return known
+
+
+def check(recipe: Recipe, teachers: Sequence[Trained]) -> None:
+    """Raise ValueError unless these are the teachers that the recipe asks for."""
     if recipe.teacher and not teachers:
         recipes.get(recipe.teacher)
         raise ValueError(
@@ -26,8 +57,19 @@ def check(recipe: Recipe, teachers: Sequence[Trained], classes: Sequence[str]) -
         if teacher.recipe != recipe.teacher:
             wanted = f"one of recipe {recipe.teacher}" if recipe.teacher else "no teacher"
             raise ValueError(f"{recipe.name} learns from {wanted}, and {teacher.name} is of recipe {teacher.recipe}")
-        if tuple(teacher.classes) != tuple(classes):
+
+
+def check_data(recipe: Recipe, teachers: Sequence[Trained], dataset: Dataset) -> None:
+    """Raise ValueError unless the teachers know the classes and have not seen the validation images."""
+    for teacher in teachers:
+        if teacher.classes != dataset.classes:
             raise ValueError(f"the teacher {teacher.name} knows other classes than those of the data")
+        if not recipe.validation_images:
+            continue
+        if (teacher.data == "sample") != (dataset.name == "sample"):
+            raise ValueError(
+                f"the teacher {teacher.name} was trained on {teacher.data} and may have seen what is held out"
+            )
         if teacher.validation_images < recipe.validation_images:
             raise ValueError(
                 f"the teacher {teacher.name} was trained with {teacher.validation_images} validation images held out, "
@@ -35,8 +77,26 @@ def check(recipe: Recipe, teachers: Sequence[Trained], classes: Sequence[str]) -
             )
 
 
+def check_record(recipe: Recipe, teachers: Sequence[Trained]) -> None:
+    """Raise ValueError unless the teachers are whole runs of an unchanged recipe, from committed source."""
+    for teacher in teachers:
+        known, directory = about(teacher), Path(teacher.source).parent
+        revision = str(known.get("git_revision"))
+        if not (
+            "epochs" in known
+            and recipes.same(run.read_recipe(directory), recipes.get(recipe.teacher))
+            and known["epochs"] == recipes.get(recipe.teacher).epochs
+            and (known["data"], known["limit"]) == ("cifar10", None)
+            and not revision.endswith(("None", "-dirty"))
+        ):
+            raise ValueError(
+                f"--record needs teachers that are whole runs of the unchanged recipe {recipe.teacher} on all of "
+                f"CIFAR-10, from committed source; {teacher.name} is none"
+            )
+
+
 @torch.no_grad()
-def answers(
+def teacher_logits(
     teachers: Sequence[Trained],
     images: Tensor,
     augmentation: Augmentation,
@@ -46,7 +106,7 @@ def answers(
 ) -> Tensor | None:
     """The mean of the teachers' logits (N, num_classes) for images (N, 3, H, W), uint8, augmented by `parameters`.
 
-    Batches are always the same ones, so that the answers have the same bits after a resume. None if a signal came.
+    Batches are always the same ones, so that the logits have the same bits after a resume. None if a signal came.
     """
     parts = []
     for rows in torch.split(torch.arange(len(images)), 500):
@@ -59,10 +119,10 @@ def answers(
     return torch.cat(parts).to(images.device)
 
 
-def losses(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Cross-entropies (N,) of logits (N, C) and a teacher's, `taught` (N, C), both divided by the temperature.
+def losses(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Cross-entropies (N,) of logits (N, C) and a teacher's, `targets` (N, C), both divided by the temperature.
 
     They are multiplied by its square, so that gradients are as large as at a temperature of 1.
     """
-    soft = (taught / temperature).softmax(1)
+    soft = (targets / temperature).softmax(1)
     return functional.cross_entropy(logits / temperature, soft, reduction="none") * temperature**2

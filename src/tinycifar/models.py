@@ -328,7 +328,7 @@ class NanoNet(MirroredNet):
 
 
 class TeacherNet(MirroredNet):
-    """What `nano` and `accurate` learn from; above 200,000 parameters, so that it is shipped nowhere."""
+    """What `nano` learns from; it has more than 200,000 parameters and is not shipped."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__(

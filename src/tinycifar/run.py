@@ -31,20 +31,22 @@ from tinycifar.recipes import Recipe
 if sys.platform == "darwin":
     import fcntl
 
-RUN_BYTES = 60_000_000  # weights twice, while they are replaced, three checkpoints, a report; most for a teacher
+RUN_BYTES = 15_000_000  # logits, a report, and to spare
+BYTES_A_PARAMETER = 4 * 2 + 8 * 3  # weights twice, while they are replaced; three checkpoints with momentum
 
 
-def create(out: Path | None, recipe_name: str) -> Path:
-    """Make and return the run directory: `out`, or a new dated one under `runs/RECIPE/`.
+def create(out: Path | None, recipe_name: str, parameters: int) -> Path:
+    """Make and return the run directory of a model of that size: `out`, or a new dated one under `runs/RECIPE/`.
 
     Raises ValueError if `out` is in use, OSError if it cannot be made or the disk is nearly full.
     """
     out = place(out, recipe_name)
     out.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out).free
-    if free < RUN_BYTES:
+    needed = RUN_BYTES + BYTES_A_PARAMETER * parameters
+    if free < needed:
         raise OSError(
-            errno.ENOSPC, f"a run needs {RUN_BYTES / 1e6:.0f} MB of disk, {free / 1e6:.1f} MB are free", str(out)
+            errno.ENOSPC, f"a run needs {needed / 1e6:.0f} MB of disk, {free / 1e6:.1f} MB are free", str(out)
         )
     return out
 

@@ -64,7 +64,7 @@ def models(shipped: dict[str, dict[str, Any]], architectures: dict[str, dict[str
                 f"{of['parameters']:,}",
                 f"{of['written_out']:,}",
                 f"{of['macs']:,}",
-                f"{of['test_accuracy']:.2%}" if of["test_accuracy"] else "not measured",
+                f"{of['test_accuracy']:.2%}" if of["test_accuracy"] else "no test figure",
                 ", ".join(of["recipes"]),
             ]
             for name, of in architectures.items()

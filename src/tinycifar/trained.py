@@ -17,7 +17,7 @@ from tinycifar.models import Classifier
 from tinycifar.summary import summarize
 
 WEIGHTS = Path(__file__).parent / "weights"
-# Models here are below 200,000 parameters; what is larger is not ours, and is not read.
+# The largest model, a teacher, has 5 MB of weights; what is much larger is not ours, and is not read.
 MOST_BYTES = 50_000_000
 MOST_HEADER_BYTES = 1_000_000
 MOST_CLASSES = 1_000
@@ -52,10 +52,10 @@ def shipped() -> dict[str, dict[str, Any]]:
 
 
 def architectures() -> dict[str, dict[str, Any]]:
-    """What can be trained: each model's parameters, MACs and recipes, that of the most accurate recipe first.
+    """What can be trained, the most accurate first: the parameters, MACs and recipes of each model.
 
-    `written_out` is the number of parameters if none were shared (models.written_out), `test_accuracy` the best of what
-    the recipes gave, the means of their records; None where none was measured.
+    `written_out` is the number of parameters if none were shared (models.written_out), `test_accuracy` the best of its
+    recipes' means; None where none was measured on test images.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in models.MODELS:
@@ -97,12 +97,6 @@ def load(source: str | Path, device: str = "auto") -> Trained:
         raise ValueError(f"{path} {what}; name a run directory, a .safetensors file{shipped_names}")
     name = file.parent.resolve().name if file.stem == "model" else file.stem
     return _read(file, name, str(file.resolve()), device)
-
-
-def load_seeds(source: str | Path, device: str = "auto") -> list[Trained]:
-    """Load what `load` takes, or all runs of a directory that `tinycifar train --seeds` filled; ValueError as there."""
-    several = [] if source in shipped() else run.seeds(Path(source))
-    return [load(of, device) for of in several] or [load(source, device)]
 
 
 def _digest(file: Path) -> str:

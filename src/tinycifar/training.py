@@ -81,6 +81,7 @@ def train(
     display = display or Progress(console=Console(quiet=True), disable=True)
     console = display.console
     place = run.select_device(device)
+    distill.check(recipe, teachers)
     if resume is None:
         run.check_unused(out)
     augmentation = augment.build(recipe.augmentation)
@@ -88,7 +89,7 @@ def train(
     dataset = (source if isinstance(source, Dataset) else data.load(source)).split(recipe.validation_images)
     if limit is not None:
         dataset = dataset.limit(limit)
-    distill.check(recipe, teachers, dataset.classes)
+    distill.check_data(recipe, teachers, dataset)
     keep_freed_memory()
 
     torch.manual_seed(seed)  # initial weights and dropout draw from torch's own generator
@@ -113,12 +114,11 @@ def train(
     trained_on = {"data": dataset.name if named else str(Path(str(source)).absolute()), "limit": limit}
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
     environment = run.environment(place) | {"precision": precision, "seed": seed} | trained_on
-    learned_from = [{name: getattr(of, name) for name in ("recipe", "source", "sha256")} for of in teachers]
-    environment |= {"train_images": len(images), "teachers": learned_from, "resumes": []}
+    environment |= {"train_images": len(images), "teachers": list(map(distill.about, teachers)), "resumes": []}
     epochs = stop_after_epoch or recipe.epochs
     images_by_epoch, steps_by_epoch, schedule = plan(recipe, len(images))
     state = State.at_start(len(images), place)
-    directory = run.create(out, recipe.name) if resume is None else resume
+    directory = run.create(out, recipe.name, size.parameters) if resume is None else resume
 
     with run.only_one(directory), run.StopSignal() as stop:
         if resume is not None:
@@ -165,7 +165,7 @@ def train(
                 checkpoint.save(directory, model, optimizers, state, place)
                 save()
 
-        answers: dict[int, Tensor] = {}  # the teachers' to each view; after a resume they are asked for again
+        taught: dict[int, Tensor] = {}  # the teachers' logits for each view; after a resume they are computed again
         whole_task = display.add_task("Whole run", total=sum(steps_by_epoch[:epochs]), completed=state.step)
         epoch_task = display.add_task("Epoch", total=steps_by_epoch[0])
         saved_at = time.monotonic()
@@ -178,13 +178,14 @@ def train(
                 view = epoch % recipe.teacher_views
                 generator = epoch_generator(seed, recipe.epochs + view)  # what no epoch's order comes from
             parameters = augmentation.draw(len(images), generator)
-            if teachers and view not in answers:
-                given = distill.answers(teachers, images, augmentation, parameters, precision, stop)
-                if given is None:
+            if teachers and view not in taught:
+                display.update(epoch_task, description=f"Teacher, view {view + 1}/{recipe.teacher_views}")
+                targets_of_view = distill.teacher_logits(teachers, images, augmentation, parameters, precision, stop)
+                if targets_of_view is None:
                     state.epoch_seconds = time.perf_counter() - epoch_start
                     save_all()
                     break
-                answers[view] = given
+                taught[view] = targets_of_view
             if epoch > 0 and recipe.skip_easiest:
                 order = data.hardest(order, state.losses_before.cpu(), images_by_epoch[epoch])
             display.reset(
@@ -203,7 +204,7 @@ def train(
                 with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
                     logits = model(inputs)
                 if teachers:
-                    losses = distill.losses(logits.float(), answers[view][rows], recipe.teacher_temperature)
+                    losses = distill.losses(logits.float(), taught[view][rows], recipe.teacher_temperature)
                 else:
                     losses = functional.cross_entropy(
                         logits.float(), targets, label_smoothing=recipe.label_smoothing, reduction="none"
@@ -228,6 +229,8 @@ def train(
                 state.batch += 1
                 state.images_seen += len(rows)
                 state.last_losses[rows] = losses.detach()
+                if teachers:  # what is told is of the labels, so that it can be held against the held-out images
+                    losses = functional.cross_entropy(logits.detach().float(), targets, reduction="none")
                 state.epoch_loss += losses.detach().sum()
                 state.epoch_correct += (logits.detach().argmax(1) == targets).sum()
                 display.advance(epoch_task)
@@ -295,7 +298,7 @@ def train(
         "wall_seconds": time.perf_counter() - wall_start,
         "images_per_second": state.images_seen / train_seconds if state.images_seen else None,
         **{name: environment[name] for name in ("device", "threads", "precision", "torch_version")},
-        "teachers": [{name: of[name] for name in ("recipe", "sha256")} for of in learned_from],
+        "teachers": [{name: of[name] for name in of if name != "source"} for of in environment["teachers"]],
         **{name: environment[name] for name in ("git_revision", "date", "resumes")},
         "history": history,
     }
