@@ -30,10 +30,11 @@ from tinycifar import augment, checkpoint, recipes, run, training
 from tinycifar.checkpoint import Checkpoint, State
 from tinycifar.recipes import Recipe
 
-# Both optimizers; dropout, which draws from torch's generator, and images left out by their losses.
+# Both optimizers; dropout, which draws from torch's generator, images left out by their losses, and a teacher.
 RECIPES = {
     "minute": ["epochs=12", "batch_size=32", "precision=float32"],
     "reference-30": ["epochs=6", "batch_size=40"],
+    "nano": ["teacher=minute", "teacher_views=2", "epochs=6", "batch_size=40", "precision=float32"],
 }
 DIE_INSIDE = """
 import os, signal, sys
@@ -101,7 +102,8 @@ def without_seconds(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def train_words(name: str, out: Path) -> list[str]:
     """The command line of a short training."""
     settings = [word for setting in RECIPES[name] for word in ("--set", setting)]
-    return ["train", name, "--data", "sample", "--out", str(out), "--checkpoint-seconds", "0.3", *settings]
+    teacher = ["--teacher", "minute"] if recipe_of(name).teacher else []
+    return ["train", name, "--data", "sample", "--out", str(out), "--checkpoint-seconds", "0.3", *settings, *teacher]
 
 
 def tinycifar(*words: str) -> list[str]:
@@ -286,14 +288,14 @@ def main(arguments: list[str] | None = None) -> int:
             return bool(differing)
 
         for number in range(asked.kills):
-            recipe, directory = list(RECIPES)[number % 2], folder / f"kill-{number}"
+            recipe, directory = list(RECIPES)[number % len(RECIPES)], folder / f"kill-{number}"
             if number % 3 == 0:
                 how = kill_inside_a_save(directory, recipe, chance)
             else:
                 how = kill_at_a_moment(directory, recipe, chance, seconds[recipe])
             failures += compare(f"kill {number + 1}/{asked.kills}", recipe, directory, how)
         for number in range(asked.signals):
-            recipe, directory = list(RECIPES)[number % 2], folder / f"signal-{number}"
+            recipe, directory = list(RECIPES)[number % len(RECIPES)], folder / f"signal-{number}"
             sent = (signal.SIGINT, signal.SIGTERM)[number // 2 % 2]
             how = stop_by_signal(directory, recipe, chance, sent, seconds[recipe])
             failures += compare(f"signal {number + 1}/{asked.signals}", recipe, directory, how)

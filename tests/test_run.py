@@ -13,7 +13,7 @@ from tinycifar import models, recipes, run
 
 
 def test_a_run_without_a_name_gets_a_new_folder_every_time() -> None:
-    first, second = run.create(None, "reference-30"), run.create(None, "reference-30")
+    first, second = run.create(None, "reference-30", 0), run.create(None, "reference-30", 0)
     assert first != second
     assert first.is_dir()
     assert first.parent == second.parent == Path("runs/reference-30")
@@ -25,10 +25,10 @@ def test_a_folder_in_use_or_a_file_is_refused_and_left_alone(tmp_path: Path) -> 
     (tmp_path / "file").write_text("mine")
     for name in ("used", "file"):
         with pytest.raises(ValueError, match="is in use; name a new or an empty one with --out"):
-            run.create(tmp_path / name, "reference-30")
+            run.create(tmp_path / name, "reference-30", 0)
     assert (tmp_path / "used" / "notes.txt").read_text() == "mine"
-    assert run.create(tmp_path / "empty", "reference-30").is_dir()
-    assert run.create(tmp_path / "empty", "reference-30").is_dir()
+    assert run.create(tmp_path / "empty", "reference-30", 0).is_dir()
+    assert run.create(tmp_path / "empty", "reference-30", 0).is_dir()
 
 
 def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(
