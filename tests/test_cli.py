@@ -394,8 +394,8 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
     """Commands that must be refused, and what the message must say."""
     sample: list[str | Path] = ["train", "reference-30", "--data", "sample"]
     return [
-        (["train", "resnet"], "unknown recipe 'resnet'; allowed are: minute, reference-30"),
-        (["summary", "resnet"], "resnet does not exist; name an architecture (c1c2c3c4o, whitenet)"),
+        (["train", "resnet"], "unknown recipe 'resnet'; allowed are: minute, nano"),
+        (["summary", "resnet"], "resnet does not exist; name an architecture (c1c2c3c4o, whitenet, nanonet"),
         (["bench", "step", "resnet"], "unknown model 'resnet'"),
         (["bench", "train", "resnet"], "unknown recipe 'resnet'"),
         (["bench", "train", "--steps", "1"], "1 is not in the range"),

@@ -179,6 +179,14 @@ class Stopped(Exception):  # noqa: N818  (no error)
         self.signal = signal
 
 
+def timed_recipe(name: str) -> recipes.Recipe:
+    """The recipe of that name; ValueError unless one run of it goes from the labels to test accuracy."""
+    recipe = recipes.get(name)
+    if recipe.teacher or recipe.validation_images:
+        raise ValueError(f"{name} has a teacher or validation images: the benchmark is of time to test accuracy")
+    return recipe
+
+
 def bench_train(
     dataset: Dataset,
     *,
@@ -200,9 +208,7 @@ def bench_train(
     wall_start = time.perf_counter()
     console = console or Console(quiet=True)
     keep_freed_memory()
-    recipe, reference = recipes.get(recipe_name), recipes.get(reference_name)
-    if recipe.teacher or recipe.validation_images:
-        raise ValueError(f"{recipe_name} has a teacher or validation images: the benchmark is of time to test accuracy")
+    recipe, reference = timed_recipe(recipe_name), recipes.get(reference_name)
     cpu = torch.device("cpu")
     precision = run.select_precision(recipe.precision, cpu)
     own_precision = run.select_precision(reference.precision, cpu)

@@ -552,7 +552,7 @@ def step(model_name: str, threads: int | None, as_json: bool) -> None:
 @json_option
 def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: int | None, as_json: bool) -> None:
     """Train RECIPE in full, time the reference's steps in turn with it, and tell how many times faster it is."""
-    recipes.get(recipe_name)
+    bench.timed_recipe(recipe_name)
     _set_threads(threads)
     path = run.record_path(recipe_name, "bench-train", torch.device("cpu")) if record else None
     console = _console(as_json)
