@@ -1,10 +1,13 @@
 """What several test files share."""
 
 import os
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from tinycifar import cifar10
 
@@ -13,6 +16,32 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 # A shell that runs the tests in the background has Ctrl-C ignored, here and in every process started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped `minute` as `minute.onnx`, `minute-int8.onnx` and `c/minute.c`, made once."""
+    from tinycifar import c_source, export, trained
+
+    folder = tmp_path_factory.mktemp("exports")
+    model = trained.load("minute", "cpu")
+    export.to_onnx(model, folder / "minute.onnx")
+    export.to_int8(model, folder / "minute-int8.onnx")
+    c_source.write(c_source.read(folder / "minute-int8.onnx"), folder / "c", "minute")
+    return folder
+
+
+@pytest.fixture
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium, headless; the test is skipped where there is none, unless REQUIRE_CHROMIUM is set."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        assert "REQUIRE_CHROMIUM" not in os.environ, "Chromium is not installed"
+        pytest.skip("Chromium is not installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,3 @@
-import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -6,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 
 from tinycifar import cifar10, data, inference, recipes, report, run, trained, training
 
@@ -156,27 +155,20 @@ def test_logits_of_other_images_and_a_folder_of_seeds_are_refused(finished: Path
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_in_a_browser_the_page_opens_from_disk_without_error_or_overflow(
-    finished: Path, width: int, scheme: str
+    finished: Path, chromium: Browser, width: int, scheme: str
 ) -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        assert "REQUIRE_CHROMIUM" not in os.environ, "Chromium is not installed"
-        pytest.skip("Chromium is not installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
-        said: list[str] = []
-        asked: list[str] = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((finished / "report.html").as_uri())
-        assert said == []
-        assert [url for url in asked if not url.startswith("data:")] == [(finished / "report.html").as_uri()]
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        broken = "[...document.images].filter(image => !image.complete || !image.naturalWidth).length"
-        assert (page.evaluate("document.images.length") > 20, page.evaluate(broken)) == (True, 0)
-        assert page.locator("figure svg").count() == 6
-        dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
-        assert dark == (scheme == "dark")
-        browser.close()
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((finished / "report.html").as_uri())
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [(finished / "report.html").as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    broken = "[...document.images].filter(image => !image.complete || !image.naturalWidth).length"
+    assert (page.evaluate("document.images.length") > 20, page.evaluate(broken)) == (True, 0)
+    assert page.locator("figure svg").count() == 6
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
+    assert dark == (scheme == "dark")

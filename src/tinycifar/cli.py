@@ -21,12 +21,15 @@ from rich.progress import Progress
 from tinycifar import (
     __version__,
     bench,
+    bench_infer,
+    c_source,
     checkpoint,
     cifar10,
     compare,
     data,
     distill,
     explain,
+    export,
     inference,
     pictures,
     plots,
@@ -37,6 +40,7 @@ from tinycifar import (
     text,
     trained,
     training,
+    web,
 )
 from tinycifar.models import MODELS, build
 
@@ -398,6 +402,39 @@ def explain_command(
     return 1 if unreadable else 0
 
 
+@cli.command("export")
+@click.argument("model_name", metavar="MODEL")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["onnx", "onnx-int8", "c", "web"]),
+    default="onnx",
+    show_default=True,
+    help="One ONNX file, one whose convolutions are of 8 bits, C99 source, or a folder with a page.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File for onnx, folder for c and web (default: exports/MODEL.onnx, MODEL-int8.onnx, MODEL-c, MODEL-web).",
+)
+@json_option
+def export_command(model_name: str, kind: str, out: Path | None, as_json: bool) -> None:
+    """Write MODEL, a run, a weights file or a shipped model, as what runs without PyTorch, and check that it does."""
+    model = trained.load(model_name, "cpu")
+    endings = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "c": "-c", "web": "-web"}
+    out = out or Path("exports") / f"{model.name}{endings[kind]}"
+    if kind == "c":
+        found: export.Exported | c_source.ExportedC = c_source.export_c(model, out)
+    else:
+        found = {"onnx": export.to_onnx, "onnx-int8": export.to_int8, "web": web.write}[kind](model, out)
+    content = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(found).items()}
+    if as_json:
+        _print_json(content)
+        return
+    for line in text.exported(content):
+        click.echo(line)
+
+
 @cli.command("summary")
 @click.argument("model_name", metavar="MODEL")
 @click.option(
@@ -567,6 +604,26 @@ def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: 
         console.print(f"Record: {path}")
 
 
+@bench_group.command("infer")
+@click.argument("model_names", metavar="[MODEL...]", nargs=-1)
+@click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Measurements of each.")
+@click.option("--record", is_flag=True, help="Write results/bench-infer.json.")
+@threads_option
+@json_option
+def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads: int | None, as_json: bool) -> None:
+    """Time inference of MODELs (default: all shipped) and of ResNet-8 and ResNet-20: PyTorch, ONNX, int8, in turn."""
+    _set_threads(threads)
+    path = run.record_path("", "bench-infer", torch.device("cpu")) if record else None
+    result = bench_infer.bench_infer(model_names or tuple(trained.shipped()), rounds=rounds)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        click.echo(bench_infer.render(result))
+    if path is not None:
+        run.write_json(path, asdict(result))
+        _console(as_json).print(f"Record: {path}")
+
+
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
@@ -604,7 +661,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _fail(_problem(error), 2)
     except ValueError as error:
         code = _fail(str(error), 2)
-    except FloatingPointError as error:
+    except (FloatingPointError, export.ParityError) as error:
         code = _fail(str(error), 1)
     except bench.Stopped as error:
         code = _fail(str(error), 128 + error.signal)

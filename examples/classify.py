@@ -1,0 +1,17 @@
+"""Classify a picture with onnxruntime alone: classify.py MODEL.onnx PICTURE."""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession(sys.argv[1])
+about = session.get_modelmeta().custom_metadata_map
+picture = Image.open(sys.argv[2]).convert("RGB").resize((32, 32), Image.Resampling.LANCZOS)
+images = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255
+(logits,) = session.run(["logits"], {"images": images})
+powers = np.exp((logits[0] - logits[0].max()) / (json.loads(about["temperature"]) or 1))
+for index in powers.argsort()[:-4:-1]:
+    print(f"{json.loads(about['classes'])[index]} {powers[index] / powers.sum():.1%}")

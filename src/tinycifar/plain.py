@@ -1,0 +1,128 @@
+"""A model as exports want it: PyTorch's own layers alone, filters written out, normalisations folded into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tinycifar.models import (
+    Classifier,
+    MirroredBlock,
+    MirroredBottleneck,
+    MirroredConv,
+    MirroredLinear,
+    MirroredNorm,
+)
+
+
+class Residual(nn.Sequential):
+    """Layers whose input, of the same shape as their output, is added to it before a ReLU."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (N, C, H, W) -> the same shape."""
+        outputs: Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
+        return (outputs + inputs).relu()
+
+
+class Plain(nn.Module):
+    """The same function of images as the model that `write_out` made it from, in evaluation mode.
+
+    Images (N, 3, H, W) in [0, 1] -> logits (N, num_classes) and class activation maps (N, num_classes, h, w) (Zhou et
+    al. 2016, arXiv:1512.04150), whose mean over all positions is what the logits are without the head's bias.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor, trunk: nn.Sequential, head: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
+        self.trunk = trunk
+        self.head = head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) in [0, 1] -> logits (N, num_classes), class activation maps (N, num_classes, h, w)."""
+        features = self.trunk((images - self.mean) / self.std)
+        logits = self.head(features.mean((2, 3)))
+        return logits, functional.conv2d(features, self.head.weight[:, :, None, None])
+
+
+@torch.no_grad()
+def write_out(model: Classifier) -> Plain:
+    """Write a model out; ValueError unless it ends in global average pooling and one linear layer."""
+    layers = _plain(model)
+    kinds = [type(layer) for layer in layers[-3:]]
+    if kinds != [nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear]:
+        raise ValueError("only models that end in global average pooling and a linear layer can be exported")
+    head = layers[-1]
+    assert isinstance(head, nn.Linear)
+    return Plain(model.mean, model.std, nn.Sequential(*layers[:-3]), head).eval()
+
+
+def _plain(layers: Iterable[nn.Module]) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, MirroredBlock) and layer.residual:
+            found.append(Residual(*_plain(layer.layers)))
+        elif isinstance(layer, MirroredBlock):
+            found += _plain([*layer.layers, layer.activation])
+        elif isinstance(layer, MirroredBottleneck):
+            found.append(Residual(*_plain(layer.layers)))
+        elif isinstance(layer, MirroredLinear):
+            found.append(_linear(layer))
+        elif isinstance(layer, nn.Sequential):
+            found += _plain(layer)
+        elif isinstance(layer, nn.Conv2d):
+            found.append(_convolution(layer))
+        elif isinstance(layer, (nn.BatchNorm2d, MirroredNorm)):
+            _fold(next(before for before in reversed(found) if isinstance(before, nn.Conv2d)), layer, found[-1])
+        elif isinstance(layer, nn.ReLU) and found and isinstance(found[-1], nn.MaxPool2d):
+            found.insert(-1, nn.ReLU())  # the same, and a runtime can join it with the convolution
+        elif isinstance(layer, nn.ReLU):
+            found.append(nn.ReLU())  # not in place
+        elif not isinstance(layer, nn.Dropout):
+            found.append(layer)
+    return found
+
+
+def _convolution(layer: nn.Conv2d) -> nn.Conv2d:
+    weight = layer.weight
+    if isinstance(layer, MirroredConv):
+        weight = torch.cat([weight, weight.flip(3)[:, layer.mirror]])
+    written = nn.Conv2d(
+        layer.in_channels,
+        len(weight),
+        layer.kernel_size,  # type: ignore[arg-type]
+        layer.stride,  # type: ignore[arg-type]
+        layer.padding,  # type: ignore[arg-type]
+        layer.dilation,  # type: ignore[arg-type]
+        layer.groups,
+    )
+    written.weight = nn.Parameter(weight.contiguous().clone())
+    written.bias = nn.Parameter(torch.zeros(len(weight)) if layer.bias is None else layer.bias.clone())
+    return written
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d | MirroredNorm, before: nn.Module) -> None:
+    zeros = torch.zeros(1, len(convolution.weight), 1, 1)
+    was_training = norm.training
+    norm.eval()
+    shift = norm(zeros).flatten()
+    scale = norm(zeros + 1).flatten() - shift
+    norm.train(was_training)
+    if isinstance(before, nn.MaxPool2d) and (scale < 0).any():  # then the largest value would not stay the largest
+        raise ValueError("a normalisation with a negative scale behind max-pooling cannot be exported")
+    assert convolution.bias is not None
+    convolution.weight.mul_(scale.view(-1, 1, 1, 1))
+    convolution.bias.mul_(scale).add_(shift)
+
+
+def _linear(layer: MirroredLinear) -> nn.Linear:
+    written = nn.Linear(2 * layer.in_features, layer.out_features)
+    written.weight.copy_(torch.cat([layer.weight, layer.weight], 1) * written.in_features**-0.5)
+    nn.init.zeros_(written.bias)
+    return written

@@ -1,0 +1,125 @@
+"""C source: compiled strictly, run under sanitizers, and compared with the int8 model that it comes from."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tinycifar import c_source, data, export, trained
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+
+
+@needs_compiler
+def test_the_compiled_code_agrees_with_the_int8_model(exports: Path) -> None:
+    network = c_source.read(exports / "minute-int8.onnx")
+    images = torch.cat([data.sample().test_images, data.sample().train_images])
+    found = c_source.compiled_logits(exports / "c" / "minute.c", network, images, [*STRICT[1:]])
+    assert found is not None
+    parity = export.parity(export.logits(exports / "minute-int8.onnx", images), found)
+    assert parity.agreement >= 0.99
+    assert parity.largest_difference < 0.1
+
+
+@needs_compiler
+def test_the_example_runs_clean_under_sanitizers_and_names_the_classes(exports: Path, tmp_path: Path) -> None:
+    program = tmp_path / "classify"
+    command = ["gcc", *STRICT, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I", exports / "c"]
+    subprocess.run([*command, "-o", program, EXAMPLES / "main.c", exports / "c" / "minute.c"], check=True)
+    images = data.sample().test_images[:20]
+    done = subprocess.run(
+        [program], check=True, capture_output=True, input=images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
+    )
+    expected = export.logits(exports / "minute-int8.onnx", images).argmax(1)
+    assert done.stdout.decode().split() == [data.CLASSES[index] for index in expected]
+
+
+def test_mirrored_filters_are_stored_once(exports: Path) -> None:
+    network = c_source.read(exports / "minute-int8.onnx")
+    shape = [(step.mirrored, step.weights.size) for step in network.steps if step.kind == "conv"]
+    # The stem's halves are negatives of each other, and the first block sees the stem's own mirroring.
+    assert shape[:2] == [(False, 48 * 48), (False, 48 * 48 * 9)]
+    assert shape[2:] == [(True, count // 2) for count in (48 * 48 * 9, 48 * 64 * 9, 64 * 128 * 9, 128 * 128 * 9)]
+    assert network.weight_bytes == sum(count for _, count in shape) + 4 * 10 * 128
+
+
+def test_no_two_maps_that_are_needed_at_once_share_memory(exports: Path) -> None:
+    network = c_source.read(exports / "minute-int8.onnx")
+    maps = [network.pixels, *(step.output for step in network.steps)]
+    for index, one in enumerate(maps):
+        assert one.offset + one.bytes <= network.memory_bytes
+        for other in maps[:index]:
+            together = one.first <= other.last and other.first <= one.last
+            apart = one.offset + one.bytes <= other.offset or other.offset + other.bytes <= one.offset
+            assert apart or not together
+    assert network.features.last == len(network.steps)
+
+
+def test_another_onnx_file_is_refused(exports: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no int8 file that tinycifar exported"):
+        c_source.read(exports / "minute.onnx")
+    onnx.save(onnx.ModelProto(), tmp_path / "empty.onnx")
+    with pytest.raises(ValueError, match="is no int8 file that tinycifar exported"):
+        c_source.read(tmp_path / "empty.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"), [("minute", "minute"), ("2026-11-23", "model_2026_11_23"), ("über cat", "model__ber_cat")]
+)
+def test_a_name_becomes_one_that_c_allows(exports: Path, tmp_path: Path, name: str, stem: str) -> None:
+    network = c_source.read(exports / "minute-int8.onnx")
+    header, source = c_source.write(network, tmp_path, name)
+    assert (header.name, source.name) == (f"{stem}.h", f"{stem}.c")
+    assert f"int {stem}_classify(" in source.read_text()
+
+
+@needs_compiler
+def test_odd_class_names_stay_strings(exports: Path, tmp_path: Path) -> None:
+    network = c_source.read(exports / "minute-int8.onnx")
+    names = ['"quoted"', "back\\slash", "käse", *data.CLASSES[3:]]
+    about = {**network.about, "classes": json.dumps(names)}
+    _, source = c_source.write(dataclasses.replace(network, about=about), tmp_path, "odd")
+    assert c_source.compiled_logits(source, network, data.sample().test_images[:1], STRICT[1:]) is not None
+
+
+@needs_compiler
+def test_code_that_disagrees_is_deleted(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copied(_: object, path: Path) -> None:
+        shutil.copyfile(exports / "minute-int8.onnx", path)
+
+    monkeypatch.setattr(export, "to_int8", copied)
+    monkeypatch.setattr(
+        c_source, "compiled_logits", lambda *_: torch.from_numpy(np.eye(10, dtype=np.float32)[[0] * 200])
+    )
+    with pytest.raises(export.ParityError, match="another class than the int8 model"):
+        c_source.export_c(trained.load("minute", "cpu"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.full_data
+@needs_compiler
+@pytest.mark.parametrize("name", trained.shipped())
+def test_the_compiled_code_agrees_on_a_thousand_test_images(name: str, tmp_path: Path) -> None:
+    dataset = data.load()
+    images, labels = dataset.test_images[:1000], dataset.test_labels[:1000]
+    model = trained.load(name, "cpu")
+    export.to_int8(model, tmp_path / "int8.onnx")
+    exported = c_source.export_c(model, tmp_path / "c")
+    network = c_source.read(tmp_path / "int8.onnx")
+    found = c_source.compiled_logits(exported.source, network, images)
+    assert found is not None
+    expected = export.logits(tmp_path / "int8.onnx", images)
+    assert export.parity(expected, found).agreement >= 0.99
+    correct, expected_correct = (int((values.argmax(1) == labels).sum()) for values in (found, expected))
+    assert abs(correct - expected_correct) <= 5
+    if name == "nano":
+        assert exported.weight_bytes <= 96 * 1024
+        assert exported.memory_bytes <= 64 * 1024

@@ -1,0 +1,140 @@
+"""ONNX files, in float and in int8, against `inference.logits`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from tinycifar import data, explain, export, inference, pictures, trained
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_the_exported_model_gives_the_logits_of_the_original(exports: Path) -> None:
+    images = data.sample().test_images
+    expected = inference.logits(trained.load("minute", "cpu").model, images)
+    found = export.logits(exports / "minute.onnx", images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+def test_one_image_and_many_and_float_images_are_taken(exports: Path) -> None:
+    images = data.sample().test_images[:5]
+    path = exports / "minute.onnx"
+    together = export.logits(path, images)
+    torch.testing.assert_close(export.logits(path, images, batch_size=1), together, rtol=0, atol=1e-4)
+    torch.testing.assert_close(export.logits(path, images / 255), together, rtol=0, atol=1e-4)
+
+
+def test_the_second_output_is_the_class_activation_map(exports: Path) -> None:
+    images, classes = data.sample().test_images[:8], torch.arange(8)
+    session = export.session(exports / "minute.onnx")
+    (maps,) = session.run(["class_activation"], {"images": (images / 255).numpy()})
+    expected = explain.class_activation(trained.load("minute", "cpu").model, images, classes)
+    positions = maps.shape[2] * maps.shape[3]
+    chosen = torch.from_numpy(maps)[torch.arange(8), classes] / positions
+    torch.testing.assert_close(chosen, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_file_says_what_it_is_and_nothing_of_this_machine(exports: Path) -> None:
+    for name in ("minute.onnx", "minute-int8.onnx"):
+        content = (exports / name).read_bytes()
+        model = onnx.load_from_string(content)
+        about = {item.key: item.value for item in model.metadata_props}
+        assert json.loads(about["classes"]) == list(data.CLASSES)
+        assert json.loads(about["temperature"]) == trained.load("minute").temperature
+        assert "[0, 1]" in about["preprocessing"]
+        assert model.opset_import[0].version == export.OPSET
+        assert [item.name for item in model.graph.input] == ["images"]
+        assert not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value  # any number of images
+        assert str(Path.home()).encode() not in content
+        assert b"site-packages" not in content
+        assert [path.name for path in exports.glob(f"{name}*")] == [name]  # no second file for weights
+
+
+def test_int8_stays_close_to_float_and_is_a_third_of_its_size(exports: Path) -> None:
+    images = data.sample().test_images
+    expected = inference.logits(trained.load("minute", "cpu").model, images)
+    found = export.parity(expected, export.logits(exports / "minute-int8.onnx", images))
+    assert found.agreement >= 0.97
+    assert (exports / "minute-int8.onnx").stat().st_size < (exports / "minute.onnx").stat().st_size / 3
+
+
+def test_the_runtime_computes_int8_convolutions_in_int8(exports: Path, tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(exports / "minute-int8.onnx", options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("QLinearConv") == 6  # the stem and five more
+    assert kinds.count("Conv") <= 1  # that of the class activation map alone
+    weights = [item for item in onnx.load(exports / "minute-int8.onnx").graph.initializer if "weight_q" in item.name]
+    assert {item.data_type for item in weights} == {onnx.TensorProto.UINT8}
+    zeros = [item for item in onnx.load(exports / "minute-int8.onnx").graph.initializer if "weight_zero" in item.name]
+    assert all(set(onnx.numpy_helper.to_array(item).flatten().tolist()) == {128} for item in zeros)
+
+
+def test_parity_counts_images_that_change_class_and_those_that_may() -> None:
+    expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.50001, 0.5], [1.0, 0.0]])
+    found = torch.tensor([[1.0, 0.0], [0.0, 0.9], [0.5, 0.50001], [0.0, 0.1]])
+    assert export.parity(expected, found) == export.Parity(4, 1.0, 2, 1)
+    assert export.parity(expected, found).agreement == 0.75
+
+
+def test_a_file_that_differs_from_its_original_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained.load("minute", "cpu")
+    monkeypatch.setattr(export, "_described", lambda _: onnx.ModelProto())
+    monkeypatch.setattr(export, "logits", lambda *_: inference.logits(model.model, data.sample().test_images) + 0.01)
+    path = tmp_path / "model.onnx"
+    with pytest.raises(export.ParityError, match="differs from its original: 0 of 200 images"):
+        export.to_onnx(model, path)
+    assert not path.exists()
+
+
+def test_logits_that_are_no_numbers_do_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained.load("minute", "cpu")
+    monkeypatch.setattr(export, "_described", lambda _: onnx.ModelProto())
+    monkeypatch.setattr(export, "logits", lambda *_: torch.full((200, 10), float("nan")))
+    with pytest.raises(export.ParityError):
+        export.to_onnx(model, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_with_what_installs_it(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ValueError, match=r'pip install "tinycifar\[export\]"'):
+        export.to_int8(trained.load("minute", "cpu"), tmp_path / "model.onnx")
+
+
+def test_the_example_with_onnxruntime_alone_names_the_class(exports: Path, tmp_path: Path) -> None:
+    image = data.sample().test_images[0]
+    pictures.to_image(image).save(tmp_path / "picture.png")
+    command = [sys.executable, EXAMPLES / "classify.py", exports / "minute.onnx", tmp_path / "picture.png"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "picture.png"])
+    assert lines == [f"{of['class']} {of['probability']:.1%}" for of in expected["classes"]]
+
+
+@pytest.mark.full_data
+@pytest.mark.parametrize("name", trained.shipped())
+def test_parity_on_all_test_images(name: str, tmp_path: Path) -> None:
+    model, dataset = trained.load(name, "cpu"), data.load()
+    expected = inference.logits(model.model, dataset.test_images)
+    export.to_onnx(model, tmp_path / "float.onnx")
+    found = export.parity(expected, export.logits(tmp_path / "float.onnx", dataset.test_images))
+    assert found.largest_difference <= 1e-3
+    assert found.same_class + found.undecided == 10_000
+    export.to_int8(model, tmp_path / "int8.onnx")
+    quantized = export.logits(tmp_path / "int8.onnx", dataset.test_images)
+    accuracy, quantized_accuracy = (
+        float((values.argmax(1) == dataset.test_labels).float().mean()) for values in (expected, quantized)
+    )
+    assert quantized_accuracy >= accuracy - 0.003
+    assert np.isfinite(quantized.numpy()).all()

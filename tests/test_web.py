@@ -1,0 +1,184 @@
+"""The static page: what is in its folder, and what it answers in a real browser."""
+
+import functools
+import http.server
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from playwright.sync_api import Browser, Page
+
+from tinycifar import data, export, inference, pictures, trained, web
+
+
+@pytest.fixture
+def folder(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A page of the shipped `minute`."""
+
+    def copied(_: object, path: Path) -> None:
+        path.parent.mkdir(parents=True)
+        shutil.copyfile(exports / "minute.onnx", path)
+
+    monkeypatch.setattr(export, "to_onnx", copied)
+    web.write(trained.load("minute", "cpu"), tmp_path / "page")
+    return tmp_path / "page"
+
+
+@pytest.fixture
+def address(folder: Path) -> Iterator[str]:
+    """Where a plain static server serves the page."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+def make_pictures(folder: Path) -> list[Path]:
+    """Twenty pictures: PNG, JPEG and WebP, of 32x32 pixels and larger, wide and high, one partly transparent."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for index, tensor in enumerate(data.sample().test_images[20:40]):
+        picture = pictures.to_image(tensor)
+        if index >= 8:
+            size = tuple(int(side) for side in rng.integers(33, 400, 2))
+            large = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).astype(int)
+            picture = Image.fromarray((large + rng.integers(-9, 9, large.shape)).clip(0, 255).astype(np.uint8))
+        if index == 13:
+            picture.putalpha(Image.fromarray(rng.integers(0, 255, picture.size[::-1]).astype(np.uint8)))
+        path = folder / f"{index}.{'png' if index < 14 else 'jpg' if index < 17 else 'webp'}"
+        picture.save(path)
+        paths.append(path)
+    return paths
+
+
+def answer(page: Page, turn: int) -> dict[str, float]:
+    """The probabilities that the page shows once it has answered for the `turn`-th time."""
+    page.wait_for_function(f"document.documentElement.dataset.answers === '{turn}'")
+    bars = "[...document.querySelectorAll('#bars button')].map(bar => [bar.dataset.class, +bar.dataset.probability])"
+    return dict(page.evaluate(bars))
+
+
+@pytest.mark.full_data  # the first export fetches onnxruntime-web
+@pytest.mark.parametrize(("width", "scheme"), [(1000, "light"), (390, "dark")])
+def test_in_a_browser_the_page_answers_as_python_does(
+    address: str, chromium: Browser, tmp_path: Path, width: int, scheme: str
+) -> None:
+    page = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    page.wait_for_selector("html[data-ready]")
+    paths = make_pictures(tmp_path)
+    expected = inference.predict(trained.load("minute", "cpu"), paths, top=10)
+    for turn, (path, of) in enumerate(zip(paths, expected, strict=True), 1):
+        page.set_input_files("#file", path)
+        found = answer(page, turn)
+        assert list(found) == [each["class"] for each in of["classes"]]
+        assert all(abs(found[each["class"]] - each["probability"]) < 1e-3 for each in of["classes"]), path
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert [url for url in asked if not url.startswith((address, "blob:", "data:"))] == []
+
+    page.keyboard.press("Home")  # with the keyboard alone: a sample, then the class to explain
+    page.locator("#choose").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    answer(page, len(paths) + 1)
+    before = page.evaluate("document.getElementById('heat').toDataURL()")
+    page.locator("#bars button").nth(0).focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert page.locator("#bars button").nth(1).get_attribute("aria-pressed") == "true"
+    assert page.evaluate("document.getElementById('heat').toDataURL()") != before
+
+    (tmp_path / "text.png").write_text("no picture")
+    page.set_input_files("#file", tmp_path / "text.png")
+    page.wait_for_selector("#problem:visible")
+    assert page.inner_text("#problem") == "text.png cannot be read: it is damaged."
+    assert said == []
+    page.screenshot(path=tmp_path / f"page-{scheme}.png", full_page=True)
+
+
+@pytest.mark.full_data
+def test_a_picture_can_be_pasted_and_dropped(address: str, chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.goto(address)
+    page.wait_for_selector("html[data-ready]")
+    event = """async ([kind, sample]) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([await (await fetch(sample)).blob()], "picture.png", { type: "image/png" }));
+        const about = { bubbles: true, cancelable: true };
+        document.dispatchEvent(kind === "paste"
+            ? new ClipboardEvent("paste", { ...about, clipboardData: transfer })
+            : new DragEvent("drop", { ...about, dataTransfer: transfer }));
+    }"""
+    for turn, (kind, label) in enumerate([("paste", 0), ("drop", 9)], 1):
+        page.evaluate(event, [kind, f"samples/{label}.png"])
+        found = answer(page, turn)
+        images = data.sample().test_images[(data.sample().test_labels == label).nonzero()[0]]
+        model = trained.load("minute", "cpu")
+        expected = (inference.logits(model.model, images) / model.temperature)[0].softmax(0)
+        probabilities = torch.tensor([found[name] for name in data.CLASSES])
+        torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.full_data
+def test_the_folder_names_the_runtime_and_its_licence(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {
+        "index.html", "page.css", "page.js", "model.json", "model.onnx", "ort", "samples",
+    }  # fmt: skip
+    assert "MIT" in (folder / "ort" / "NOTICE.txt").read_text()
+    about = json.loads((folder / "model.json").read_text())
+    assert about["classes"] == list(data.CLASSES)
+    assert [sample["label"] for sample in about["samples"]] == list(data.CLASSES)
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is in use; name a new or an empty one"):
+        web.write(trained.load("minute", "cpu"), tmp_path)
+
+
+def test_without_npm_the_page_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"needs onnxruntime-web .* from npm, which is not installed"):
+        web.write(trained.load("minute", "cpu"), tmp_path / "page")
+    assert not (tmp_path / "page").exists()
+
+
+def npm(folder: Path, script: str) -> None:
+    (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "npm").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo tampered > onnxruntime-web.tgz", "whose digest is not the published one"),
+        ("echo npm error code E404 >&2; exit 1", "npm did not bring onnxruntime-web .*: npm error code E404"),
+        ("sleep 5", "npm did not bring onnxruntime-web within 0.2 seconds"),
+    ],
+)
+def test_a_runtime_that_is_not_the_published_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+) -> None:
+    npm(tmp_path, script)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(web, "NPM_SECONDS", 0.2 if "sleep" in script else 60)
+    with pytest.raises(ValueError, match=message):
+        web.write(trained.load("minute", "cpu"), tmp_path / "page")
+    assert not (tmp_path / "page").exists()
+    assert not list((tmp_path / "cache").glob("*"))
