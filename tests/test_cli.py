@@ -3,6 +3,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tinycifar import bench, cifar10, data, inference, pictures, plots, recipes, run, training
+from tinycifar import bench, c_source, cifar10, data, export, inference, pictures, plots, recipes, run, training
 from tinycifar import trained as trained_models
 from tinycifar.cli import main
 from tinycifar.corruptions import CORRUPTIONS
@@ -211,6 +212,37 @@ def test_a_shipped_model_is_evaluated_on_test_images_at_the_temperature_of_its_t
         "evaluation.json",
         "evaluation.safetensors",
     }
+
+
+def test_a_run_is_exported_as_onnx_with_the_parity_told(tinycifar: Any, trained: Path, tmp_path: Path) -> None:
+    done = tinycifar("export", trained, "--out", "model.onnx")
+    assert done.code == 0
+    assert re.fullmatch(
+        r"model\.onnx: [\d,]+ bytes of ONNX, opset 18\n"
+        r"Against PyTorch on 200 images: \d+ with the same class.*, logits differ by at most \S+\n",
+        done.out,
+    )
+    assert export.logits(Path("model.onnx"), data.sample().test_images).shape == (200, 10)
+
+
+def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "to_int8", lambda _, path: shutil.copyfile(exports / "minute-int8.onnx", path))
+    found = tinycifar("export", "minute", "--format", "c", "--json").json
+    assert Path(found["source"]) == Path("exports/minute-c/minute.c")
+    assert found["weight_bytes"] < found["constant_bytes"] < Path(found["source"]).stat().st_size
+    done = tinycifar("export", "minute", "--format", "c")
+    assert f"RAM: {found['memory_bytes']:,} bytes" in done.out
+    monkeypatch.setattr(c_source, "compiled_logits", lambda *_: None)
+    assert "Not compared: there is no C compiler here" in tinycifar("export", "minute", "--format", "c").out
+
+
+def test_an_export_that_differs_ends_with_1_and_one_line(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def differ(*_: object) -> None:
+        raise export.ParityError("the exported model differs")
+
+    monkeypatch.setattr(export, "to_onnx", differ)
+    done = tinycifar("export", "minute")
+    assert (done.code, done.out, done.err) == (1, "", "tinycifar: the exported model differs\n")
 
 
 def test_models_lists_what_is_shipped_and_what_can_be_trained(tinycifar: Any) -> None:

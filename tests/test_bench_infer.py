@@ -1,0 +1,42 @@
+"""The published models are what was published, and the bench times every model in every form."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tinycifar import bench_infer
+from tinycifar.cli import main
+
+
+@pytest.mark.parametrize("name", bench_infer.PUBLISHED)
+def test_a_published_model_has_its_published_size(name: str) -> None:
+    model = bench_infer.PUBLISHED[name]()
+    statistics = sum(values.numel() for key, values in model.named_buffers() if "running" in key)
+    parameters = sum(values.numel() for values in model.parameters())
+    # MLPerf Tiny counts the statistics of normalisations as parameters too.
+    assert parameters + (statistics if name == "resnet8" else 0) == bench_infer.SIZES[name]["parameters"]
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        _, activation = model(torch.zeros(1, 3, 32, 32))
+    of_activation = activation.numel() * model.head.in_features
+    assert counter.get_total_flops() / 2 - of_activation == bench_infer.SIZES[name]["macs"]
+
+
+def test_every_model_is_timed_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
+    found = bench_infer.bench_infer(["minute"], rounds=1, accuracy=False)
+    assert [(row["model"], row["kind"]) for row in found.rows] == [
+        (model, kind) for model in ("minute", "resnet8", "resnet20") for kind in bench_infer.KINDS
+    ]
+    assert all(row["latency_ms"] > 0 and row["images_per_second"] > 0 for row in found.rows)
+    assert all((row["bytes"] is None) == (row["kind"] == "eager") for row in found.rows)
+    lines = bench_infer.render(found).splitlines()
+    assert len(lines) == 2 + len(found.rows)
+    json.dumps(found.rows)
+
+
+def test_a_model_that_is_not_there_is_refused_before_anything_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "infer", "nothing"])
+    assert ended.value.code == 2
+    assert "nothing does not exist" in capsys.readouterr().err
