@@ -31,6 +31,7 @@ HEADLINE, YARDSTICK = "minute", "reference-30-as-run"
 FRONTIER = ("nano",)
 TEST_IMAGES = 10_000
 NOT_MEASURED = "not measured"
+FORMS = {"eager": "PyTorch", "onnx": "ONNX", "int8": "int8 ONNX"}
 
 
 def records(recipe: str) -> list[dict[str, Any]]:
@@ -133,6 +134,33 @@ def frontier() -> str:
             )
         lines.append(f"{text}. Measured on: {place(first)}.")
     return "\n".join(lines)
+
+
+def inference() -> str:
+    """What inference costs in each form, ours beside published models, as `bench infer` recorded it."""
+    path = RESULTS / "bench-infer.json"
+    if not path.exists():
+        return f"Inference: {NOT_MEASURED}."
+    bench = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "| model | in | file | test % | one image | in batches of 256 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in bench["rows"]:
+        size = "" if row["bytes"] is None else f"{row['bytes'] / 1000:,.0f} kB"
+        accuracy = "random weights" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f}"
+        lines.append(
+            f"| `{row['model']}` | {FORMS[row['kind']]} | {size} | {accuracy} | {row['latency_ms']:.2f} ms "
+            f"| {row['images_per_second']:,.0f} images/s |"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Medians of {bench['rounds']} rounds, every model in every form in turn. Measured on: {place(bench)}, "
+            f"onnxruntime {bench['onnxruntime_version']}.",
+        ]
+    )
 
 
 def leaderboard() -> str:
@@ -346,7 +374,7 @@ def drawn_from(path: Path) -> str | None:
         return digest
 
 
-TEXTS = {"README.md": (headline, frontier, table, sources), "docs/LEADERBOARD.md": (leaderboard,)}
+TEXTS = {"README.md": (headline, frontier, table, sources, inference), "docs/LEADERBOARD.md": (leaderboard,)}
 
 
 def main(arguments: list[str] | None = None) -> int:
