@@ -82,12 +82,15 @@ def test_a_name_becomes_one_that_c_allows(exports: Path, tmp_path: Path, name: s
 
 
 @needs_compiler
-def test_odd_class_names_stay_strings(exports: Path, tmp_path: Path) -> None:
+def test_class_names_of_any_letters_come_out_of_c_as_they_were(exports: Path, tmp_path: Path) -> None:
     network = c_source.read(exports / "minute-int8.onnx")
-    names = ['"quoted"', "back\\slash", "käse", *data.CLASSES[3:]]
+    names = ['"quoted"', "back\\slash", "k\u00e4se 1", "\U0001f431", "what??/", "*/", "%s", *data.CLASSES[7:]]
     about = {**network.about, "classes": json.dumps(names)}
     _, source = c_source.write(dataclasses.replace(network, about=about), tmp_path, "odd")
-    assert c_source.compiled_logits(source, network, data.sample().test_images[:1], STRICT[1:]) is not None
+    main = '#include <stdio.h>\n#include "odd.h"\nint main(void) { for (int i = 0; i < 10; i++) puts(odd_class_names[i]); }'
+    (tmp_path / "main.c").write_text(main)
+    subprocess.run(["gcc", *STRICT, "-o", tmp_path / "names", tmp_path / "main.c", source], check=True)
+    assert subprocess.run([tmp_path / "names"], check=True, capture_output=True).stdout.decode().splitlines() == names
 
 
 @needs_compiler

@@ -281,13 +281,19 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["values"] = _values
-    environment.filters["c_string"] = json.dumps
+    environment.filters["c_string"] = _c_string
     paths = folder / f"{prefix}.h", folder / f"{prefix}.c"
     folder.mkdir(parents=True, exist_ok=True)
     about = {"network": network, "prefix": prefix, "classes": json.loads(network.about["classes"])}
     for path in paths:
         path.write_text(environment.get_template(f"model{path.suffix}").render(about), encoding="utf-8")
     return paths
+
+
+def _c_string(name: str) -> str:
+    """A C string with a name in UTF-8, whatever is in it."""
+    kept = set(range(32, 127)) - set(b'"\\?')  # two question marks can begin a trigraph
+    return '"' + "".join(chr(byte) if byte in kept else f"\\{byte:03o}" for byte in name.encode()) + '"'
 
 
 def _values(array: Array) -> str:
