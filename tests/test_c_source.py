@@ -87,7 +87,8 @@ def test_class_names_of_any_letters_come_out_of_c_as_they_were(exports: Path, tm
     names = ['"quoted"', "back\\slash", "k\u00e4se 1", "\U0001f431", "what??/", "*/", "%s", *data.CLASSES[7:]]
     about = {**network.about, "classes": json.dumps(names)}
     _, source = c_source.write(dataclasses.replace(network, about=about), tmp_path, "odd")
-    main = '#include <stdio.h>\n#include "odd.h"\nint main(void) { for (int i = 0; i < 10; i++) puts(odd_class_names[i]); }'
+    loop = "int main(void) { for (int i = 0; i < 10; i++) puts(odd_class_names[i]); }"
+    main = f'#include <stdio.h>\n#include "odd.h"\n{loop}'
     (tmp_path / "main.c").write_text(main)
     subprocess.run(["gcc", *STRICT, "-o", tmp_path / "names", tmp_path / "main.c", source], check=True)
     assert subprocess.run([tmp_path / "names"], check=True, capture_output=True).stdout.decode().splitlines() == names
