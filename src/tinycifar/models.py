@@ -327,8 +327,27 @@ class NanoNet(MirroredNet):
         )
 
 
+class AccurateNet(MirroredNet):
+    """The model of `accurate`: below 200,000 parameters, and 26 million multiply-accumulates."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(
+            WhiteningStem(96),
+            MirroredBlock(96, 48, 1),
+            MirroredBlock(48, 48),
+            MirroredBlock(48, 64, pool=True),
+            MirroredBlock(64, 64, residual=True),
+            MirroredBlock(64, 64, residual=True),
+            MirroredBlock(64, 96, pool=True),
+            MirroredBlock(96, 96, residual=True),
+            MirroredBlock(96, 96, residual=True),
+            channels=96,
+            num_classes=num_classes,
+        )
+
+
 class TeacherNet(MirroredNet):
-    """What `nano` learns from; it has more than 200,000 parameters and is not shipped."""
+    """What `nano` and `accurate` learn from; it has more than 200,000 parameters and is not shipped."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__(
@@ -348,6 +367,7 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "c1c2c3c4o": C1C2C3C4O,
     "whitenet": WhiteNet,
     "nanonet": NanoNet,
+    "accuratenet": AccurateNet,
     "teachernet": TeacherNet,
 }
 

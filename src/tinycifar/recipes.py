@@ -174,6 +174,7 @@ RECIPES: dict[str, Recipe] = {
             expected_accuracy=0.9125,
             expected_minutes=50.6,
         ),
+        replace(_STUDENT, name="accurate", model="accuratenet", epochs=240, target_accuracy=0.92),
         replace(_TEACHER, expected_accuracy=0.9289, expected_minutes=15.7),
         replace(_TEXT, name="reference-30", expected_accuracy=0.8414, expected_minutes=31.9),
         replace(_TEXT, name="reference-40", epochs=40),
