@@ -108,7 +108,7 @@ def test_code_that_disagrees_is_deleted(exports: Path, tmp_path: Path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.full_data
+@pytest.mark.end_to_end
 @needs_compiler
 @pytest.mark.parametrize("name", trained.shipped())
 def test_the_compiled_code_agrees_on_a_thousand_test_images(name: str, tmp_path: Path) -> None:

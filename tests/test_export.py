@@ -122,7 +122,7 @@ def test_the_example_with_onnxruntime_alone_names_the_class(exports: Path, tmp_p
     assert lines == [f"{of['class']} {of['probability']:.1%}" for of in expected["classes"]]
 
 
-@pytest.mark.full_data
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", trained.shipped())
 def test_parity_on_all_test_images(name: str, tmp_path: Path) -> None:
     model, dataset = trained.load(name, "cpu"), data.load()

@@ -69,7 +69,7 @@ def answer(page: Page, turn: int) -> dict[str, float]:
     return dict(page.evaluate(bars))
 
 
-@pytest.mark.full_data  # the first export fetches onnxruntime-web
+@pytest.mark.end_to_end  # the first export fetches onnxruntime-web
 @pytest.mark.parametrize(("width", "scheme"), [(1000, "light"), (390, "dark")])
 def test_in_a_browser_the_page_answers_as_python_does(
     address: str, chromium: Browser, tmp_path: Path, width: int, scheme: str
@@ -112,7 +112,7 @@ def test_in_a_browser_the_page_answers_as_python_does(
     page.screenshot(path=tmp_path / f"page-{scheme}.png", full_page=True)
 
 
-@pytest.mark.full_data
+@pytest.mark.end_to_end
 def test_a_picture_can_be_pasted_and_dropped(address: str, chromium: Browser) -> None:
     page = chromium.new_page()
     page.goto(address)
@@ -135,7 +135,7 @@ def test_a_picture_can_be_pasted_and_dropped(address: str, chromium: Browser) ->
         torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-3)
 
 
-@pytest.mark.full_data
+@pytest.mark.end_to_end
 def test_the_folder_names_the_runtime_and_its_licence(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "index.html", "page.css", "page.js", "model.json", "model.onnx", "ort", "samples",
