@@ -64,7 +64,7 @@ def make_pictures(folder: Path) -> list[Path]:
 
 def answer(page: Page, turn: int) -> dict[str, float]:
     """The probabilities that the page shows once it has answered for the `turn`-th time."""
-    page.wait_for_function(f"document.documentElement.dataset.answers === '{turn}'")
+    page.wait_for_selector(f"html[data-answers='{turn}']")
     bars = "[...document.querySelectorAll('#bars button')].map(bar => [bar.dataset.class, +bar.dataset.probability])"
     return dict(page.evaluate(bars))
 
