@@ -31,7 +31,7 @@ HEADLINE, YARDSTICK = "minute", "reference-30-as-run"
 FRONTIER = ("nano", "accurate")
 TEST_IMAGES = 10_000
 NOT_MEASURED = "not measured"
-FORMS = {"eager": "PyTorch", "onnx": "ONNX", "int8": "int8 ONNX"}
+FORMS = {"eager": "PyTorch", "onnx": "ONNX", "int8": "int8 ONNX", "int8-signed": "int8 ONNX, signed"}
 
 
 def records(recipe: str) -> list[dict[str, Any]]:

@@ -427,6 +427,8 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
     sample: list[str | Path] = ["train", "reference-30", "--data", "sample"]
     return [
         (["train", "resnet"], "unknown recipe 'resnet'; allowed are: minute, nano"),
+        (["export", "minute", "--signed"], "--signed is for --format onnx-int8"),
+        (["export", "minute", "--format", "tflite"], "'tflite' is not one of 'onnx', 'onnx-int8', 'c', 'web'"),
         (["summary", "resnet"], "resnet does not exist; name an architecture (c1c2c3c4o, whitenet, nanonet"),
         (["bench", "step", "resnet"], "unknown model 'resnet'"),
         (["bench", "train", "resnet"], "unknown recipe 'resnet'"),

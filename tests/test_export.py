@@ -65,6 +65,19 @@ def test_int8_stays_close_to_float_and_is_a_third_of_its_size(exports: Path) -> 
     assert (exports / "minute-int8.onnx").stat().st_size < (exports / "minute.onnx").stat().st_size / 3
 
 
+def test_signed_weights_have_seven_bits_and_stay_close_to_float(tmp_path: Path) -> None:
+    model = trained.load("minute", "cpu")
+    found = export.to_int8(model, tmp_path / "signed.onnx", signed=True)
+    assert found.parity.agreement >= 0.97
+    weights = [
+        onnx.numpy_helper.to_array(item)
+        for item in onnx.load(tmp_path / "signed.onnx").graph.initializer
+        if item.name.endswith("weight_quantized")
+    ]
+    assert len(weights) == 6
+    assert all((values.dtype, int(abs(values).max())) == (np.int8, 64) for values in weights)
+
+
 def test_the_runtime_computes_int8_convolutions_in_int8(exports: Path, tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -131,10 +144,8 @@ def test_parity_on_all_test_images(name: str, tmp_path: Path) -> None:
     found = export.parity(expected, export.logits(tmp_path / "float.onnx", dataset.test_images))
     assert found.largest_difference <= 1e-3
     assert found.same_class + found.undecided == 10_000
-    export.to_int8(model, tmp_path / "int8.onnx")
-    quantized = export.logits(tmp_path / "int8.onnx", dataset.test_images)
-    accuracy, quantized_accuracy = (
-        float((values.argmax(1) == dataset.test_labels).float().mean()) for values in (expected, quantized)
-    )
-    assert quantized_accuracy >= accuracy - 0.003
-    assert np.isfinite(quantized.numpy()).all()
+    accuracy = float((expected.argmax(1) == dataset.test_labels).float().mean())
+    for signed in (False, True):
+        export.to_int8(model, tmp_path / "int8.onnx", signed=signed)
+        quantized = export.logits(tmp_path / "int8.onnx", dataset.test_images)
+        assert float((quantized.argmax(1) == dataset.test_labels).float().mean()) >= accuracy - 0.003

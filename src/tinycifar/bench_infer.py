@@ -18,7 +18,7 @@ from tinycifar.summary import summarize
 
 BATCH = 256
 WARM_UP = 3
-KINDS = ("eager", "onnx", "int8")
+KINDS = ("eager", "onnx", "int8", "int8-signed")
 
 
 class Shortcut(nn.Module):
@@ -82,9 +82,9 @@ SIZES = {  # multiply-accumulates of convolutions and linear layers
 class InferBench:
     """What `bench_infer` measured, every figure in turn with the others.
 
-    A row has the `model`, its `kind` ("eager" is PyTorch, "onnx" and "int8" are onnxruntime), `macs` an image, `bytes`
-    of its file (None for eager), `latency_ms` of one image and `images_per_second` in batches of 256, medians, and
-    `accuracy` on all test images, None for random weights.
+    A row has the `model`, its `kind` ("eager" is PyTorch, the others onnxruntime; "int8-signed" has signed weights of 7
+    bits), `parameters`, `macs` an image, `bytes` of its file (None for eager), `latency_ms` of one image and
+    `images_per_second` in batches of 256, medians, and `accuracy` on all test images, None for random weights.
     """
 
     rows: list[dict[str, Any]]
@@ -174,6 +174,7 @@ def _ours(name: str, folder: Path, accuracy: bool) -> list[Subject]:
     paths = {kind: folder / f"{model.name}-{kind}.onnx" for kind in KINDS[1:]}
     export.to_onnx(model, paths["onnx"])
     export.to_int8(model, paths["int8"])
+    export.to_int8(model, paths["int8-signed"], signed=True)
     table = summarize(model.model)
     scores = None
     if accuracy:
@@ -192,7 +193,9 @@ def _published(name: str, folder: Path) -> list[Subject]:
     paths = {kind: folder / f"{name}-{kind}.onnx" for kind in KINDS[1:]}
     proto = export.float_model(model)
     paths["onnx"].write_bytes(proto.SerializeToString())
-    paths["int8"].write_bytes(export.quantized(proto, data.sample().train_images).SerializeToString())
+    for kind, signed in (("int8", False), ("int8-signed", True)):
+        model_of_kind = export.quantized(proto, data.sample().train_images, signed=signed)
+        paths[kind].write_bytes(model_of_kind.SerializeToString())
     return _subjects({"model": name, **SIZES[name]}, model, paths)
 
 
@@ -201,13 +204,13 @@ def render(bench: InferBench) -> str:
     lines = [
         f"{bench.device}, {bench.threads} threads, torch {bench.torch_version}, "
         f"onnxruntime {bench.onnxruntime_version}; medians of {bench.rounds} rounds in turn",
-        f"{'model':<12} {'in':<6} {'kB':>7} {'accuracy':>9} {'ms, one image':>14} {'images/s by 256':>16}",
+        f"{'model':<12} {'in':<12} {'kB':>7} {'accuracy':>9} {'ms, one image':>14} {'images/s by 256':>16}",
     ]
     for row in bench.rows:
         size = "" if row["bytes"] is None else f"{row['bytes'] / 1000:.0f}"
         accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
         lines.append(
-            f"{row['model']:<12} {row['kind']:<6} {size:>7} {accuracy:>9} {row['latency_ms']:>14.3f} "
+            f"{row['model']:<12} {row['kind']:<12} {size:>7} {accuracy:>9} {row['latency_ms']:>14.3f} "
             f"{row['images_per_second']:>16,.0f}"
         )
     return "\n".join(lines)

@@ -417,16 +417,28 @@ def explain_command(
     type=click.Path(path_type=Path),
     help="File for onnx, folder for c and web (default: exports/MODEL.onnx, MODEL-int8.onnx, MODEL-c, MODEL-web).",
 )
+@click.option(
+    "--signed",
+    is_flag=True,
+    help="For onnx-int8: signed weights of 7 bits, faster on processors with VNNI or AMX.",
+)
 @json_option
-def export_command(model_name: str, kind: str, out: Path | None, as_json: bool) -> None:
+def export_command(model_name: str, kind: str, out: Path | None, signed: bool, as_json: bool) -> None:
     """Write MODEL, a run, a weights file or a shipped model, as what runs without PyTorch, and check that it does."""
+    if signed and kind != "onnx-int8":
+        raise ValueError("--signed is for --format onnx-int8")
     model = trained.load(model_name, "cpu")
     endings = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "c": "-c", "web": "-web"}
     out = out or Path("exports") / f"{model.name}{endings[kind]}"
-    if kind == "c":
-        found: export.Exported | c_source.ExportedC = c_source.export_c(model, out)
+    found: export.Exported | c_source.ExportedC
+    if kind == "onnx":
+        found = export.to_onnx(model, out)
+    elif kind == "onnx-int8":
+        found = export.to_int8(model, out, signed=signed)
+    elif kind == "c":
+        found = c_source.export_c(model, out)
     else:
-        found = {"onnx": export.to_onnx, "onnx-int8": export.to_int8, "web": web.write}[kind](model, out)
+        found = web.write(model, out)
     content = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(found).items()}
     if as_json:
         _print_json(content)

@@ -85,18 +85,20 @@ def to_onnx(trained: Trained, path: Path) -> Exported:
     return _write(trained, path, _described(trained), least_agreement=1.0, most_difference=MOST_DIFFERENCE)
 
 
-def to_int8(trained: Trained, path: Path, calibration: Tensor | None = None) -> Exported:
+def to_int8(trained: Trained, path: Path, calibration: Tensor | None = None, *, signed: bool = False) -> Exported:
     """Write an ONNX file whose convolutions are of 8 bits: unsigned activations, and unsigned weights per channel.
 
-    The ranges of activations are those on `calibration`, uint8 (N, 3, 32, 32), by default the sample's training images
-    for models trained on CIFAR-10, else the first images it was trained on. Normalisation and head stay in float32.
-    Raises ParityError, and leaves no file, where on the sample less than `LEAST_AGREEMENT` of the images keep their
-    class; ValueError as `to_onnx` does.
+    With `signed` weights are signed and of 7 bits, for which onnxruntime uses VNNI and AMX where a processor has them;
+    with 8 signed bits, sums would overflow on processors that have not. The ranges of activations are those on
+    `calibration`, uint8 (N, 3, 32, 32), by default the sample's training images for models trained on CIFAR-10, else
+    the first images it was trained on. Normalisation and head stay in float32. Raises ParityError, and leaves no file,
+    where on the sample less than `LEAST_AGREEMENT` of the images keep their class; ValueError as `to_onnx` does.
     """
     if calibration is None:
         source = "sample" if trained.data in data.NAMES else trained.data
         calibration = data.load(source).train_images[:CALIBRATION_IMAGES]
-    return _write(trained, path, quantized(_described(trained), calibration), least_agreement=LEAST_AGREEMENT)
+    model = quantized(_described(trained), calibration, signed=signed)
+    return _write(trained, path, model, least_agreement=LEAST_AGREEMENT)
 
 
 def float_model(model: plain.Plain) -> Any:
@@ -123,8 +125,11 @@ def float_model(model: plain.Plain) -> Any:
     return found
 
 
-def quantized(model: Any, calibration: Tensor) -> Any:
-    """An `onnx.ModelProto` as from `float_model` with its convolutions in 8 bits, ranges from images (N, 3, 32, 32)."""
+def quantized(model: Any, calibration: Tensor, *, signed: bool = False) -> Any:
+    """An `onnx.ModelProto` as from `float_model` with its convolutions in 8 bits, ranges from images (N, 3, 32, 32).
+
+    `signed` as in `to_int8`.
+    """
     onnx = _onnx()
     _onnxruntime()
     in_float = [node.name for node in model.graph.node if _stays_float(node)]
@@ -140,8 +145,9 @@ def quantized(model: Any, calibration: Tensor) -> Any:
             _Calibration(calibration),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
+            reduce_range=signed,
             activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8,
             calibrate_method=quantization.CalibrationMethod.MinMax,
             nodes_to_exclude=in_float,
             # Zero points that are equal across channels, without which the runtime would go back to float.
