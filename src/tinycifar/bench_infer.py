@@ -18,6 +18,8 @@ from tinycifar.summary import summarize
 
 BATCH = 256
 WARM_UP = 3
+CALLS = 10  # of one image, for one measurement
+PAUSE_SECONDS = 0.1  # in which the threads of the runtime before stop spinning
 KINDS = ("eager", "onnx", "int8", "int8-signed")
 
 
@@ -100,7 +102,8 @@ class InferBench:
 def bench_infer(names: Sequence[str], *, rounds: int = 30, accuracy: bool = True) -> InferBench:
     """Time trained models (names as `trained.load` takes) and the published ones, on the CPU, on torch's threads.
 
-    In every round each model in each form answers to one image and to a batch of 256 in turn. With `accuracy` ours are
+    In every round each model in each form answers to one image and to a batch of 256 in turn, after a pause and a call
+    that is not counted. With `accuracy` ours are
     also scored on all test images. Raises ValueError for fewer than 1 round and as `export.to_onnx` does.
     """
     if rounds < 1:
@@ -113,7 +116,7 @@ def bench_infer(names: Sequence[str], *, rounds: int = 30, accuracy: bool = True
         seconds: list[tuple[list[float], list[float]]] = [([], []) for _ in subjects]
         for turn in range(WARM_UP + rounds):
             for (_, call), (singles, batches) in zip(subjects, seconds, strict=True):
-                found = _time(call, one, 10), _time(call, many, 1)
+                found = _time(call, one, CALLS), _time(call, many, 1)
                 if turn >= WARM_UP:
                     singles.append(found[0])
                     batches.append(found[1])
@@ -133,6 +136,8 @@ def bench_infer(names: Sequence[str], *, rounds: int = 30, accuracy: bool = True
 
 
 def _time(call: Callable[[Tensor], object], images: Tensor, calls: int) -> float:
+    time.sleep(PAUSE_SECONDS)
+    call(images)
     start = time.perf_counter()
     for _ in range(calls):
         call(images)
