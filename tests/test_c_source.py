@@ -95,7 +95,7 @@ def test_class_names_of_any_letters_come_out_of_c_as_they_were(exports: Path, tm
 
 
 @needs_compiler
-def test_code_that_disagrees_is_deleted(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_disagrees_is_not_written(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def copied(_: object, path: Path) -> None:
         shutil.copyfile(exports / "minute-int8.onnx", path)
 

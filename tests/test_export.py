@@ -1,6 +1,7 @@
 """ONNX files, in float and in int8, against `inference.logits`."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_parity_counts_images_that_change_class_and_those_that_may() -> None:
     assert export.parity(expected, found).agreement == 0.75
 
 
-def test_a_file_that_differs_from_its_original_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_differs_from_its_original_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained.load("minute", "cpu")
     monkeypatch.setattr(export, "_described", lambda _: onnx.ModelProto())
     monkeypatch.setattr(export, "logits", lambda *_: inference.logits(model.model, data.sample().test_images) + 0.01)
@@ -149,3 +150,14 @@ def test_parity_on_all_test_images(name: str, tmp_path: Path) -> None:
         export.to_int8(model, tmp_path / "int8.onnx", signed=signed)
         quantized = export.logits(tmp_path / "int8.onnx", dataset.test_images)
         assert float((quantized.argmax(1) == dataset.test_labels).float().mean()) >= accuracy - 0.003
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_not_written_over(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    before = path.stat().st_ino
+    with pytest.raises(ValueError, match="exists and is not a file; name a file to write"):
+        export.to_onnx(trained.load("minute", "cpu"), path)
+    assert path.stat().st_ino == before
+    assert [path] == list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinycifar import data, export
+from tinycifar import data, export, run
 from tinycifar.trained import Trained
 
 Array = NDArray[Any]
@@ -228,24 +228,27 @@ def export_c(trained: Trained, folder: Path) -> ExportedC:
     """Write a model as `NAME.h` and `NAME.c`, int8 weights and inference in C99, into a folder.
 
     The compiled code is tried on the sample's test images where a C compiler is at hand. Raises `export.ParityError`,
-    and leaves no file, where it gives more than one image in a hundred another class than the int8 ONNX file does;
+    and writes no file, where it gives more than one image in a hundred another class than the int8 ONNX file does;
     else as `export.to_int8` does.
     """
+    images = data.sample().test_images
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "int8.onnx"
         export.to_int8(trained, path)
         network = read(path)
-        expected = export.logits(path, data.sample().test_images)
-    header, source = write(network, folder, trained.name)
-    found = compiled_logits(source, network, data.sample().test_images)
-    parity = None if found is None else export.parity(expected, found)
-    if parity is not None and parity.agreement < LEAST_AGREEMENT:
-        header.unlink()
-        source.unlink()
-        raise export.ParityError(
-            f"the compiled C gives {parity.images - parity.same_class} of {parity.images} images another class than "
-            f"the int8 model; {header} and {source} are deleted"
-        )
+        expected = export.logits(path, images)
+        written = write(network, Path(name), trained.name)
+        found = compiled_logits(written[1], network, images)
+        parity = None if found is None else export.parity(expected, found)
+        if parity is not None and parity.agreement < LEAST_AGREEMENT:
+            raise export.ParityError(
+                f"the compiled C gives {parity.images - parity.same_class} of {parity.images} images another class "
+                f"than the int8 model; nothing is written to {folder}"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        header, source = (folder / path.name for path in written)
+        for path in written:
+            run.write_bytes(folder / path.name, path.read_bytes())
     return ExportedC(header, source, network.weight_bytes, network.constant_bytes, network.memory_bytes, parity)
 
 
@@ -259,7 +262,7 @@ def compiled_logits(source: Path, network: Network, images: Tensor, options: Seq
         command = [compiler, "-std=c99", "-O2", "-shared", "-fPIC", *options, "-o", str(library), str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise export.ParityError(f"{source} does not compile: {' '.join(done.stderr.split())[:300]}")
+            raise export.ParityError(f"{source.name} does not compile: {' '.join(done.stderr.split())[:300]}")
         classify = ctypes.CDLL(str(library))[f"{source.stem}_classify"]
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     memory = np.zeros(network.memory_bytes, np.uint8)

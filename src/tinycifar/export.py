@@ -60,7 +60,7 @@ class Exported:
 
 
 class ParityError(Exception):
-    """An exported model that does not do what its original does; its file is gone."""
+    """An exported model that does not do what its original does; it is not written."""
 
 
 def parity(expected: Tensor, found: Tensor) -> Parity:
@@ -78,7 +78,7 @@ def parity(expected: Tensor, found: Tensor) -> Parity:
 def to_onnx(trained: Trained, path: Path) -> Exported:
     """Write an ONNX file of a model in float32: images (N, 3, 32, 32) of RGB in [0, 1] -> logits, class activation.
 
-    Its metadata names classes, preprocessing and temperature. Raises ParityError, and leaves no file, where its logits
+    Its metadata names classes, preprocessing and temperature. Raises ParityError, and writes no file, where its logits
     on the sample's test images are off by more than `MOST_DIFFERENCE` or name another class; ValueError for a model
     that cannot be written out or where packages are missing.
     """
@@ -91,7 +91,7 @@ def to_int8(trained: Trained, path: Path, calibration: Tensor | None = None, *, 
     With `signed` weights are signed and of 7 bits, for which onnxruntime uses VNNI and AMX where a processor has them;
     with 8 signed bits, sums would overflow on processors that have not. The ranges of activations are those on
     `calibration`, uint8 (N, 3, 32, 32), by default the sample's training images for models trained on CIFAR-10, else
-    the first images it was trained on. Normalisation and head stay in float32. Raises ParityError, and leaves no file,
+    the first images it was trained on. Normalisation and head stay in float32. Raises ParityError, and writes no file,
     where on the sample less than `LEAST_AGREEMENT` of the images keep their class; ValueError as `to_onnx` does.
     """
     if calibration is None:
@@ -156,17 +156,22 @@ def quantized(model: Any, calibration: Tensor, *, signed: bool = False) -> Any:
         return onnx.load(target)
 
 
-def session(path: Path | str, threads: int = 0) -> Any:
-    """An onnxruntime session for a file on the CPU with that many threads; 0 for its own choice."""
+def session(model: Path | bytes, threads: int = 0) -> Any:
+    """An onnxruntime session for a file, or its content, on the CPU with that many threads; 0 for its own choice."""
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+    )
 
 
-def logits(path: Path, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Logits, float32 (N, num_classes), that an ONNX file gives for images (N, 3, 32, 32), uint8 or float in [0, 1]."""
-    opened = session(path)
+def logits(model: Path | bytes, images: Tensor, batch_size: int = 500) -> Tensor:
+    """Logits, float32 (N, num_classes), that an ONNX file or its content gives for images (N, 3, 32, 32).
+
+    They are uint8, or float in [0, 1].
+    """
+    opened = session(model)
     batches = (inference.to_float(batch).numpy() for batch in torch.split(images, batch_size))
     return torch.cat([torch.from_numpy(opened.run([LOGITS], {INPUT: batch})[0]) for batch in batches])
 
@@ -194,17 +199,16 @@ def _stays_float(node: Any) -> bool:
 def _write(
     trained: Trained, path: Path, model: Any, *, least_agreement: float, most_difference: float = math.inf
 ) -> Exported:
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = model.SerializeToString()
-    run.write_bytes(path, content)
     images = data.sample().test_images
-    found = parity(inference.logits(trained.model, images), logits(path, images))
+    found = parity(inference.logits(trained.model, images), logits(content, images))
     if found.agreement < least_agreement or not found.largest_difference <= most_difference:
-        path.unlink()
         raise ParityError(
             f"the exported model differs from its original: {found.images - found.same_class} of {found.images} images "
-            f"get another class, logits differ by up to {found.largest_difference:.2g}; {path} is deleted"
+            f"get another class, logits differ by up to {found.largest_difference:.2g}; {path} is not written"
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run.write_bytes(path, content)
     return Exported(path, len(content), OPSET, found)
 
 

@@ -73,7 +73,12 @@ def check_unused(out: Path | None) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that, whatever happens, `path` holds either its old content or all of the new one."""
+    """Write a file so that, whatever happens, `path` holds either its old content or all of the new one.
+
+    Raises ValueError for what exists and is no file: a folder, or a device, which the new file would replace.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} exists and is not a file; name a file to write")
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
