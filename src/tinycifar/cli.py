@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 import sys
+import webbrowser
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -445,6 +446,33 @@ def export_command(model_name: str, kind: str, out: Path | None, signed: bool, a
         return
     for line in text.exported(content):
         click.echo(line)
+
+
+@cli.command("serve")
+@click.argument("model_name", metavar="[MODEL]", default=recipes.DEFAULT_RECIPE)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--allow-host", "hosts", multiple=True, metavar="NAME", help="A name that it may be asked by; repeatable."
+)
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
+@threads_option
+def serve_command(
+    model_name: str, host: str, port: int, hosts: tuple[str, ...], open_browser: bool, threads: int | None
+) -> None:
+    """Serve MODEL, a run, a weights file, an exported ONNX file or a shipped model, over HTTP, with a page."""
+    try:
+        from tinycifar import serve
+    except ImportError:
+        raise ValueError('serving needs more packages: pip install "tinycifar[serve]"') from None
+
+    def started(address: str) -> None:
+        click.echo(f"Serving {model.name} at {address} (Ctrl-C ends it)", err=True)
+        if open_browser:
+            webbrowser.open(address)
+
+    model = serve.open_model(model_name)
+    serve.serve(model, host=host, port=port, hosts=hosts, threads=threads, started=started)
 
 
 @cli.command("summary")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import stat
 import warnings
@@ -17,6 +19,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 # What is larger is refused before it is decoded: within these limits, decoding takes less than 300 MB.
 MOST_BYTES = 50_000_000
 MOST_PIXELS = {"PNG": 4096 * 4096, "WEBP": 8_000_000, "JPEG": 50_000_000}  # half of that in a progressive JPEG
+MANY_PIXELS = 2_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TURNS = {  # by EXIF's orientation; written out, as Pillow's own turning rewrites all EXIF and fails where it is odd
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,31 +77,51 @@ def read_square(path: str | Path) -> Image.Image:
             raise _Refused("no file")  # a pipe would be waited for
         if about.st_size > MOST_BYTES:
             raise _Refused(f"{about.st_size:,} bytes, allowed are {MOST_BYTES:,}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd but readable metadata, and of pixels, which are counted here
-            with Image.open(path, formats=FORMATS) as image:
-                pixels, most = image.width * image.height, MOST_PIXELS[str(image.format)]
-                if image.info.get("progressive"):  # its decoder holds all coefficients, two bytes each
-                    most //= 2
-                if pixels > most:
-                    raise _Refused(f"{pixels:,} pixels, allowed are {most:,} in a {image.format}")
+        return _square(path, contextlib.nullcontext())
+    except Exception as error:  # decoders of strangers' bytes raise many kinds, and each means the same here
+        raise ValueError(f"cannot read {path}: {_reason(error)}") from None
+
+
+def decode_square(content: bytes, alone: contextlib.AbstractContextManager[object]) -> Image.Image:
+    """As `read_square`, of a file's content. `alone` is entered while more than `MANY_PIXELS` are decoded.
+
+    Raises ValueError.
+    """
+    try:
+        if len(content) > MOST_BYTES:
+            raise _Refused(f"{len(content):,} bytes, allowed are {MOST_BYTES:,}")
+        return _square(io.BytesIO(content), alone)
+    except Exception as error:  # as above
+        raise ValueError(f"cannot read the picture: {_reason(error)}") from None
+
+
+def _square(source: str | Path | io.BytesIO, alone: contextlib.AbstractContextManager[object]) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd but readable metadata, and of pixels, which are counted here
+        with Image.open(source, formats=FORMATS) as image:
+            pixels, most = image.width * image.height, MOST_PIXELS[str(image.format)]
+            if image.info.get("progressive"):  # its decoder holds all coefficients, two bytes each
+                most //= 2
+            if pixels > most:
+                raise _Refused(f"{pixels:,} pixels, allowed are {most:,} in a {image.format}")
+            with alone if pixels > MANY_PIXELS else contextlib.nullcontext():
                 image.draft(None, (1024, 1024))
                 image.load()
                 side = min(image.size)
                 left, top = (image.width - side) // 2, (image.height - side) // 2
                 square = image.crop((left, top, left + side, top + side))  # first, as the rest costs memory by size
                 turn = TURNS.get(_orientation(image))
-            return _to_rgb(square if turn is None else square.transpose(turn))
-    except Image.DecompressionBombError:  # Pillow's own check, while the file is opened
-        raise ValueError(
-            f"cannot read {path}: far more pixels than the {max(MOST_PIXELS.values()):,} allowed"
-        ) from None
-    except _Refused as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"cannot read {path}: no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
-    except Exception as error:  # decoders of strangers' bytes raise many kinds, and each means the same here
-        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is damaged'}") from None
+                return _to_rgb(square if turn is None else square.transpose(turn))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own check, while the file is opened
+        return f"far more pixels than the {max(MOST_PIXELS.values()):,} allowed"
+    if isinstance(error, _Refused):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
+    return getattr(error, "strerror", None) or "it is damaged"
 
 
 class _Refused(Exception):  # noqa: N818  (becomes a ValueError with the file's name)

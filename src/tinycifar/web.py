@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from tinycifar import data, export, pictures, run
 from tinycifar.cifar10 import cache_directory
@@ -42,33 +45,51 @@ def write(trained: Trained, folder: Path) -> export.Exported:
         shutil.copyfile(runtime / name, folder / "ort" / name)
     notice = f"{PACKAGE} {VERSION}, MIT licence, Copyright (c) Microsoft Corporation: https://www.npmjs.com/package/{PACKAGE}"
     (folder / "ort" / "NOTICE.txt").write_text(notice + "\n", encoding="utf-8")
-    run.write_json(
-        folder / "model.json", {**_about(trained), "runtime": "browser", "samples": _samples(trained, folder)}
-    )
+    (folder / "samples").mkdir()
+    shown = samples(trained.data)
+    for name, _, content in shown:
+        (folder / name).write_bytes(content)
+    told = [(name, label) for name, label, _ in shown]
+    run.write_json(folder / "model.json", about(trained.name, trained.classes, trained.temperature, told, "browser"))
     return exported
 
 
-def _about(trained: Trained) -> dict[str, object]:
+def about(
+    name: str,
+    classes: Sequence[str],
+    temperature: float | None,
+    samples: Sequence[tuple[str, str]],
+    runtime: Literal["browser", "server"],
+) -> dict[str, object]:
+    """What the page is told of its model as `model.json`; `samples` are paths and labels."""
+    where = {
+        "browser": "It runs in this browser: no picture leaves your machine.",
+        "server": "Pictures are sent to the server that this page comes from, which keeps none.",
+    }
+    *most, last = classes
+    known = f"{', '.join(most)} and {last}" if most else last
     return {
-        "name": trained.name,
-        "classes": trained.classes,
-        "temperature": trained.temperature,
-        "text": f"{trained.name} knows {', '.join(trained.classes[:-1])} and {trained.classes[-1]}, and takes "
-        "everything for one of these. It runs in this browser: no picture leaves your machine.",
+        "name": name,
+        "classes": list(classes),
+        "temperature": temperature,
+        "text": f"{name} knows {known}, and takes everything for one of these. {where[runtime]}",
+        "runtime": runtime,
+        "samples": [{"file": file, "label": label} for file, label in samples],
     }
 
 
-def _samples(trained: Trained, folder: Path) -> list[dict[str, str]]:
-    """Write the first test image of each class, of the first ten classes at most."""
-    dataset = data.load("sample" if trained.data in data.NAMES else trained.data)
+def samples(source: str | None) -> list[tuple[str, str, bytes]]:
+    """Path, label and PNG of the first test image of each of the first ten classes of a data set; none for None."""
+    if source is None:
+        return []
+    dataset = data.load("sample" if source in data.NAMES else source)
     found = []
-    (folder / "samples").mkdir()
     for label, name in enumerate(dataset.classes[:10]):
         of_class = (dataset.test_labels == label).nonzero().flatten()
         if len(of_class):
-            file = f"samples/{label}.png"
-            pictures.to_image(dataset.test_images[of_class[0]]).save(folder / file)
-            found.append({"file": file, "label": name})
+            content = io.BytesIO()
+            pictures.to_image(dataset.test_images[of_class[0]]).save(content, "PNG")
+            found.append((f"samples/{label}.png", name, content.getvalue()))
     return found
 
 
