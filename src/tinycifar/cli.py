@@ -471,6 +471,7 @@ def serve_command(
         if open_browser:
             webbrowser.open(address)
 
+    serve.check_hosts(host, hosts)
     model = serve.open_model(model_name)
     serve.serve(model, host=host, port=port, hosts=hosts, threads=threads, started=started)
 

@@ -325,6 +325,15 @@ class _Log:
                 print(json.dumps(line), flush=True)
 
 
+def check_hosts(host: str, hosts: Sequence[str]) -> None:
+    """Raise ValueError unless `host` is a loopback address or `hosts` are valid names to be asked by."""
+    if not hosts and host not in ("127.0.0.1", "localhost", "::1"):
+        raise ValueError(f"--host {host} lets other machines in: say by which names they ask, with --allow-host NAME")
+    for name in hosts:
+        if not re.fullmatch(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+", name, flags=re.ASCII):
+            raise ValueError(f"--allow-host takes a name or an address without scheme and port, not {name!r}")
+
+
 def serve(
     model: Served,
     *,
@@ -336,11 +345,10 @@ def serve(
 ) -> None:
     """Serve until a signal: SIGTERM and SIGINT end it after the requests at hand.
 
-    `started` is called with the address once connections are taken. `hosts` are names it is asked by, needed unless
-    `host` is a loopback address; ValueError without, OSError where the port is taken.
+    `started` is called with the address once connections are taken. Raises ValueError as `check_hosts` does, and
+    OSError where the port is taken.
     """
-    if not hosts and host not in ("127.0.0.1", "localhost", "::1"):
-        raise ValueError(f"--host {host} lets other machines in: say by which names they ask, with --allow-host NAME")
+    check_hosts(host, hosts)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=2048) as listening:
         app = create_app(model, threads=threads or os.cpu_count() or 1, hosts=hosts)

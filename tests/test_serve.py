@@ -1,0 +1,354 @@
+"""The HTTP service, as a process of its own on a free port."""
+
+import http.client
+import io
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser
+
+from tinycifar import data, inference, pictures, serve, trained
+
+
+class Running:
+    """A service that runs, and a client of it."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process, self.port = process, port
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, JSON (or bytes) and headers of an answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.putrequest(method, path, skip_host=headers is not None and "Host" in headers)
+            for name, value in (headers or {}).items():
+                connection.putheader(name, value)
+            if body is not None:
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            content = answer.read()
+            about = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, json.loads(content) if "json" in about.get("content-type", "") else content, about
+        finally:
+            connection.close()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal; gives the exit code."""
+        self.process.send_signal(number)
+        code = self.process.wait(30)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
+
+    def memory(self) -> int:
+        """Its resident memory in bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert found is not None
+        return 1024 * int(found[1])
+
+
+def start(model: Path, log: Path) -> Running:
+    command = [sys.executable, "-m", "tinycifar", "serve", model, "--port", "0"]
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    found = re.fullmatch(r"Serving \S+ at http://127\.0\.0\.1:(\d+)/ \(Ctrl-C ends it\)\n", line)
+    assert found is not None, line
+    return Running(process, int(found[1]))
+
+
+@pytest.fixture(scope="module")
+def running(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    found = start(exports / "minute.onnx", tmp_path_factory.mktemp("served") / "log")
+    yield found
+    found.stop()
+
+
+def png(index: int = 0) -> bytes:
+    content = io.BytesIO()
+    pictures.to_image(data.sample().test_images[index]).save(content, "PNG")
+    return content.getvalue()
+
+
+def form(content: bytes, name: str = "image") -> tuple[bytes, dict[str, str]]:
+    head = f'--xyz\r\nContent-Disposition: form-data; name="{name}"; filename="a.png"\r\n\r\n'
+    return head.encode() + content + b"\r\n--xyz--\r\n", {"Content-Type": "multipart/form-data; boundary=xyz"}
+
+
+@pytest.mark.parametrize("as_form", [False, True])
+def test_a_picture_gets_the_probabilities_that_predict_gives(running: Running, tmp_path: Path, as_form: bool) -> None:
+    (tmp_path / "picture.png").write_bytes(png(3))
+    body, headers = form(png(3)) if as_form else (png(3), {})
+    status, found, _ = running.ask("POST", "/predict", body, headers)
+    (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "picture.png"], top=10)
+    assert status == 200
+    assert found["model"] == "minute"
+    assert [of["class"] for of in found["classes"]] == [of["class"] for of in expected["classes"]]
+    for ours, theirs in zip(found["classes"], expected["classes"], strict=True):
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
+    assert found["milliseconds"] > 0
+
+
+def test_health_and_models_answer(running: Running) -> None:
+    assert running.ask("GET", "/health")[:2] == (200, {"status": "ok", "waiting": 0})
+    (model,) = running.ask("GET", "/models")[1]["models"]
+    assert (model["name"], model["model"], model["classes"]) == ("minute", "whitenet", list(data.CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "message"),
+    [
+        (b"", {}, 400, "has no picture"),
+        (b"no picture", {}, 400, "no PNG, JPEG or WEBP image"),
+        (png()[:200], {}, 400, "it is damaged"),
+        (b"x" * (serve.MOST_BYTES + 1), {}, 413, "an upload may have 10,000,000 bytes"),
+        (b"--xyz--", {"Content-Type": "multipart/form-data"}, 400, "the form cannot be read"),
+        (b"junk", {"Content-Type": "multipart/form-data; boundary=xyz"}, 400, "the form cannot be read"),
+        (b"--xyz--\r\n", {"Content-Type": "multipart/form-data; boundary=xyz"}, 400, "the form has no file"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_one_line(
+    running: Running, body: bytes, headers: dict[str, str], status: int, message: str
+) -> None:
+    found = running.ask("POST", "/predict", body, headers)
+    assert found[0] == status
+    assert message in found[1]["error"]
+    assert "\n" not in found[1]["error"]
+
+
+def host_cases() -> list[tuple[str, str | None, bool]]:
+    """Host, Origin, and whether the request may pass; PORT stands for the service's."""
+    good = ["127.0.0.1:PORT", "localhost:PORT", "LOCALHOST:PORT", "localhost", "[::1]:PORT"]
+    bad = [
+        "evil.example", "evil.example:PORT", "localhost.evil.example", "127.0.0.1.evil.example", "evil.localhost",
+        "localhost@evil.example", "evil.example#localhost", "evil.example/localhost", "localhost:PORT:80",
+        "localhost:x", "127.0.0.2", "127.1", "0.0.0.0", "0x7f000001", "2130706433", "[::]", "[::ffff:127.0.0.1]",
+        "localhost.", "localhost ,evil.example", "local host", "", "*", "localhost\t.evil.example", "ｌocalhost",
+    ]  # fmt: skip
+    origins = [
+        "http://evil.example", "https://evil.example", "null", "http://localhost:1", "http://127.0.0.1:PORT1",
+        "http://localhost.evil.example:PORT", "file://", "", "http://localhost:PORT/", "chrome-extension://abcdef",
+    ]  # fmt: skip
+    return [
+        *((host, None, True) for host in good),
+        *((host, None, False) for host in bad),
+        *(("localhost:PORT", origin, False) for origin in origins),
+        ("localhost:PORT", "http://localhost:PORT", True),
+    ]
+
+
+@pytest.mark.parametrize(("host", "origin", "passes"), host_cases())
+def test_only_this_machines_names_and_the_pages_own_origin_pass(
+    running: Running, host: str, origin: str | None, passes: bool
+) -> None:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+        lines = [b"GET /health HTTP/1.1", b"Host: " + host.encode(), b"Connection: close"]
+        if origin is not None:
+            lines.append(b"Origin: " + origin.encode())
+        head = b"\r\n".join(lines).replace(b"PORT", str(running.port).encode())
+        connection.sendall(head + b"\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    status = int(answer.split()[1])
+    assert (status == 200) == passes
+    assert 200 <= status < 500
+    assert b"access-control" not in answer.lower()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b"GET /health HTTP/1.1"],
+        [b"GET /health HTTP/1.1", b"Host: localhost", b"Host: evil.example"],
+        [b"GET http://evil.example/health HTTP/1.1", b"Host: evil.example"],
+        [b"GET /health HTTP/1.0"],
+    ],
+)
+def test_a_request_without_one_host_is_refused(running: Running, lines: list[bytes]) -> None:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+        connection.sendall(b"\r\n".join([*lines, b"Connection: close"]) + b"\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.split()[1] in (b"400", b"403")
+
+
+PATHS = [
+    "/" + before + path
+    for before in ("", "../", "../../../../", "%2e%2e/", "..%2f", "..%5c", "samples/../../", ".", "//", "static/")
+    for path in ("etc/passwd", "serve.py", "page.js/", "model.onnx", "weights/minute.safetensors")
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_path_leads_to_a_file_that_is_not_on_the_list(running: Running, path: str) -> None:
+    status, found, _ = running.ask("GET", path)
+    assert status == 404
+    assert found == {"error": "Not Found"}
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of one colour that is small and large when decoded."""
+    content = io.BytesIO()
+    Image.new("L", (side, side)).save(content, "PNG", compress_level=9)
+    return content.getvalue()
+
+
+def malformed(count: int) -> Iterator[bytes]:
+    """Damaged pictures of every format, headers that promise too much, and noise."""
+    rng = random.Random(0)
+    whole = []
+    for kind in ("PNG", "JPEG", "WEBP"):
+        content = io.BytesIO()
+        pictures.to_image(data.sample().test_images[0]).resize((200, 150)).save(content, kind)
+        whole.append(content.getvalue())
+    for index in range(count):
+        content = bytearray(rng.choice(whole))
+        match index % 4:
+            case 0:
+                yield bytes(content[: rng.randrange(1, 60)])
+            case 1:
+                yield rng.randbytes(rng.randrange(1, 5000))
+            case 2:
+                yield rng.choice([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP"]) + rng.randbytes(500)
+            case _:  # a header that promises 60,000 x 60,000 pixels
+                head = (60_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+                chunk = b"IHDR" + head
+                yield b"\x89PNG\r\n\x1a\n\0\0\0\r" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + rng.randbytes(100)
+
+
+def test_malformed_uploads_and_bombs_get_4xx_and_memory_stays(running: Running) -> None:
+    count = int(os.environ.get("MALFORMED_UPLOADS", "200"))
+    assert running.ask("POST", "/predict", png())[0] == 200
+    before = running.memory()
+    for content in malformed(count):
+        assert 400 <= running.ask("POST", "/predict", content)[0] < 500
+    answers: list[int] = []
+    large = [bomb(20_000), bomb(8_000), bomb(4_097)]
+    threads = [
+        threading.Thread(target=lambda content=content: answers.append(running.ask("POST", "/predict", content)[0]))
+        for content in large * 4
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [400] * 12
+    assert running.ask("POST", "/predict", bomb(4_096))[0] == 200  # the largest that is allowed
+    assert running.memory() - before < 300_000_000
+    assert running.ask("GET", "/health")[0] == 200
+
+
+def test_every_request_is_one_line_of_json_in_the_log(exports: Path, tmp_path: Path) -> None:
+    running = start(exports / "minute.onnx", tmp_path / "log")
+    try:
+        running.ask("POST", "/predict", png())
+        running.ask("GET", "/a\u0022b".encode().decode("latin-1"))
+        running.ask("GET", "/health", headers={"Host": "evil.example"})
+    finally:
+        running.stop()
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [(line["method"], line["path"], line["status"]) for line in lines] == [
+        ("POST", "/predict", 200), ("GET", '/a"b', 404), ("GET", "/health", 403),
+    ]  # fmt: skip
+    assert all(line["milliseconds"] >= 0 and line["client"] == "127.0.0.1" for line in lines)
+
+
+def test_a_signal_lets_the_requests_at_hand_finish(exports: Path, tmp_path: Path) -> None:
+    running = start(exports / "minute.onnx", tmp_path / "log")
+    content = png()
+    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as connection:
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+        connection.sendall(head.encode() + content[:100])
+        time.sleep(0.5)
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        connection.sendall(content[100:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"probability"' in answer
+    assert running.stop() in (-signal.SIGTERM, 143)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", running.port), timeout=5)
+
+
+def test_a_slow_upload_is_ended(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
+        start = time.monotonic()
+        answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert 9 < time.monotonic() - start < 12
+    assert running.ask("GET", "/health")[1] == {"status": "ok", "waiting": 0}
+
+
+def test_a_full_queue_answers_503_and_when_to_come_back(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = serve.Service(serve.open_model(str(exports / "minute.onnx")), threads=1)
+    service.waiting = serve.MOST_WAITING
+    with pytest.raises(serve.HTTPException) as refused:
+        service._refuse_if_full()
+    assert (refused.value.status_code, refused.value.headers) == (503, {"Retry-After": "1"})
+
+
+def test_another_address_needs_names(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tinycifar", "serve", "minute", "--host", "0.0.0.0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "tinycifar: --host 0.0.0.0 lets other machines in: say by which names they ask, with --allow-host NAME\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["http://a.example", "a.example:80", "", "a b"])
+def test_a_name_to_be_asked_by_has_no_scheme_and_no_port(name: str) -> None:
+    with pytest.raises(ValueError, match="takes a name or an address without scheme and port"):
+        serve.check_hosts("0.0.0.0", [name])
+
+
+def test_a_port_in_use_is_told_in_one_line(exports: Path, running: Running) -> None:
+    command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", str(running.port)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Address already in use" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("nothing")
+    with pytest.raises(ValueError, match="is no ONNX file that tinycifar exported"):
+        serve.open_model(str(tmp_path / "model.onnx"))
+
+
+def test_in_a_browser_the_page_asks_the_server(running: Running, chromium: Browser, tmp_path: Path) -> None:
+    page = chromium.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(f"http://127.0.0.1:{running.port}/")
+    page.wait_for_selector("html[data-ready]")
+    (tmp_path / "picture.png").write_bytes(png(7))
+    page.set_input_files("#file", tmp_path / "picture.png")
+    page.wait_for_selector("html[data-answers='1']")
+    bars = "[...document.querySelectorAll('#bars button')].map(bar => [bar.dataset.class, +bar.dataset.probability])"
+    (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "picture.png"], top=10)
+    for (name, probability), of in zip(page.evaluate(bars), expected["classes"], strict=True):
+        assert (name, probability) == (of["class"], pytest.approx(of["probability"], abs=1e-4))
+    page.locator("#samples button").nth(2).click()
+    page.wait_for_selector("html[data-answers='2']")
+    assert said == []
