@@ -3,6 +3,7 @@
 # make check   lint, types, and that the README's figures are those of results/
 # make results write the README's figures and pictures anew from results/
 # make faults  interrupt trainings in every way and compare bits: 20 kills, 20 signals, and what leaving out a part does
+# make load    the HTTP service under load, beside onnxruntime alone
 # make clean   remove what was installed (runs, results and the data cache stay)
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ INSTALLED := $(VENV)/installed
 ARGS ?=
 PIP_OPTIONS ?=
 
-.PHONY: train test check results faults clean
+.PHONY: train test check results faults load clean
 
 train: $(INSTALLED)
 	@$(BIN)/tinycifar train $(ARGS)
@@ -32,6 +33,9 @@ results: $(INSTALLED)
 faults: $(INSTALLED)
 	@$(BIN)/python tests/faults.py $(ARGS)
 
+load: $(INSTALLED)
+	@$(BIN)/python tests/load.py $(ARGS)
+
 clean:
 	rm -rf $(VENV)
 
@@ -40,5 +44,5 @@ $(INSTALLED): pyproject.toml
 	@echo "Setting up $(VENV): about a minute, and 200 MB to 2 GB depending on the build of torch"
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "tinycifar needs Python 3.10 or newer: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --disable-pip-version-check $(PIP_OPTIONS) --editable ".[albumentations,export,dev]"
+	@$(BIN)/pip install --disable-pip-version-check $(PIP_OPTIONS) --editable ".[albumentations,serve,dev]"
 	@touch $@
