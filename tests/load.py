@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import http.client
 import io
 import json
+import multiprocessing
 import os
 import re
 import statistics
@@ -17,12 +20,20 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from tinycifar import serve
+
+try:
+    from uvloop import run
+except ImportError:
+    from asyncio import run
 
 SECONDS = 5.0
 ROUNDS = 3
@@ -42,14 +53,14 @@ def pictures() -> dict[str, bytes]:
 
 
 def directly(service: serve.Service, content: bytes) -> float:
-    """Pictures a second when all threads of this process decode and classify."""
+    """Pictures a second when all threads of this process decode and classify, one picture at a time."""
     threads = os.cpu_count() or 1
     end = time.perf_counter() + SECONDS
 
     def work(_: int) -> int:
         count = 0
         while time.perf_counter() < end:
-            service.answer(content, activation=False)
+            service.classify([service.decode(content)], activation=False)
             count += 1
         return count
 
@@ -59,54 +70,57 @@ def directly(service: serve.Service, content: bytes) -> float:
     return done / (time.perf_counter() - start)
 
 
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
-    """Send a request on an open connection; gives the status."""
-    writer.write(request)
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = re.search(rb"content-length: (\d+)", head)
-    assert length is not None
-    await reader.readexactly(int(length[1]))
-    return int(head[9:12])
+class Client(asyncio.Protocol):
+    """Sends a request `times` times, each after the answer to the one before; `done` then has the statuses."""
+
+    def __init__(self, request: bytes, times: int | None = None, until: float = 0.0) -> None:
+        self.request, self.times, self.until = request, times, until
+        self.statuses: list[int] = []
+        self.received = b""
+        self.done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        head, _, body = self.received.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        if length is None or len(body) < int(length[1]):
+            return
+        self.received = b""
+        self.statuses.append(int(head[9:12]))
+        if len(self.statuses) == self.times or (self.times is None and time.perf_counter() > self.until):
+            self.transport.close()
+        else:
+            self.transport.write(self.request)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.done.set_result(self.statuses)
 
 
 def predict(content: bytes) -> bytes:
     return b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(content) + content
 
 
-async def clients(port: int, content: bytes, count: int) -> float:
+async def ask(port: int, *of: Any) -> list[int]:
+    """The statuses that a `Client` of these arguments gets."""
+    _, client = await asyncio.get_running_loop().create_connection(lambda: Client(*of), "127.0.0.1", port)
+    return await client.done
+
+
+async def busy(port: int, content: bytes, count: int) -> float:
     """Answers a second to `count` clients that keep their connections and ask again at once."""
-    end = time.perf_counter() + SECONDS
-    done = 0
-
-    async def client() -> None:
-        nonlocal done
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while time.perf_counter() < end:
-            assert await ask(reader, writer, predict(content)) == 200
-            done += 1
-        writer.close()
-
     start = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(count)))
-    return done / (time.perf_counter() - start)
+    found = await asyncio.gather(*(ask(port, predict(content), None, start + SECONDS) for _ in range(count)))
+    assert all(status == 200 for statuses in found for status in statuses)
+    return sum(map(len, found)) / (time.perf_counter() - start)
 
 
-async def crowd(port: int, content: bytes, many: int, slow: int) -> dict[str, object]:
-    """What `many` clients at once get, each ten times, while `slow` ones dawdle, and how long `/health` takes then."""
-    statuses: list[int] = []
-    dropped = 0
-    health: list[float] = []
+async def crowd(port: int, content: bytes, many: int, slow: int) -> list[int]:
+    """The statuses that `many` clients get that come at once, ten times each, while `slow` ones dawdle."""
     over = False
-
-    async def one() -> None:
-        nonlocal dropped
-        for _ in range(10):
-            try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                statuses.append(await ask(reader, writer, predict(content)))
-                writer.close()
-            except (OSError, asyncio.IncompleteReadError):
-                dropped += 1
 
     async def dawdle() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -117,25 +131,50 @@ async def crowd(port: int, content: bytes, many: int, slow: int) -> dict[str, ob
                 break
         writer.close()
 
-    async def watch() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while not over:
-            start = time.perf_counter()
-            assert await ask(reader, writer, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") == 200
-            health.append(time.perf_counter() - start)
-            await asyncio.sleep(0.02)
-        writer.close()
+    async def come_ten_times() -> list[int]:
+        statuses: list[int] = []
+        for _ in range(10):
+            with contextlib.suppress(OSError):
+                statuses += await ask(port, predict(content), 1)
+        return statuses
 
-    others = [asyncio.create_task(work) for work in (watch(), *(dawdle() for _ in range(slow)))]
+    others = [asyncio.create_task(dawdle()) for _ in range(slow)]
     await asyncio.sleep(0.5)
-    await asyncio.gather(*(one() for _ in range(many)))
+    found = await asyncio.gather(*(come_ten_times() for _ in range(many)))
     over = True
     await asyncio.gather(*others)
+    return [status for statuses in found for status in statuses]
+
+
+def watch(port: int, over: Event, seconds: SimpleQueue[list[float]]) -> None:
+    """How long `/health` takes, fifty times a second until it is over; in a process of its own, as a monitor is."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    taken = []
+    while not over.is_set():
+        start = time.perf_counter()
+        connection.request("GET", "/health")
+        assert json.load(connection.getresponse())["status"] == "ok"
+        taken.append(time.perf_counter() - start)
+        time.sleep(0.02)
+    seconds.put(taken)
+
+
+def crowded(port: int, content: bytes) -> dict[str, object]:
+    """What a crowd gets, and how long `/health` takes meanwhile."""
+    context = multiprocessing.get_context("spawn")
+    over, seconds = context.Event(), context.SimpleQueue()
+    watcher = context.Process(target=watch, args=(port, over, seconds))
+    watcher.start()
+    time.sleep(2)
+    statuses = run(crowd(port, content, 200, 20))
+    over.set()
+    health = seconds.get()
+    watcher.join()
     return {
-        "requests": 10 * many,
+        "requests": 2000,
         "answered": statuses.count(200),
         "told to come back": statuses.count(503),
-        "dropped": dropped,
+        "dropped": 2000 - len(statuses),
         "health, slowest ms": round(1e3 * max(health), 1),
         "health, median ms": round(1e3 * statistics.median(health), 1),
     }
@@ -151,18 +190,18 @@ def main() -> None:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     port = int(process.stderr.readline().split(":")[2].split("/")[0])
-    service = serve.Service(serve.open_model(model), threads=1)
+    service = serve.Service(serve.open_model(model), contextlib.nullcontext())
     found: dict[str, object] = {}
     try:
         for name, content in pictures().items():
-            rates = [(directly(service, content), asyncio.run(clients(port, content, 16))) for _ in range(ROUNDS)]
+            rates = [(directly(service, content), run(busy(port, content, 16))) for _ in range(ROUNDS)]
             own, served = (statistics.median(values) for values in zip(*rates, strict=True))
             found[name] = {
                 "onnxruntime with decoding, a second": round(own),
                 "service, 16 clients, a second": round(served),
                 "ratio": round(served / own, 2),
             }
-            found[f"{name}, 200 clients and 20 slow ones"] = asyncio.run(crowd(port, content, 200, 20))
+            found[f"{name}, 200 clients and 20 slow ones"] = crowded(port, content)
     finally:
         process.terminate()
         process.wait(60)

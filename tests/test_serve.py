@@ -1,5 +1,7 @@
 """The HTTP service, as a process of its own on a free port."""
 
+import asyncio
+import contextlib
 import http.client
 import io
 import json
@@ -14,12 +16,14 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser
+from starlette.requests import Request
 
 from tinycifar import data, inference, pictures, serve, trained
 
@@ -57,16 +61,20 @@ class Running:
         self.process.stderr.close()
         return code
 
+    def workers(self) -> list[int]:
+        """The processes that answer."""
+        parent = self.process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
     def memory(self) -> int:
-        """Its resident memory in bytes."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmHWM:\s+(\d+) kB", status)
-        assert found is not None
-        return 1024 * int(found[1])
+        """The most memory that its workers have had, in bytes."""
+        found = [re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()) for pid in self.workers()]
+        return sum(1024 * int(of[1]) for of in found if of is not None)
 
 
 def start(model: Path, log: Path) -> Running:
-    command = [sys.executable, "-m", "tinycifar", "serve", model, "--port", "0"]
+    command = [sys.executable, "-m", "tinycifar", "serve", model, "--port", "0", "--workers", "2"]
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -264,8 +272,8 @@ def test_every_request_is_one_line_of_json_in_the_log(exports: Path, tmp_path: P
     finally:
         running.stop()
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert [(line["method"], line["path"], line["status"]) for line in lines] == [
-        ("POST", "/predict", 200), ("GET", '/a"b', 404), ("GET", "/health", 403),
+    assert sorted((line["method"], line["path"], line["status"]) for line in lines) == [
+        ("GET", '/a"b', 404), ("GET", "/health", 403), ("POST", "/predict", 200),
     ]  # fmt: skip
     assert all(line["milliseconds"] >= 0 and line["client"] == "127.0.0.1" for line in lines)
 
@@ -283,7 +291,7 @@ def test_a_signal_lets_the_requests_at_hand_finish(exports: Path, tmp_path: Path
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 200")
     assert b'"probability"' in answer
-    assert running.stop() in (-signal.SIGTERM, 143)
+    assert running.stop() == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", running.port), timeout=5)
 
@@ -299,11 +307,77 @@ def test_a_slow_upload_is_ended(running: Running, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_full_queue_answers_503_and_when_to_come_back(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = serve.Service(serve.open_model(str(exports / "minute.onnx")), threads=1)
+    service = serve.Service(serve.open_model(str(exports / "minute.onnx")), contextlib.nullcontext())
     service.waiting = serve.MOST_WAITING
     with pytest.raises(serve.HTTPException) as refused:
         service._refuse_if_full()
     assert (refused.value.status_code, refused.value.headers) == (503, {"Retry-After": "1"})
+
+
+def request(content: bytes) -> Request:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    return Request({"type": "http", "headers": [], "query_string": b""}, receive)
+
+
+def test_a_picture_that_waits_too_long_gets_503_and_leaves_the_queue(
+    exports: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = serve.Service(serve.open_model(str(exports / "minute.onnx")), contextlib.nullcontext())
+    free = threading.Event()
+    monkeypatch.setattr(serve, "SECONDS", 0.1)
+    monkeypatch.setattr(service, "decode", lambda _: free.wait(10))
+    with pytest.raises(serve.HTTPException) as refused:
+        asyncio.run(service.predict(request(png())))
+    free.set()
+    assert (refused.value.status_code, refused.value.headers) == (503, {"Retry-After": "1"})
+    assert (service.waiting, service.bytes) == (0, 0)
+
+
+def test_pictures_that_come_together_get_each_its_own_answer(running: Running, tmp_path: Path) -> None:
+    files = [tmp_path / f"{index}.png" for index in range(60)]
+    for index, file in enumerate(files):
+        file.write_bytes(b"damaged" if index % 10 == 9 else png(index))
+    with ThreadPoolExecutor(30) as clients:
+        found = list(clients.map(lambda file: running.ask("POST", "/predict", file.read_bytes())[:2], files))
+    expected = {of["file"]: of for of in inference.predict(trained.load("minute", "cpu"), files, top=10)}
+    for file, (status, answer) in zip(files, found, strict=True):
+        of = expected[str(file)]
+        assert status == (400 if "problem" in of else 200)
+        if status == 200:
+            ours = {entry["class"]: entry["probability"] for entry in answer["classes"]}
+            assert ours == pytest.approx({entry["class"]: entry["probability"] for entry in of["classes"]}, abs=1e-5)
+
+
+def test_a_worker_that_is_killed_is_replaced_and_none_outlives_the_service(exports: Path, tmp_path: Path) -> None:
+    running = start(exports / "minute.onnx", tmp_path / "log")
+    assert running.ask("POST", "/predict", png())[0] == 200
+    first, second = running.workers()
+    os.kill(first, signal.SIGKILL)
+    until = time.monotonic() + 20
+    while len(workers := set(running.workers()) - {first}) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(workers) == 2
+    assert second in workers
+    for _ in range(20):
+        assert running.ask("POST", "/predict", png())[0] == 200
+    running.stop(signal.SIGKILL)
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_the_client_in_the_readme_names_the_class(running: Running, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (client,) = re.findall(r"A client in ten lines.*?```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(client.splitlines()) <= 10
+    (tmp_path / "client.py").write_text(client.replace(":8000/", f":{running.port}/"))
+    (tmp_path / "cat.png").write_bytes(png())
+    command = [sys.executable, tmp_path / "client.py", tmp_path / "cat.png"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "cat.png"], top=3)
+    assert done.stdout.splitlines() == [f"{of['class']} {of['probability']:.1%}" for of in expected["classes"]]
 
 
 def test_another_address_needs_names(tmp_path: Path) -> None:

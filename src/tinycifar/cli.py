@@ -456,10 +456,12 @@ def export_command(model_name: str, kind: str, out: Path | None, signed: bool, a
     "--allow-host", "hosts", multiple=True, metavar="NAME", help="A name that it may be asked by; repeatable."
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
-@threads_option
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help="Processes that answer (default: one a core, four at most)."
+)
 def serve_command(
-    model_name: str, host: str, port: int, hosts: tuple[str, ...], open_browser: bool, threads: int | None
-) -> None:
+    model_name: str, host: str, port: int, hosts: tuple[str, ...], open_browser: bool, workers: int | None
+) -> int:
     """Serve MODEL, a run, a weights file, an exported ONNX file or a shipped model, over HTTP, with a page."""
     try:
         from tinycifar import serve
@@ -473,7 +475,11 @@ def serve_command(
 
     serve.check_hosts(host, hosts)
     model = serve.open_model(model_name)
-    serve.serve(model, host=host, port=port, hosts=hosts, threads=threads, started=started)
+    try:
+        serve.serve(model, host=host, port=port, hosts=hosts, workers=workers, started=started)
+    except serve.WorkerError as error:
+        return _fail(str(error), 1)
+    return 0
 
 
 @cli.command("summary")

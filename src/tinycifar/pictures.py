@@ -9,6 +9,7 @@ import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,11 +151,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_tensor(square: Image.Image, size: int = 32) -> Tensor:
+def to_array(square: Image.Image, size: int = 32) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """A square RGB picture as uint8 (3, size, size), resized with antialiasing."""
     # Cropped before: with `box`, or `ImageOps.fit`, the filter would mix in pixels from outside the crop.
     resized = square.resize((size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+
+
+def to_tensor(square: Image.Image, size: int = 32) -> Tensor:
+    """As `to_array`, a tensor."""
+    return torch.from_numpy(to_array(square, size))
 
 
 def to_image(tensor: Tensor) -> Image.Image:

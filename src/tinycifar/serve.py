@@ -6,21 +6,26 @@ import asyncio
 import contextlib
 import datetime
 import json
+import multiprocessing
 import os
+import queue
 import re
+import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-import anyio
 import numpy as np
 import uvicorn
+from filelock import FileLock
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
@@ -31,9 +36,16 @@ from starlette.routing import Route
 
 from tinycifar import data, export, pictures, trained, web
 
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout
+
 MOST_BYTES = 10_000_000  # of one upload
 MOST_BYTES_AT_ONCE = 60_000_000  # of all that are being received or wait
 MOST_WAITING = 256
+MOST_TOGETHER = 8  # pictures in one batch
+MOST_WORKERS = 4  # unless told otherwise
 SECONDS = 10.0
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 HEADERS = {
@@ -52,11 +64,11 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Served:
-    """An exported model in memory: what its metadata says, and its session."""
+    """An exported model in memory: what its metadata says, and its ONNX file's content."""
 
     name: str
     about: dict[str, Any]
-    session: Any
+    content: bytes
 
     @property
     def classes(self) -> list[str]:
@@ -65,60 +77,102 @@ class Served:
 
 
 def open_model(source: str) -> Served:
-    """Open an ONNX file of ours, or export what `trained.load` takes and open that; ValueError for anything else."""
+    """Read an ONNX file of ours, or export what `trained.load` takes; ValueError for anything else."""
     path = Path(source)
     if path.suffix == ".onnx" and path.is_file():
         return _opened(path.stem, path)
     model = trained.load(source, "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        exported = export.to_onnx(model, Path(folder) / "model.onnx")
-        return _opened(model.name, exported.path)
+        return _opened(model.name, export.to_onnx(model, Path(folder) / "model.onnx").path)
 
 
 def _opened(name: str, path: Path) -> Served:
+    content = path.read_bytes()
     try:
-        session = export.session(path, threads=1)
-        metadata = session.get_modelmeta().custom_metadata_map
+        metadata = export.session(content, threads=1).get_modelmeta().custom_metadata_map
         about = {key: metadata[key] for key in ("model", "recipe", "weights_sha256")}
         about |= {key: json.loads(metadata[key]) for key in ("classes", "temperature")}
     except ValueError:
         raise
     except Exception:  # onnxruntime has many kinds for a file that is none
         raise ValueError(f"{path} is no ONNX file that tinycifar exported") from None
-    return Served(name, about, session)
+    return Served(name, about, content)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A picture file's content that waits for a worker, and where its answer goes."""
+
+    content: bytes
+    activation: bool
+    answer: asyncio.Future[dict[str, Any]]
 
 
 class Service:
-    """What answers: one model, worker threads, and a bounded queue before them."""
+    """What answers in one process: a model, a thread that asks it, and a bounded queue before it.
 
-    def __init__(self, model: Served, threads: int) -> None:
+    `large` is held while a large picture is decoded, which bounds the memory of all processes together.
+    """
+
+    def __init__(self, model: Served, large: contextlib.AbstractContextManager[object]) -> None:
         self.model = model
-        self.workers = ThreadPoolExecutor(threads, thread_name_prefix="predict")
-        self.large = threading.Lock()  # large pictures are decoded one at a time, which bounds memory
+        self.session = export.session(model.content, threads=1)
+        self.large = large
+        self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self.waiting = 0
         self.bytes = 0
+        threading.Thread(target=self._work, name="predict", daemon=True).start()
 
-    def answer(self, content: bytes, activation: bool) -> dict[str, Any]:
-        """What the model says of a picture file's content; ValueError if that is no picture."""
-        pixels = pictures.to_tensor(pictures.decode_square(content, self.large)).numpy()
+    def _work(self) -> None:
+        """Answer for ever: the jobs that wait, some at a time, are decoded one by one and classified together."""
+        while True:
+            jobs = [self.jobs.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(jobs) < MOST_TOGETHER:
+                    jobs.append(self.jobs.get_nowait())
+            answers: list[tuple[asyncio.Future[dict[str, Any]], dict[str, Any] | Exception]] = []
+            decoded = []
+            for job in jobs:
+                if not job.answer.done():  # else its time has run out
+                    try:
+                        decoded.append((job, self.decode(job.content)))
+                    except Exception as error:
+                        answers.append((job.answer, error))
+            try:
+                found = self.classify([pixels for _, pixels in decoded], any(job.activation for job, _ in decoded))
+                answers += [(job.answer, answer) for (job, _), answer in zip(decoded, found, strict=True)]
+            except Exception as error:
+                answers += [(job.answer, error) for job, _ in decoded]
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who asked
+                jobs[0].answer.get_loop().call_soon_threadsafe(_deliver, answers)
+
+    def decode(self, content: bytes) -> np.ndarray[Any, Any]:
+        """A picture file's content as the model sees it, uint8 (3, 32, 32); ValueError if it is no picture."""
+        return pictures.to_array(pictures.decode_square(content, self.large))
+
+    def classify(self, pixels: Sequence[np.ndarray[Any, Any]], activation: bool) -> list[dict[str, Any]]:
+        """What the model says of pictures, each uint8 (3, 32, 32), in one batch; `activation` adds logits and map."""
+        if not pixels:
+            return []
         start = time.perf_counter()
-        images = pixels[None].astype(np.float32) / np.float32(255)
+        images = np.stack(pixels).astype(np.float32) / np.float32(255)
         outputs = [export.LOGITS, export.ACTIVATION] if activation else [export.LOGITS]
-        logits, *maps = self.model.session.run(outputs, {export.INPUT: images})
+        logits, *maps = self.session.run(outputs, {export.INPUT: images})
         milliseconds = 1e3 * (time.perf_counter() - start)
-        scaled = logits[0].astype(float) / (self.model.about["temperature"] or 1)
-        powers = np.exp(scaled - scaled.max())
-        probabilities = powers / powers.sum()
-        classes = self.model.classes
-        found: dict[str, Any] = {
-            "model": self.model.name,
-            "classes": [
-                {"class": classes[i], "probability": float(probabilities[i])} for i in (-probabilities).argsort()
-            ],
-            "milliseconds": milliseconds,
-        }
-        if activation:
-            found |= {"logits": logits[0].tolist(), "activation": maps[0].flatten().tolist()}
+        scaled = logits.astype(float) / (self.model.about["temperature"] or 1)
+        powers = np.exp(scaled - scaled.max(1, keepdims=True))
+        probabilities = powers / powers.sum(1, keepdims=True)
+        found = []
+        for number, values in enumerate(probabilities.tolist()):
+            ranked = sorted(zip(values, self.model.classes, strict=True), reverse=True, key=lambda pair: pair[0])
+            answer: dict[str, Any] = {
+                "model": self.model.name,
+                "classes": [{"class": name, "probability": value} for value, name in ranked],
+                "milliseconds": milliseconds,
+            }
+            if activation:
+                answer |= {"logits": logits[number].tolist(), "activation": maps[0][number].flatten().tolist()}
+            found.append(answer)
         return found
 
     async def predict(self, request: Request) -> Response:
@@ -126,18 +180,20 @@ class Service:
         self._refuse_if_full()
         with contextlib.ExitStack() as held:
             try:
-                with anyio.fail_after(SECONDS):
+                async with timeout(SECONDS):
                     content = await _picture(request.headers, await self._receive(request, held))
             except TimeoutError:
                 raise HTTPException(408, f"the upload took longer than {SECONDS:.0f} seconds") from None
             self._refuse_if_full()  # others may have come while it was received
             self.waiting += 1
             held.callback(self._answered)
-            activation = request.query_params.get("activation") == "1"
+            job = _Job(
+                content, request.query_params.get("activation") == "1", asyncio.get_running_loop().create_future()
+            )
+            self.jobs.put(job)
             try:
-                with anyio.fail_after(SECONDS):
-                    loop = asyncio.get_running_loop()
-                    return JSONResponse(await loop.run_in_executor(self.workers, self.answer, content, activation))
+                async with timeout(SECONDS):
+                    return JSONResponse(await job.answer)
             except TimeoutError:
                 raise _busy() from None
             except ValueError as error:
@@ -175,6 +231,16 @@ class Service:
     async def models(self, _: Request) -> Response:
         """GET /models: what is served."""
         return JSONResponse({"models": [{"name": self.model.name, **self.model.about}]})
+
+
+def _deliver(answers: Iterable[tuple[asyncio.Future[dict[str, Any]], dict[str, Any] | Exception]]) -> None:
+    for future, answer in answers:
+        if future.done():
+            continue
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
 
 
 def _busy() -> HTTPException:
@@ -220,13 +286,15 @@ def assets(model: Served) -> dict[str, tuple[str, bytes]]:
     return found
 
 
-def create_app(model: Served, *, threads: int, hosts: Sequence[str] = (), log: bool = True) -> Callable[..., Any]:
-    """The service as an ASGI application.
+def create_app(
+    model: Served, large: contextlib.AbstractContextManager[object], hosts: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """The service as an ASGI application; `large` as in `Service`.
 
     Requests are answered only if their Host names this machine's loopback or one of `hosts`, and their Origin, if any,
     is the same host; no other site's page may ask (no CORS headers are sent).
     """
-    service = Service(model, threads)
+    service = Service(model, large)
     routes = [
         Route("/predict", service.predict, methods=["POST"]),
         Route("/health", service.health),
@@ -237,8 +305,7 @@ def create_app(model: Served, *, threads: int, hosts: Sequence[str] = (), log: b
         routes=routes, exception_handlers={HTTPException: _error, Exception: _failed, ClientDisconnect: _gone}
     )
     app.router.redirect_slashes = False
-    gate = _Gate(app, {*LOOPBACK, *hosts})
-    return _Log(gate) if log else gate
+    return _Log(_Gate(app, {*LOOPBACK, *hosts}))
 
 
 def _asset(kind: str, content: bytes) -> Callable[[Request], Awaitable[Response]]:
@@ -259,6 +326,10 @@ async def _failed(_: Request, __: Exception) -> Response:
 
 async def _gone(_: Request, __: Exception) -> Response:
     return Response(status_code=400)  # to nobody
+
+
+class WorkerError(Exception):
+    """A process of the service that failed."""
 
 
 class _Gate:
@@ -316,7 +387,7 @@ class _Log:
                 "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
                 "client": (scope.get("client") or ("",))[0],
                 "method": scope["method"],
-                "path": scope["path"],
+                "path": scope["path"][:300],  # short lines are written whole, whoever else writes
                 "status": status,
                 "bytes": sent,
                 "milliseconds": round(1e3 * (time.perf_counter() - start), 2),
@@ -340,29 +411,75 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     hosts: Sequence[str] = (),
-    threads: int | None = None,
+    workers: int | None = None,
     started: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve until a signal: SIGTERM and SIGINT end it after the requests at hand.
+    """Serve with that many processes, by default one a core but four at most, until SIGTERM or SIGINT.
 
-    `started` is called with the address once connections are taken. Raises ValueError as `check_hosts` does, and
-    OSError where the port is taken.
+    They end after the requests at hand; one that dies is replaced. `started` is called with the address once
+    connections are taken. Raises ValueError as `check_hosts` does, OSError where the port is taken, and WorkerError
+    where a process fails of itself.
     """
     check_hosts(host, hosts)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=2048) as listening:
-        app = create_app(model, threads=threads or os.cpu_count() or 1, hosts=hosts)
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            lifespan="off",
-            ws="none",
-            timeout_keep_alive=10,
-            timeout_graceful_shutdown=int(2 * SECONDS),
-        )
-        shown = f"[{host}]" if ":" in host else host
-        started(f"http://{shown}:{listening.getsockname()[1]}/")
+    context = multiprocessing.get_context("spawn")
+    ending = False
+
+    def end(*_: object) -> None:
+        nonlocal ending
+        ending = True
+        for process in processes:
+            process.terminate()
+
+    with (
+        socket.create_server((host, port), family=family, backlog=2048) as listening,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+
+        def begin() -> SpawnProcess:
+            process = context.Process(target=_work, args=(listening, model, Path(folder) / "large", tuple(hosts)))
+            process.start()
+            return process
+
+        processes: list[SpawnProcess] = []
+        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            processes += [begin() for _ in range(workers or min(os.cpu_count() or 1, MOST_WORKERS))]
+            shown = f"[{host}]" if ":" in host else host
+            started(f"http://{shown}:{listening.getsockname()[1]}/")
+            while not ending:
+                connection.wait([process.sentinel for process in processes])
+                if any((process.exitcode or 0) > 0 for process in processes):
+                    raise WorkerError("a process of the service failed; what it said is above")
+                processes[:] = [process if process.is_alive() or ending else begin() for process in processes]
+        finally:
+            end()
+            for process in processes:
+                process.join()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _work(listening: socket.socket, model: Served, large: Path, hosts: Sequence[str]) -> None:
+    """One process of the service."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()  # however it ended
+        signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+    config = uvicorn.Config(
+        create_app(model, FileLock(large), hosts),
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=int(2 * SECONDS),
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # of the terminal, which reaches all processes
         uvicorn.Server(config).run(sockets=[listening])
