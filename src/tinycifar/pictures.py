@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_BYTES = 50_000_000
 MOST_PIXELS = {"PNG": 4096 * 4096, "WEBP": 8_000_000, "JPEG": 50_000_000}  # half of that in a progressive JPEG
 MANY_PIXELS = 2_000_000
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TURNS = {  # by EXIF's orientation; written out, as Pillow's own turning rewrites all EXIF and fails where it is odd
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,25 +79,27 @@ def read_square(path: str | Path) -> Image.Image:
             raise _Refused("no file")  # a pipe would be waited for
         if about.st_size > MOST_BYTES:
             raise _Refused(f"{about.st_size:,} bytes, allowed are {MOST_BYTES:,}")
-        return _square(path, contextlib.nullcontext())
+        return _square(path)
     except Exception as error:  # decoders of strangers' bytes raise many kinds, and each means the same here
         raise ValueError(f"cannot read {path}: {_reason(error)}") from None
 
 
-def decode_square(content: bytes, alone: contextlib.AbstractContextManager[object]) -> Image.Image:
-    """As `read_square`, of a file's content. `alone` is entered while more than `MANY_PIXELS` are decoded.
+def decode(content: bytes, alone: contextlib.AbstractContextManager[object], size: int = 32) -> Pixels:
+    """What a model sees of a file's content, uint8 (3, size, size); else as `read_square`.
 
-    Raises ValueError.
+    `alone` is held while more than `MANY_PIXELS` are decoded. Raises ValueError.
     """
     try:
         if len(content) > MOST_BYTES:
             raise _Refused(f"{len(content):,} bytes, allowed are {MOST_BYTES:,}")
-        return _square(io.BytesIO(content), alone)
+        with contextlib.ExitStack() as held:
+            return to_array(_square(io.BytesIO(content), lambda: held.enter_context(alone)), size)
     except Exception as error:  # as above
         raise ValueError(f"cannot read the picture: {_reason(error)}") from None
 
 
-def _square(source: str | Path | io.BytesIO, alone: contextlib.AbstractContextManager[object]) -> Image.Image:
+def _square(source: str | Path | io.BytesIO, large: Callable[[], object] = lambda: None) -> Image.Image:
+    """As `read_square`; `large` is called before more than `MANY_PIXELS` are decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd but readable metadata, and of pixels, which are counted here
         with Image.open(source, formats=FORMATS) as image:
@@ -105,14 +108,15 @@ def _square(source: str | Path | io.BytesIO, alone: contextlib.AbstractContextMa
                 most //= 2
             if pixels > most:
                 raise _Refused(f"{pixels:,} pixels, allowed are {most:,} in a {image.format}")
-            with alone if pixels > MANY_PIXELS else contextlib.nullcontext():
-                image.draft(None, (1024, 1024))
-                image.load()
-                side = min(image.size)
-                left, top = (image.width - side) // 2, (image.height - side) // 2
-                square = image.crop((left, top, left + side, top + side))  # first, as the rest costs memory by size
-                turn = TURNS.get(_orientation(image))
-                return _to_rgb(square if turn is None else square.transpose(turn))
+            if pixels > MANY_PIXELS:
+                large()
+            image.draft(None, (1024, 1024))
+            image.load()
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            square = image.crop((left, top, left + side, top + side))  # first, as the rest costs memory by size
+            turn = TURNS.get(_orientation(image))
+            return _to_rgb(square if turn is None else square.transpose(turn))
 
 
 def _reason(error: Exception) -> str:
@@ -151,7 +155,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_array(square: Image.Image, size: int = 32) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def to_array(square: Image.Image, size: int = 32) -> Pixels:
     """A square RGB picture as uint8 (3, size, size), resized with antialiasing."""
     # Cropped before: with `box`, or `ImageOps.fit`, the filter would mix in pixels from outside the crop.
     resized = square.resize((size, size), Image.Resampling.LANCZOS)

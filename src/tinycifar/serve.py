@@ -146,11 +146,11 @@ class Service:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who asked
                 jobs[0].answer.get_loop().call_soon_threadsafe(_deliver, answers)
 
-    def decode(self, content: bytes) -> np.ndarray[Any, Any]:
+    def decode(self, content: bytes) -> pictures.Pixels:
         """A picture file's content as the model sees it, uint8 (3, 32, 32); ValueError if it is no picture."""
-        return pictures.to_array(pictures.decode_square(content, self.large))
+        return pictures.decode(content, self.large)
 
-    def classify(self, pixels: Sequence[np.ndarray[Any, Any]], activation: bool) -> list[dict[str, Any]]:
+    def classify(self, pixels: Sequence[pictures.Pixels], activation: bool) -> list[dict[str, Any]]:
         """What the model says of pictures, each uint8 (3, 32, 32), in one batch; `activation` adds logits and map."""
         if not pixels:
             return []
