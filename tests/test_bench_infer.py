@@ -23,6 +23,7 @@ def test_a_published_model_has_its_published_size(name: str) -> None:
     assert counter.get_total_flops() / 2 - of_activation == bench_infer.SIZES[name]["macs"]
 
 
+@pytest.mark.end_to_end
 def test_every_model_is_timed_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_infer, "PUBLISHED", {"resnet8": bench_infer.resnet8})
     found = bench_infer.bench_infer(["minute"], rounds=1, accuracy=False)

@@ -425,8 +425,8 @@ def test_a_log_line_has_the_format_of_the_original() -> None:
 def test_freed_memory_is_kept_for_the_next_step() -> None:
     program = """
 import resource, torch
-from tinycifar.training import keep_freed_memory
-keep_freed_memory()
+from tinycifar import memory
+memory.keep_freed()
 faults = []
 for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

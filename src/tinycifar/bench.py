@@ -16,10 +16,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinycifar import augment, models, recipes, run, training
+from tinycifar import augment, memory, models, recipes, run, training
 from tinycifar.data import Dataset, epoch_generator
 from tinycifar.summary import summarize
-from tinycifar.training import keep_freed_memory
 
 IMAGES = 50_000  # as in CIFAR-10's training set: enough that the rows of a batch are not in any cache
 WARM_UP_STEPS = 3  # the first ones choose kernels and fill the heap
@@ -75,7 +74,7 @@ def bench_step(
     """
     if steps < 1 or not 1 <= batch_size <= IMAGES:
         raise ValueError(f"steps and batch size must be at least 1, and a batch at most {IMAGES} images")
-    keep_freed_memory()
+    memory.keep_freed()
     real, bare = (_Learner(model_name) for _ in range(2))
     macs = summarize(real.model).macs
 
@@ -207,7 +206,7 @@ def bench_train(
         raise ValueError("at least 1 run and 2 steps are needed")
     wall_start = time.perf_counter()
     console = console or Console(quiet=True)
-    keep_freed_memory()
+    memory.keep_freed()
     recipe, reference = timed_recipe(recipe_name), recipes.get(reference_name)
     cpu = torch.device("cpu")
     precision = run.select_precision(recipe.precision, cpu)

@@ -34,7 +34,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tinycifar import data, export, pictures, trained, web
+from tinycifar import data, export, memory, pictures, trained, web
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
@@ -462,6 +462,7 @@ def serve(
 
 def _work(listening: socket.socket, model: Served, large: Path, hosts: Sequence[str]) -> None:
     """One process of the service."""
+    memory.return_freed()
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinycifar import augment, checkpoint, data, distill, inference, metrics, models, optim, run
+from tinycifar import augment, checkpoint, data, distill, inference, memory, metrics, models, optim, run
 from tinycifar.checkpoint import State
 from tinycifar.data import Dataset, epoch_generator
 from tinycifar.recipes import Recipe
@@ -90,7 +88,7 @@ def train(
     if limit is not None:
         dataset = dataset.limit(limit)
     distill.check_data(recipe, teachers, dataset)
-    keep_freed_memory()
+    memory.keep_freed()
 
     torch.manual_seed(seed)  # initial weights and dropout draw from torch's own generator
     model = models.build(recipe.model, num_classes=len(dataset.classes))
@@ -324,21 +322,6 @@ def plan(recipe: Recipe, images: int) -> tuple[list[int], list[int], Callable[[i
         anneal=recipe.anneal,
     )
     return images_by_epoch, steps_by_epoch, schedule
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks of this process for the next step instead of giving them back to the system.
-
-    A step frees and asks for hundreds of megabytes of activations. By default each large block is mapped anew, and the
-    kernel zeroes it page by page: 28,000 page faults and a sixth of a step's time for the reference on two cores
-    (docs/LOG.md), against 20 to 30 MB more memory. Does nothing where the C library is another one.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        # M_MMAP_THRESHOLD: blocks up to that size come from the heap; older versions take no more than 32 MiB.
-        taken = mallopt(-3, 1 << 30) or mallopt(-3, 32 << 20)
-        if taken:  # M_TRIM_THRESHOLD, the heap's end is not given back: alone it is slower than neither
-            mallopt(-1, (1 << 31) - 1)
 
 
 def log_line(entry: dict[str, Any], epochs: int) -> str:
