@@ -60,8 +60,8 @@ model_option = click.option(
     "--model",
     "model_name",
     metavar="MODEL",
-    default=recipes.DEFAULT_RECIPE,
-    show_default=True,
+    default=trained.best,
+    show_default="the most accurate that is shipped",
     help="A run directory, a weights file, or a shipped model.",
 )
 
@@ -449,7 +449,7 @@ def export_command(model_name: str, kind: str, out: Path | None, signed: bool, a
 
 
 @cli.command("serve")
-@click.argument("model_name", metavar="[MODEL]", default=recipes.DEFAULT_RECIPE)
+@click.argument("model_name", metavar="[MODEL]", default=trained.best)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option(
@@ -462,7 +462,10 @@ def export_command(model_name: str, kind: str, out: Path | None, signed: bool, a
 def serve_command(
     model_name: str, host: str, port: int, hosts: tuple[str, ...], open_browser: bool, workers: int | None
 ) -> int:
-    """Serve MODEL, a run, a weights file, an exported ONNX file or a shipped model, over HTTP, with a page."""
+    """Serve MODEL, a run, a weights file, an exported ONNX file or a shipped model, over HTTP, with a page.
+
+    By default it is the most accurate model that is shipped.
+    """
     try:
         from tinycifar import serve
     except ImportError:

@@ -51,6 +51,11 @@ def shipped() -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items(), key=lambda entry: -entry[1]["test_accuracy"]))
 
 
+def best() -> str:
+    """The name of the most accurate model that is shipped."""
+    return next(iter(shipped()))
+
+
 def architectures() -> dict[str, dict[str, Any]]:
     """What can be trained, the most accurate first: the parameters, MACs and recipes of each model.
 
