@@ -5,11 +5,13 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1])
 about = session.get_modelmeta().custom_metadata_map
-picture = Image.open(sys.argv[2]).convert("RGB").resize((32, 32), Image.Resampling.LANCZOS)
+picture = ImageOps.fit(
+    ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB"), (32, 32), Image.Resampling.LANCZOS
+)
 images = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255
 (logits,) = session.run(["logits"], {"images": images})
 powers = np.exp((logits[0] - logits[0].max()) / (json.loads(about["temperature"]) or 1))

@@ -37,8 +37,11 @@ def test_every_model_is_timed_in_every_form(monkeypatch: pytest.MonkeyPatch) -> 
     json.dumps(found.rows)
 
 
-def test_a_model_that_is_not_there_is_refused_before_anything_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_is_not_there_is_refused_before_anything_is_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_infer, "_ours", None)
     with pytest.raises(SystemExit) as ended:
-        main(["bench", "infer", "nothing"])
+        main(["bench", "infer", "minute", "nothing"])
     assert ended.value.code == 2
     assert "nothing does not exist" in capsys.readouterr().err

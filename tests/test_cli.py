@@ -225,6 +225,27 @@ def test_a_run_is_exported_as_onnx_with_the_parity_told(tinycifar: Any, trained:
     assert export.logits(Path("model.onnx"), data.sample().test_images).shape == (200, 10)
 
 
+def test_an_export_never_writes_over_the_weights_or_into_what_is_of_another_kind(
+    tinycifar: Any, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copyfile(trained / "model.safetensors", "mine.safetensors")
+    before = Path("mine.safetensors").read_bytes()
+    done = tinycifar("export", "mine.safetensors", "--out", "mine.safetensors")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "tinycifar: --out names the weights themselves, mine.safetensors; name another file\n"
+    assert Path("mine.safetensors").read_bytes() == before
+    for kind, out, must in (("onnx", ".", "file"), ("c", "mine.safetensors", "folder")):
+        done = tinycifar("export", "minute", "--format", kind, "--out", out)
+        assert (done.code, done.err) == (2, f"tinycifar: --out {out} must be a {must} for --format {kind}\n")
+
+
+def test_exports_of_several_seeds_are_told_apart(tinycifar: Any, trained: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(trained, Path(name) / "seed-0")
+        tinycifar("export", f"{name}/seed-0")
+    assert {path.name for path in Path("exports").iterdir()} == {"one-seed-0.onnx", "two-seed-0.onnx"}
+
+
 def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "to_int8", lambda _, path: shutil.copyfile(exports / "minute-int8.onnx", path))
     found = tinycifar("export", "minute", "--format", "c", "--json").json
@@ -232,6 +253,8 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
     assert found["weight_bytes"] < found["constant_bytes"] < Path(found["source"]).stat().st_size
     done = tinycifar("export", "minute", "--format", "c")
     assert f"RAM: {found['memory_bytes']:,} bytes" in done.out
+    assert re.search(r"^Against PyTorch on 200 images: \d+ with the same class", done.out, re.MULTILINE)
+    assert re.search(r"^Against the int8 ONNX model on 200 images: \d+ with the same class", done.out, re.MULTILINE)
     monkeypatch.setattr(c_source, "compiled_logits", lambda *_: None)
     assert "Not compared: there is no C compiler here" in tinycifar("export", "minute", "--format", "c").out
 

@@ -152,6 +152,10 @@ def test_parity_on_all_test_images(name: str, tmp_path: Path) -> None:
         assert float((quantized.argmax(1) == dataset.test_labels).float().mean()) >= accuracy - 0.003
 
 
+def test_of_one_class_no_image_changes_it() -> None:
+    assert export.parity(torch.zeros(3, 1), torch.ones(3, 1)) == export.Parity(3, 1.0, 3, 0)
+
+
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
 def test_what_is_no_file_is_not_written_over(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "out"

@@ -54,6 +54,12 @@ def test_a_model_without_pooling_and_a_linear_layer_at_its_end_is_refused() -> N
         plain.write_out(model)
 
 
+def test_a_normalisation_behind_something_else_than_a_convolution_is_refused() -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)]
+    with pytest.raises(ValueError, match="does not follow a convolution"):
+        plain.write_out(models.Classifier(*layers))
+
+
 def test_a_negative_scale_behind_pooling_is_refused() -> None:
     norm = nn.BatchNorm2d(4)
     model = models.Classifier(

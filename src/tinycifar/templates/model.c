@@ -1,4 +1,4 @@
-/* {{ network.about.model }} for 32x32 pictures in C99, int8 weights; written by tinycifar. */
+/* {{ prefix }} for 32x32 pictures in C99, int8 weights; written by tinycifar. */
 #include "{{ prefix }}.h"
 
 /* Feature maps are uint8, by row, column, channel; a value v stands for scale * (v - zero). */
@@ -150,7 +150,7 @@ static int classify(const map *features, const uint8_t *memory, float *logits)
 }
 
 {% macro map(of) -%}
-{ {{ of.offset }}, {{ of.channels }}, {{ of.size }}, {{ "%.9gf" | format(of.scale) }}, {{ of.zero }} }
+{ {{ of.offset }}, {{ of.channels }}, {{ of.size }}, {{ of.scale }}f, {{ of.zero }} }
 {%- endmacro %}
 int {{ prefix }}_classify(const uint8_t *pixels, uint8_t *memory, float *logits)
 {

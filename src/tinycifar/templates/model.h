@@ -1,4 +1,4 @@
-/* {{ network.about.model }} for 32x32 pictures in C99, int8 weights; written by tinycifar.
+/* {{ prefix }} for 32x32 pictures in C99, int8 weights; written by tinycifar.
  *
  * Constants {{ "{:,}".format(network.constant_bytes) }} bytes, of these weights {{ "{:,}".format(network.weight_bytes) }}; working memory {{ "{:,}".format(network.memory_bytes) }} bytes. No allocation, no library.
  */

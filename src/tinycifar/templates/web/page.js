@@ -201,9 +201,10 @@ async function main() {
 
   let answers = 0;
   let latest = 0; // of pictures asked for one after another only the last one's answer is shown
-  const take = async (file) => {
+  const take = async (chosen) => {
     const turn = ++latest;
     try {
+      const file = await chosen;
       const square = await readSquare(file);
       const pixels = shrink(square);
       const found = await classify(pixels, file);
@@ -214,8 +215,15 @@ async function main() {
       show(about, found);
       document.documentElement.dataset.answers = ++answers;
     } catch (problem) {
-      if (turn === latest) tell(problem);
+      if (turn !== latest) return;
+      tell(problem);
+      $("result").hidden = true;
     }
+  };
+  const fetchSample = async (sample) => {
+    const answer = await fetch(sample.file);
+    if (!answer.ok) throw new Error(`${sample.file} is missing`);
+    return new File([await answer.blob()], sample.label, { type: "image/png" });
   };
 
   for (const sample of about.samples) {
@@ -224,10 +232,7 @@ async function main() {
     button.type = "button";
     Object.assign(image, { src: sample.file, alt: `Sample: ${sample.label}`, title: sample.label });
     button.append(image);
-    button.addEventListener("click", async () => {
-      const content = await (await fetch(sample.file)).blob();
-      take(new File([content], sample.label, { type: "image/png" }));
-    });
+    button.addEventListener("click", () => take(fetchSample(sample)));
     $("samples").append(button);
   }
   $("choose").disabled = false;
