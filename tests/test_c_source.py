@@ -95,6 +95,16 @@ def test_class_names_of_any_letters_come_out_of_c_as_they_were(exports: Path, tm
 
 
 @needs_compiler
+def test_a_scale_that_is_a_whole_number_compiles(exports: Path, tmp_path: Path) -> None:
+    network = c_source.read(exports / "minute-int8.onnx")
+    network.pixels.scale = 1.0
+    _, source = c_source.write(network, tmp_path, "minute")
+    found = c_source.compiled_logits(source, network, data.sample().test_images[:2], [*STRICT[1:]])
+    assert found is not None
+    assert found.isfinite().all()
+
+
+@needs_compiler
 def test_code_that_disagrees_is_not_written(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def copied(_: object, path: Path) -> None:
         shutil.copyfile(exports / "minute-int8.onnx", path)
