@@ -353,6 +353,7 @@ def test_a_second_signal_leaves_at_once_with_the_last_checkpoint_whole(tmp_path:
     assert problems == []
 
 
+@pytest.mark.end_to_end
 def test_a_stopped_run_says_how_to_go_on_and_that_command_does(tmp_path: Path) -> None:
     directory = tmp_path / "a run"
     words = ["train", "--data", "sample", "--epochs", "40", "--set", "batch_size=40", "--out", str(directory)]

@@ -410,7 +410,7 @@ def test_every_answer_says_that_it_is_what_it_says(running: Running) -> None:
         assert not any(name.startswith("access-control") for name in about)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.5])
+@pytest.mark.parametrize("seconds", [*(pytest.param(of, marks=pytest.mark.end_to_end) for of in (0.0, 0.3)), 1.5])
 def test_an_interrupt_while_it_starts_ends_it_quietly(exports: Path, seconds: float) -> None:
     command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", "0", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)

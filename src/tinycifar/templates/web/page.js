@@ -102,8 +102,8 @@ async function serverRuntime() {
   return async (_, file) => {
     const start = performance.now();
     const answer = await fetch("predict?activation=1", { method: "POST", body: file });
-    const found = await answer.json();
-    if (!answer.ok) throw new Error(found.error);
+    const found = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw new Error(found.error ?? `The server answered with status ${answer.status}`);
     return { ...found, milliseconds: performance.now() - start };
   };
 }
