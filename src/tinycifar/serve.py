@@ -517,7 +517,8 @@ def serve(
         folder = Path(name)
         (folder / MODEL_FILE).write_bytes(model.content)  # what a process is started with must fit into a pipe
         ready, is_ready = context.Pipe(duplex=False)
-        arguments = listening, folder, model.name, tuple(hosts), MOST_BYTES_AT_ONCE // count, is_ready
+        most_bytes = max(MOST_BYTES, MOST_BYTES_AT_ONCE // count)
+        arguments = listening, folder, model.name, tuple(hosts), most_bytes, is_ready
 
         def begin() -> None:
             process = context.Process(target=_work, args=arguments)
