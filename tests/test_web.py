@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,7 +175,14 @@ def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(
     page.goto(address)
     page.wait_for_selector("html[data-ready]")
     (path,) = make_pictures(tmp_path)[:1]
-    page.route("**/samples/3.png", lambda route: (time.sleep(0.5), route.continue_()))
+    page.evaluate("""() => {
+        const real = window.fetch;
+        window.fetch = async (address) => {
+            if (address === "samples/4.png") return new Response("", { status: 404 });
+            await new Promise((resolve) => setTimeout(resolve, 500));
+            return real(address);
+        };
+    }""")
     page.locator("#samples button").nth(3).click()
     page.set_input_files("#file", path)
     answer(page, 1)
@@ -184,7 +190,6 @@ def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(
     seen = page.evaluate("[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]")
     expected = pictures.to_array(pictures.read_square(path)).transpose(1, 2, 0)
     np.testing.assert_array_equal(np.array(seen).reshape(32, 32, 4)[:, :, :3], expected)
-    page.route("**/samples/4.png", lambda route: route.fulfill(status=404))
     page.locator("#samples button").nth(4).click()
     page.wait_for_selector("#problem:visible")
     assert page.inner_text("#problem") == "samples/4.png is missing."
