@@ -486,6 +486,27 @@ def test_a_name_to_be_asked_by_has_no_scheme_and_no_port(name: str) -> None:
         serve.check_hosts("0.0.0.0", [name])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the processes share one socket")
+def test_connections_are_shared_out_among_the_processes() -> None:
+    sockets = serve._listen("127.0.0.1", 0, 2)
+    address = sockets[0].getsockname()
+    clients = [socket.create_connection(address) for _ in range(40)]
+    taken = []
+    for one in sockets:
+        one.setblocking(False)
+        taken.append(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                one.accept()[0].close()
+                taken[-1] += 1
+    assert sum(taken) == 40
+    assert min(taken) > 2  # by chance less often than once in a billion
+    with pytest.raises(OSError, match="in use"):
+        serve._listen("127.0.0.1", address[1], 2)
+    for one in [*clients, *sockets]:
+        one.close()
+
+
 def test_a_port_in_use_is_told_in_one_line(exports: Path, running: Running) -> None:
     command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", str(running.port)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -51,6 +51,7 @@ MOST_TOGETHER = 8  # pictures in one batch
 MOST_WORKERS = 4  # unless told otherwise
 MOST_DEATHS = 4  # of processes within a minute
 MOST_HEAD_BYTES = 65_536  # of a request before its body
+BACKLOG = 2048  # connections that wait to be taken by a process
 LOCK_SECONDS = 0.005  # between two looks at whether a large picture may be decoded
 MODEL_FILE = "model.onnx"
 SECONDS = 10.0
@@ -497,20 +498,19 @@ def serve(
     """
     check_hosts(host, hosts)
     count = workers or min(os.cpu_count() or 1, MOST_WORKERS)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     context = multiprocessing.get_context("spawn")
-    processes: list[SpawnProcess] = []
+    processes: dict[SpawnProcess, socket.socket] = {}
     ending = False
 
-    with (
-        socket.create_server((host, port), family=family, backlog=2048) as listening,
-        tempfile.TemporaryDirectory() as name,
-    ):
+    with contextlib.ExitStack() as opened:
+        sockets = [opened.enter_context(one) for one in _listen(host, port, count)]
+        name = opened.enter_context(tempfile.TemporaryDirectory())
 
         def end(*_: object) -> None:
             nonlocal ending
             ending = True
-            listening.close()  # the processes close theirs
+            for one in sockets:
+                one.close()  # the processes close theirs
             for process in processes:
                 process.terminate()
 
@@ -518,9 +518,10 @@ def serve(
         (folder / MODEL_FILE).write_bytes(model.content)  # what a process is started with must fit into a pipe
         ready, is_ready = context.Pipe(duplex=False)
         most_bytes = max(MOST_BYTES, MOST_BYTES_AT_ONCE // count)
-        arguments = listening, folder, model.name, tuple(hosts), most_bytes, is_ready
+        port = sockets[0].getsockname()[1]
 
-        def begin() -> None:
+        def begin(listening: socket.socket) -> None:
+            arguments = listening, folder, model.name, tuple(hosts), most_bytes, is_ready
             process = context.Process(target=_work, args=arguments)
             try:
                 with _no_interrupt():  # of the terminal, which reaches all processes; this one ends the others
@@ -529,12 +530,13 @@ def serve(
                 if not ending:  # else `listening` may be closed
                     raise
             else:
-                processes.append(process)
+                processes[process] = listening
 
         before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            while len(processes) < count and not ending:
-                begin()
+            for one in sockets:
+                if not ending:
+                    begin(one)
             up = 0
             deaths: list[float] = []
             while not ending:
@@ -543,20 +545,42 @@ def serve(
                     up += 1
                     if up == count and not ending:
                         shown = hosts[0] if hosts else f"[{host}]" if ":" in host else host
-                        started(f"http://{shown}:{listening.getsockname()[1]}/")
+                        started(f"http://{shown}:{port}/")
                 for process in [process for process in processes if not process.is_alive() and not ending]:
-                    processes.remove(process)
+                    listening = processes.pop(process)
                     deaths = [at for at in deaths if time.monotonic() - at < 60] + [time.monotonic()]
                     if len(deaths) > MOST_DEATHS:
                         raise WorkerError(f"the processes of the service keep ending, with code {process.exitcode}")
                     replaced(f"a process of the service ended with code {process.exitcode} and is replaced")
-                    begin()
+                    begin(listening)
         finally:
             end()
             for process in processes:
                 process.join()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _listen(host: str, port: int, count: int) -> list[socket.socket]:
+    """That many sockets on one port; OSError where it is taken.
+
+    Linux shares the connections out among several. Where they are one, a process may take all that come at a time.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    alone = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    if sys.platform != "linux":
+        return [alone] * count
+    port = alone.getsockname()[1]
+    alone.close()  # it was open to find whether the port is free: those that share one would not tell
+    sockets: list[socket.socket] = []
+    try:
+        while len(sockets) < count:
+            sockets.append(socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True))
+    except OSError:
+        for one in sockets:
+            one.close()
+        raise
+    return sockets
 
 
 @contextlib.contextmanager
