@@ -500,7 +500,7 @@ def test_connections_are_shared_out_among_the_processes() -> None:
                 one.accept()[0].close()
                 taken[-1] += 1
     assert sum(taken) == 40
-    assert min(taken) > 2  # by chance less often than once in a billion
+    assert min(taken) > 1  # by chance less often than once in a billion
     with pytest.raises(OSError, match="in use"):
         serve._listen("127.0.0.1", address[1], 2)
     for one in [*clients, *sockets]:

@@ -564,7 +564,8 @@ def serve(
 def _listen(host: str, port: int, count: int) -> list[socket.socket]:
     """That many sockets on one port; OSError where it is taken.
 
-    Linux shares the connections out among several. Where they are one, a process may take all that come at a time.
+    Linux shares the connections out among several. Elsewhere the list has one socket `count` times, and a process may
+    take all connections that come at a time. `port` 0 takes a free one.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     alone = socket.create_server((host, port), family=family, backlog=BACKLOG)
