@@ -13,8 +13,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinycifar.data import MEAN
+from tinycifar.cifar10 import MEAN
 
-IMAGE_SIZE = 32  # pixels a side: drawn shifts and holes are in pixels of such an image
+IMAGE_SIZE = 32  # pixels a side of the images that the distances here are for; those for others are in proportion
 
 # The probabilities that the reference's text gives.
 FLIP_RATE = 0.5
@@ -35,9 +34,6 @@ HOLE_RATE = 0.5
 SHIFT_LIMIT = 0.0625  # of the side, in x and in y
 SCALE_LIMIT = 0.1  # either side of 1, in x and in y
 ROTATE_LIMIT = 15  # degrees either way
-
-# The mean colour, cut, not rounded, to whole levels, as Albumentations does with it on uint8 images: 125, 122, 113.
-MEAN_LEVELS = (int(255 * MEAN[0]), int(255 * MEAN[1]), int(255 * MEAN[2]))
 
 Parameters = dict[str, Tensor]
 """What an augmentation drew: every value has first dimension N, one row an image."""
@@ -89,7 +85,7 @@ def fill_holes(images: Tensor, holes: Tensor, fill: Tensor) -> Tensor:
     return torch.where(inside, fill[:, None, None], images)
 
 
-def draw_matrices(count: int, generator: torch.Generator) -> Tensor:
+def draw_matrices(count: int, generator: torch.Generator, image_size: int = IMAGE_SIZE) -> Tensor:
     """Draw matrices (N, 2, 3), float32, for `affine`, distributed as in `ShiftScaleRotate(p=WARP_RATE)`.
 
     Scales in x and y, shifts in x and y and the angle are independent and uniform within their limits; shifts are cut
@@ -97,26 +93,32 @@ def draw_matrices(count: int, generator: torch.Generator) -> Tensor:
     about its centre.
     """
     scale = 1 + _uniform(-SCALE_LIMIT, SCALE_LIMIT, generator, count, 2)
-    shift = (_uniform(-SHIFT_LIMIT, SHIFT_LIMIT, generator, count, 2) * IMAGE_SIZE).trunc()
+    shift = (_uniform(-SHIFT_LIMIT, SHIFT_LIMIT, generator, count, 2) * image_size).trunc()
     angle = _uniform(-ROTATE_LIMIT, ROTATE_LIMIT, generator, count).deg2rad()
     warped = _uniform(0, 1, generator, count) < WARP_RATE
 
     cos, sin = angle.cos(), angle.sin()
     rotate_back = torch.stack([cos, -sin, sin, cos], dim=-1).view(count, 2, 2)
     linear = rotate_back / scale[:, :, None]
-    offset = -linear @ (shift * 2 / IMAGE_SIZE)[:, :, None]
+    offset = -linear @ (shift * 2 / image_size)[:, :, None]
     matrices = torch.cat([linear, offset], dim=-1).float()
     return torch.where(warped[:, None, None], matrices, torch.eye(2, 3))
 
 
-def draw_holes(count: int, generator: torch.Generator, most: int, size_range: tuple[float, float]) -> Tensor:
+def draw_holes(
+    count: int,
+    generator: torch.Generator,
+    most: int,
+    size_range: tuple[float, float],
+    image_size: int = IMAGE_SIZE,
+) -> Tensor:
     """Draw holes (N, most, 4), int64, for `fill_holes`, distributed as in `CoarseDropout(p=HOLE_RATE)`.
 
     An image with holes has 1 to `most` of them, each number as likely. Heights and widths are independent and uniform
     within `size_range` in pixels, then cut to whole ones; every place that is wholly inside the image is as likely.
     """
     size = _uniform(*size_range, generator, count, most, 2).long()
-    start = (_uniform(0, 1, generator, count, most, 2) * (IMAGE_SIZE - size + 1)).long()
+    start = (_uniform(0, 1, generator, count, most, 2) * (image_size - size + 1)).long()
     number = torch.randint(1, most + 1, (count, 1), generator=generator)
     number[_uniform(0, 1, generator, count) >= HOLE_RATE] = 0
     present = torch.arange(most) < number
@@ -160,25 +162,27 @@ class Translation:
 
 
 class TranslationWithHole(Translation):
-    """A translation, then one hole of `side` pixels in the mean colour.
+    """A translation, then one hole of `side` pixels in the colour `fill`, red, green and blue in 0-255.
 
-    The hole's centre is any pixel, so that part of it may lie outside the image, as in Cutout (DeVries & Taylor 2017,
-    arXiv:1708.04552).
+    The hole's centre is any of the `image_size` x `image_size` pixels, so that part of it may lie outside the image, as
+    in Cutout (DeVries & Taylor 2017, arXiv:1708.04552).
     """
 
-    def __init__(self, most: int, side: int) -> None:
+    def __init__(self, most: int, side: int, fill: tuple[int, ...], image_size: int = IMAGE_SIZE) -> None:
         super().__init__(most)
         self.side = side
+        self.fill = fill
+        self.image_size = image_size
 
     def draw(self, count: int, generator: torch.Generator) -> Parameters:
         """`shift` (N, 2) as in a translation, and `holes` (N, 1, 4) for `fill_holes`."""
         shift = super().draw(count, generator)
-        start = torch.randint(IMAGE_SIZE, (count, 1, 2), generator=generator) - self.side // 2
-        return shift | {"holes": torch.cat([start, start + self.side], dim=-1).clamp(0, IMAGE_SIZE)}
+        start = torch.randint(self.image_size, (count, 1, 2), generator=generator) - self.side // 2
+        return shift | {"holes": torch.cat([start, start + self.side], dim=-1).clamp(0, self.image_size)}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Images (B, 3, 32, 32), uint8, and their rows of parameters -> float32 in [0, 1]."""
-        fill = torch.tensor(MEAN_LEVELS, device=images.device) / 255
+        """Images (B, 3, H, W), uint8, and their rows of parameters -> float32 in [0, 1]."""
+        fill = torch.tensor(self.fill, device=images.device) / 255
         return fill_holes(super().apply(images, parameters), parameters["holes"], fill)
 
 
@@ -188,21 +192,28 @@ class ReferenceAugmentation:
     `most_holes` and `hole_size_range` (pixels) are those of `draw_holes`; `fill` is red, green, blue in 0-255.
     """
 
-    def __init__(self, most_holes: int, hole_size_range: tuple[float, float], fill: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        most_holes: int,
+        hole_size_range: tuple[float, float],
+        fill: tuple[int, ...],
+        image_size: int = IMAGE_SIZE,
+    ) -> None:
         self.most_holes = most_holes
         self.hole_size_range = hole_size_range
         self.fill = fill
+        self.image_size = image_size
 
     def draw(self, count: int, generator: torch.Generator) -> Parameters:
         """`flipped` (N,), `matrices` (N, 2, 3) and `holes` (N, K, 4) for `flip`, `affine` and `fill_holes`."""
         return {
             "flipped": _uniform(0, 1, generator, count) < FLIP_RATE,
-            "matrices": draw_matrices(count, generator),
-            "holes": draw_holes(count, generator, self.most_holes, self.hole_size_range),
+            "matrices": draw_matrices(count, generator, self.image_size),
+            "holes": draw_holes(count, generator, self.most_holes, self.hole_size_range, self.image_size),
         }
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Images (B, 3, 32, 32), uint8, and their rows of parameters -> float32 in [0, 1]."""
+        """Images (B, 3, H, W), uint8, and their rows of parameters -> float32 in [0, 1]."""
         flipped = flip(images, parameters["flipped"]).float()
         # Rounded since Albumentations gives whole levels; it also makes what is not warped exactly the pixels it was.
         warped = affine(flipped, parameters["matrices"]).round_()
@@ -238,7 +249,7 @@ class AlbumentationsAugmentation:
         return {"seed": torch.randint(2**63 - 1, (count,), generator=generator)}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Images (B, 3, 32, 32), uint8, and their seeds -> float32 in [0, 1]."""
+        """Images (B, 3, H, W), uint8, and their seeds -> float32 in [0, 1]."""
         augmented = []
         for image, seed in zip(images.permute(0, 2, 3, 1).cpu().numpy(), parameters["seed"].tolist(), strict=True):
             # Not `set_random_seed`: it gives every transform the same stream, so that an image with a hole would
@@ -249,40 +260,63 @@ class AlbumentationsAugmentation:
         return levels.permute(0, 3, 1, 2).contiguous() / 255
 
 
-def _text() -> Augmentation:
-    return ReferenceAugmentation(most_holes=1, hole_size_range=(16, 16), fill=MEAN_LEVELS)
+def _translate(image_size: int, mean: Sequence[float]) -> Augmentation:
+    return Translation(most=_pixels(2, image_size))
 
 
-def _as_run() -> Augmentation:
+def _translate_hole(image_size: int, mean: Sequence[float]) -> Augmentation:
+    most, side = _pixels(4, image_size), _pixels(8, image_size)
+    return TranslationWithHole(most, side, _levels(mean), image_size)
+
+
+def _text(image_size: int, mean: Sequence[float]) -> Augmentation:
+    side = _pixels(16, image_size)
+    return ReferenceAugmentation(1, (side, side), _levels(mean), image_size)
+
+
+def _as_run(image_size: int, mean: Sequence[float]) -> Augmentation:
     # CoarseDropout's defaults in 2.0.8: one or two holes, 0.1 to 0.2 of the side, black.
-    size_range = (0.1 * IMAGE_SIZE, 0.2 * IMAGE_SIZE)
-    return ReferenceAugmentation(most_holes=2, hole_size_range=size_range, fill=(0, 0, 0))
+    return ReferenceAugmentation(2, (0.1 * image_size, 0.2 * image_size), (0, 0, 0), image_size)
 
 
-def _albumentations_text() -> Augmentation:
+def _albumentations_text(image_size: int, mean: Sequence[float]) -> Augmentation:
+    side = _pixels(16, image_size)
     return AlbumentationsAugmentation(
         num_holes_range=(1, 1),
-        hole_height_range=(16, 16),
-        hole_width_range=(16, 16),
-        fill=tuple(255 * value for value in MEAN),
+        hole_height_range=(side, side),
+        hole_width_range=(side, side),
+        fill=tuple(255 * value for value in mean),
     )
 
 
-AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
-    "none": NoAugmentation,
-    "translate": partial(Translation, most=2),
-    "translate-hole": partial(TranslationWithHole, most=4, side=8),
+def _pixels(count: int, image_size: int) -> int:
+    """So many pixels of a 32x32 image, in one of another size; at least one."""
+    return max(1, round(count * image_size / IMAGE_SIZE))
+
+
+def _levels(mean: Sequence[float]) -> tuple[int, ...]:
+    """A colour in [0, 1], cut, not rounded, to whole levels, as Albumentations does with it on uint8 images."""
+    return tuple(int(255 * value) for value in mean)
+
+
+AUGMENTATIONS: dict[str, Callable[[int, Sequence[float]], Augmentation]] = {
+    "none": lambda image_size, mean: NoAugmentation(),
+    "translate": _translate,
+    "translate-hole": _translate_hole,
     "reference": _text,
     "reference-as-run": _as_run,
     "albumentations": _albumentations_text,
-    "albumentations-as-run": AlbumentationsAugmentation,
+    "albumentations-as-run": lambda image_size, mean: AlbumentationsAugmentation(),
 }
 """What `build` makes: `reference` follows the reference's text, `as-run` what its logged runs did (their CoarseDropout
 arguments were ignored, so the defaults held); `albumentations` are the same two on Albumentations itself."""
 
 
-def build(name: str) -> Augmentation:
-    """Make the augmentation called `name`; `ValueError` for an unknown name or where Albumentations is missing."""
+def build(name: str, image_size: int = IMAGE_SIZE, mean: Sequence[float] = MEAN) -> Augmentation:
+    """Make the augmentation called `name` for images of `image_size` pixels a side, whose mean colour is in [0, 1].
+
+    Raises ValueError for an unknown name or where Albumentations is missing.
+    """
     if name not in AUGMENTATIONS:
         raise ValueError(f"unknown augmentation {name!r}; choose from {', '.join(AUGMENTATIONS)}")
-    return AUGMENTATIONS[name]()
+    return AUGMENTATIONS[name](image_size, mean)

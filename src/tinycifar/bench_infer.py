@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinycifar import data, export, inference, metrics, plain, run, trained
+from tinycifar import cifar10, data, export, inference, metrics, plain, run, trained
 from tinycifar.summary import summarize
 from tinycifar.trained import Trained
 
@@ -58,7 +58,7 @@ def _resnet(blocks: int, *, bias: bool) -> plain.Plain:
                 if not bias:
                     shortcut.append(nn.BatchNorm2d(outputs))
                 layers.append(Shortcut(nn.Sequential(*body), nn.Sequential(*shortcut)))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.MEAN, data.STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cifar10.MEAN, cifar10.STD))
     return plain.Plain(mean, std, nn.Sequential(*layers), nn.Linear(64, 10)).eval()
 
 

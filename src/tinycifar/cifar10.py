@@ -27,6 +27,9 @@ from tinycifar import download
 from tinycifar.download import DataError as DataError
 from tinycifar.download import md5_of, require_space, say
 
+CLASSES: tuple[str, ...] = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MEAN = (0.4914, 0.4822, 0.4465)  # of the training images, by channel, in [0, 1]
+STD = (0.2470, 0.2435, 0.2616)
 FOLDER = "cifar-10-batches-bin"
 RECORDS = 10_000  # in each of the six files
 RECORD_BYTES = 1 + 3 * 32 * 32  # a label, then red, green and blue planes

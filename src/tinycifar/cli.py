@@ -620,7 +620,7 @@ def info(as_json: bool) -> None:
         "train_images": 50_000,
         "test_images": 10_000,
         "image_shape": [3, 32, 32],
-        "classes": list(data.CLASSES),
+        "classes": list(cifar10.CLASSES),
     }
     if as_json:
         _print_json(content)

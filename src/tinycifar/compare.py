@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinycifar import metrics, plots, report, run, text
-from tinycifar.models import build
-from tinycifar.recipes import RECIPES, Recipe
+from tinycifar import metrics, plots, recipes, report, run, text
+from tinycifar.recipes import Recipe
 from tinycifar.summary import summarize
 
 
@@ -28,6 +27,10 @@ class Evaluated:
     recipe: Recipe
     seed: int
     data: str
+    data_digest: str
+    init: str | None
+    init_name: str
+    classes: int
     train_images: int
     precision: str
     place: tuple[str, ...]
@@ -136,6 +139,7 @@ def _read(directory: Path) -> Evaluated:
     )
     if not (directory / "evaluation.json").exists():
         raise ValueError(f"{directory} was not evaluated; `tinycifar evaluate` does that")
+    init = environment.get("init") or {}
     stored = report.read_logits(directory / "evaluation.safetensors")
     evaluation = run.read_evaluation(directory)
     low, high = evaluation["accuracy_interval"]
@@ -145,6 +149,10 @@ def _read(directory: Path) -> Evaluated:
         recipe=recipe,
         seed=environment["seed"],
         data=str(evaluation["data"]),
+        data_digest=str(evaluation.get("data_digest", "")),
+        init=init.get("sha256"),
+        init_name=str(init.get("name")),
+        classes=len(evaluation["classes"]),
         train_images=environment["train_images"],
         precision=environment["precision"],
         place=tuple(str(environment.get(name)) for name in ("device", "threads", "torch_version", "git_revision")),
@@ -178,7 +186,8 @@ def compare(directories: Sequence[Path]) -> Comparison:
         alone = number if len(directories) == len(paths) == 2 else None
         key = (
             member.recipe,
-            member.data,
+            _data(member),
+            member.init,
             member.split,
             member.train_images,
             member.precision,
@@ -197,7 +206,7 @@ def compare(directories: Sequence[Path]) -> Comparison:
 def _contender(number: int, runs: tuple[Evaluated, ...]) -> Contender:
     accuracies = [member.accuracy for member in runs]
     calibrated = [member.ece_calibrated for member in runs if member.ece_calibrated is not None]
-    table = summarize(build(runs[0].recipe.model))
+    table = summarize(runs[0].recipe.build(runs[0].classes))
     return Contender(
         letter=chr(ord("A") + number % 26),
         label=_label(runs[0]),
@@ -213,6 +222,11 @@ def _contender(number: int, runs: tuple[Evaluated, ...]) -> Contender:
     )
 
 
+def _data(member: Evaluated) -> str:
+    """Which images a run was evaluated on: the digest of own ones, or a name."""
+    return member.data_digest or member.data
+
+
 def _in_range(interval: tuple[float, float]) -> tuple[float, float]:
     """An interval of an accuracy without what no accuracy can be."""
     return max(0.0, interval[0]), min(1.0, interval[1])
@@ -221,10 +235,9 @@ def _in_range(interval: tuple[float, float]) -> tuple[float, float]:
 def _label(member: Evaluated) -> str:
     """The recipe's name, what was changed of it, and, if it was, on how few images it was trained."""
     recipe = member.recipe
-    original = RECIPES.get(recipe.name, recipe)
-    changed = {name: value for name, value in asdict(recipe).items() if value != asdict(original)[name]}
-    changed = {name: value for name, value in changed.items() if not name.startswith("expected")}
-    parts = [recipe.name, *(f"{name}={value}" for name, value in changed.items())]
+    parts = [recipe.name, *(f"{name}={value}" for name, value in recipes.changed(recipe).items())]
+    if member.init is not None:
+        parts.append(f"from {member.init_name}'s weights")
     if (member.data, member.train_images) != ("cifar10", 50_000 - recipe.validation_images):
         parts.append(f"{member.train_images:,} images of {member.data}")
     if recipe.precision == "auto":
@@ -243,7 +256,7 @@ def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
     found: dict[str, Any] = {"first": first.letter, "second": other.letter, "difference": difference, "test": None}
     start = f"{other.letter} is {more} {first.letter}"
     one, two = first.runs[0], other.runs[0]
-    if not torch.equal(one.labels, two.labels) or one.data != two.data:
+    if not torch.equal(one.labels, two.labels) or _data(one) != _data(two):
         return found | {"text": f"{start}, but on other images: that says little."}
     if len(first.runs) == len(other.runs) == 1:
         only_first, only_second, p = metrics.mcnemar(one.right, two.right)

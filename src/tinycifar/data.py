@@ -12,9 +12,6 @@ from torch import Tensor
 
 from tinycifar import cifar10
 
-CLASSES: tuple[str, ...] = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-MEAN = (0.4914, 0.4822, 0.4465)
-STD = (0.2470, 0.2435, 0.2616)
 SAMPLE = {"train.bin": (400, "fc0944f3738fba067151134e9410c27b"), "test.bin": (200, "5e4f2b92f766dc3ab440b9d40000c15c")}
 
 
@@ -115,4 +112,4 @@ def _dataset(name: str, parts: Sequence[bytes]) -> Dataset:
     for half in (records[:-1], records[-1:]):
         tensors.append(torch.from_numpy(np.concatenate([r[:, 1:] for r in half])).view(-1, 3, 32, 32))
         tensors.append(torch.from_numpy(np.concatenate([r[:, 0] for r in half])).long())
-    return Dataset(name, CLASSES, *tensors)
+    return Dataset(name, cifar10.CLASSES, *tensors)

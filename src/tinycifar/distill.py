@@ -60,21 +60,15 @@ def check(recipe: Recipe, teachers: Sequence[Trained]) -> None:
 
 
 def check_data(recipe: Recipe, teachers: Sequence[Trained], dataset: Dataset) -> None:
-    """Raise ValueError unless the teachers know the classes and have not seen the validation images."""
+    """Raise ValueError unless the teachers know classes and image size and have not seen the validation images."""
     for teacher in teachers:
         if teacher.classes != dataset.classes:
             raise ValueError(f"the teacher {teacher.name} knows other classes than those of the data")
-        if not recipe.validation_images:
-            continue
-        if (teacher.data == "sample") != (dataset.name == "sample"):
+        if teacher.image_size != recipe.image_size:
             raise ValueError(
-                f"the teacher {teacher.name} was trained on {teacher.data} and may have seen what is held out"
+                f"the teacher {teacher.name} takes an image_size of {teacher.image_size}, not {recipe.image_size}"
             )
-        if teacher.validation_images < recipe.validation_images:
-            raise ValueError(
-                f"the teacher {teacher.name} was trained with {teacher.validation_images} validation images held out, "
-                f"fewer than the {recipe.validation_images} of this run: it has seen what the run is to be judged on"
-            )
+        trained.check_unseen(teacher, "teacher", dataset, recipe.validation_images)
 
 
 def check_record(recipe: Recipe, teachers: Sequence[Trained]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tinycifar.models import Classifier
 from tinycifar.trained import Trained
 
 PICTURES_AT_ONCE = 64
+COMPARED = ("data", "split", "images", "correct", "loss")  # what tells one evaluation from another
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class Evaluation:
         if "robustness" not in content and path.exists():
             with contextlib.suppress(ValueError):
                 earlier = run.read_evaluation(directory)
-                same = all(earlier.get(key) == content[key] for key in ("data", "split", "images", "correct", "loss"))
+                same = all(earlier.get(key) == content[key] for key in COMPARED)
                 content = {**content, **{key: earlier[key] for key in ("robustness",) if same and key in earlier}}
         tensors = {"logits": self.logits, "logits_tta": self.logits_tta, "labels": self.labels}
         run.write_bytes(directory / "evaluation.safetensors", save(tensors))
@@ -118,6 +119,7 @@ def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = No
         scaled = plain / temperature
     content = {
         "data": dataset.name,
+        "data_digest": dataset.digest,
         "split": split,
         **metrics.summarize(plain, labels),
         "accuracy_tta": tta["accuracy"],
@@ -163,17 +165,35 @@ def robustness(model: Classifier, dataset: Dataset, count: int = 2_000, seed: in
     }
 
 
-def evaluate_model(trained: Trained, *, source: str | Path | None = None, corrupted: int = 0) -> Evaluation:
+def evaluate_model(
+    trained: Trained, *, source: str | Path | None = None, test: bool = False, corrupted: int = 0
+) -> Evaluation:
     """Evaluate a trained model on the images that it opens, and its `robustness` on `corrupted` of them.
 
-    `source` is as in `tinycifar.data.load`; by default the data it was trained on. A model that was trained with
-    validation images opens only these.
+    `source` is as in `tinycifar.data.load`; by default the data it was trained on. Of that a model which was trained
+    with validation images opens only these, unless `test` opens the test images. Raises ValueError for data of other
+    classes, and if what it was trained on is gone or has changed.
     """
-    dataset = data.load(trained.data if source is None else source).split(trained.validation_images)
+    dataset = trained.dataset() if source is None else data.load(source, image_size=trained.image_size)
+    if dataset.classes != trained.classes:
+        raise ValueError(
+            f"{trained.name} knows {_several(trained.classes)}, "
+            f"{source or trained.data} has {_several(dataset.classes)}"
+        )
+    if test:
+        dataset = replace(dataset, validation_images=None, validation_labels=None)
+    elif trained.trained_on(dataset):
+        dataset = dataset.split(trained.validation_images)
     found = evaluate(trained.model, dataset, trained.temperature)
     if corrupted:
         found.content["robustness"] = robustness(trained.model, dataset, corrupted)
     return found
+
+
+def _several(classes: Sequence[str]) -> str:
+    """So many classes, and what the first ones are."""
+    more = ", ..." if len(classes) > 3 else ""
+    return f"{len(classes):,} classes ({', '.join(classes[:3])}{more})"
 
 
 def predict(trained: Trained, paths: Sequence[str | Path], top: int = 3) -> Iterator[dict[str, Any]]:

@@ -1,31 +1,41 @@
 """Blocks and architectures.
 
-Every model takes float images in [0, 1], shape (N, 3, 32, 32), and gives logits, shape (N, num_classes). Normalisation
-is a buffer applied in `forward`, so training, inference and every export see the same numbers.
+Every model takes float images in [0, 1], shape (N, 3, H, W), 32x32 pixels unless it was built for others, and gives
+logits, shape (N, num_classes). Normalisation is a buffer applied in `forward`, so training, inference and every export
+see the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinycifar.data import MEAN, STD
+from tinycifar.cifar10 import MEAN, STD
 
 WHITENING_IMAGES = 2_000  # 450,000 patches for the second moments of 48 values
+MOST_PIXELS = 64  # a side: what is larger takes more than a laptop's minutes
+LEAST_WIDTH, MOST_WIDTH = 0.1, 8.0
 
 
 class Classifier(nn.Sequential):
     """A sequence of layers from normalised images to logits, with the normalisation in front.
 
     `mean` and `std` are buffers of shape (3, 1, 1), in units of the [0, 1] pixel scale. They are no layer of their own,
-    so a layer table shows the architecture alone.
+    so a layer table shows the architecture alone. `image_size` is the side, in pixels, of the images that it is for;
+    `IMAGE_SIZES` are those that an architecture takes. `classes` and `temperature` are what `tinycifar.load` knows of a
+    trained one: the names of its outputs, and what logits are to be divided by before probabilities are told.
     """
+
+    IMAGE_SIZES: ClassVar[range] = range(16, MOST_PIXELS + 1, 8)
 
     mean: Tensor
     std: Tensor
+    image_size: int = 32
+    classes: tuple[str, ...] = ()
+    temperature: float = 1.0
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(*layers)
@@ -43,6 +53,11 @@ class Classifier(nn.Sequential):
 
     def prepare(self, images: Tensor) -> None:
         """Set what follows from the training images (N, 3, H, W), uint8, before the first step; here nothing does."""
+
+
+def scaled(channels: int, width: float) -> int:
+    """`width` times as many channels, an even number of at least 2."""
+    return max(2, 2 * round(channels * width / 2))
 
 
 def norm_act(channels: int) -> list[nn.Module]:
@@ -97,16 +112,19 @@ class C1C2C3C4O(Classifier):
     Shapes, counts and the one bias among the convolutions (the dilated one's) follow the reference's layer table.
     """
 
-    def __init__(self, num_classes: int = 10, dropout: float = 0.1) -> None:
+    IMAGE_SIZES = range(17, MOST_PIXELS + 1)  # of what is smaller, unpadded convolutions leave nothing
+
+    def __init__(self, num_classes: int = 10, width: float = 1.0, dropout: float = 0.1) -> None:
+        one, two, three = (scaled(channels, width) for channels in (32, 64, 128))
         super().__init__(
-            Block1(3, 32),
-            Block2(32, 64),
-            Block3(64, 128),
-            Block4(128, 64),
+            Block1(3, one),
+            Block2(one, two),
+            Block3(two, three),
+            Block4(three, two),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Dropout(dropout),
-            nn.Linear(64, num_classes),
+            nn.Linear(two, num_classes),
         )
 
 
@@ -114,11 +132,13 @@ class WhiteningStem(nn.Conv2d):
     """A 4x4 convolution of stride 2 whose fixed filters make patches of an image uncorrelated and of equal variance.
 
     Half of the filters are the first principal components of 4x4 patches and of their mirror images, each divided by
-    its standard deviation, the other half their negatives, so that a ReLU behind loses nothing. From cifar10-fast (Page
+    its standard deviation, the other half their negatives, so that a ReLU behind loses nothing; components without
+    variance get filters of zeros. From cifar10-fast (Page
     2019) and airbench (Jordan 2024, arXiv:2404.00498), which whiten smaller patches without a stride.
     """
 
     EPSILON = 5e-4  # added to the variances: components that are nearly constant are not blown up
+    NO_VARIANCE = 1e-5  # below it a component is no more than rounding, as two thirds of them are on grey images
 
     def __init__(self, out_channels: int) -> None:
         super().__init__(3, out_channels, 4, stride=2, padding=1, bias=False)
@@ -134,12 +154,18 @@ class WhiteningStem(nn.Conv2d):
         # The mirror image of a component is itself or its negative; the last term tells those of equal variance apart.
         mirror = torch.eye(len(mirrored), dtype=torch.float64)[mirrored]
         variances, components = torch.linalg.eigh((moments + moments[mirrored][:, mirrored]) / 2 + 1e-6 * mirror)
+        components = torch.where(variances > self.NO_VARIANCE, components, 0)
         filters = (components / (variances.clamp(min=0) + self.EPSILON).sqrt()).T.flip(0)[: self.out_channels // 2]
         even = (filters * filters[:, mirrored]).sum(1) > 0
         filters = filters.view(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
         channel, negative = torch.arange(self.out_channels).view(2, -1)
         return torch.cat([torch.where(even, channel, negative), torch.where(even, negative, channel)])
+
+
+def whitening_channels(channels: int, width: float) -> int:
+    """As `scaled`, but no more than there are components of 4x4 patches and their negatives."""
+    return min(scaled(channels, width), 2 * 3 * 4 * 4)
 
 
 class MirroredConv(nn.Conv2d):
@@ -296,15 +322,17 @@ class MirroredNet(Classifier):
 class WhiteNet(MirroredNet):
     """The model of `minute`: five 3x3 convolutions, on 16x16, 8x8 and 4x4 pixels."""
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
+        stem = whitening_channels(48, width)
+        one, two, three = (scaled(channels, width) for channels in (48, 64, 128))
         super().__init__(
-            WhiteningStem(48),
-            MirroredBlock(48, 48),
-            MirroredBlock(48, 48, pool=True),
-            MirroredBlock(48, 64),
-            MirroredBlock(64, 128, pool=True),
-            MirroredBlock(128, 128, residual=True),
-            channels=128,
+            WhiteningStem(stem),
+            MirroredBlock(stem, one),
+            MirroredBlock(one, one, pool=True),
+            MirroredBlock(one, two),
+            MirroredBlock(two, three, pool=True),
+            MirroredBlock(three, three, residual=True),
+            channels=three,
             num_classes=num_classes,
         )
 
@@ -312,17 +340,19 @@ class WhiteNet(MirroredNet):
 class NanoNet(MirroredNet):
     """The model of `nano`: below 78,000 parameters and 12.5 million multiply-accumulates."""
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
+        stem = whitening_channels(64, width)
+        one, two, three = (scaled(channels, width) for channels in (32, 48, 96))
         super().__init__(
-            WhiteningStem(64),
-            MirroredBlock(64, 32, 1),
-            MirroredBlock(32, 32),
-            MirroredBlock(32, 48, pool=True),
-            MirroredBlock(48, 48, residual=True),
-            MirroredBlock(48, 96, pool=True),
-            MirroredBottleneck(96, 48),
-            MirroredBottleneck(96, 48),
-            channels=96,
+            WhiteningStem(stem),
+            MirroredBlock(stem, one, 1),
+            MirroredBlock(one, one),
+            MirroredBlock(one, two, pool=True),
+            MirroredBlock(two, two, residual=True),
+            MirroredBlock(two, three, pool=True),
+            MirroredBottleneck(three, two),
+            MirroredBottleneck(three, two),
+            channels=three,
             num_classes=num_classes,
         )
 
@@ -330,18 +360,20 @@ class NanoNet(MirroredNet):
 class AccurateNet(MirroredNet):
     """The model of `accurate`: below 200,000 parameters, and 26 million multiply-accumulates."""
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
+        stem = whitening_channels(96, width)
+        one, two, three = (scaled(channels, width) for channels in (48, 64, 96))
         super().__init__(
-            WhiteningStem(96),
-            MirroredBlock(96, 48, 1),
-            MirroredBlock(48, 48),
-            MirroredBlock(48, 64, pool=True),
-            MirroredBlock(64, 64, residual=True),
-            MirroredBlock(64, 64, residual=True),
-            MirroredBlock(64, 96, pool=True),
-            MirroredBlock(96, 96, residual=True),
-            MirroredBlock(96, 96, residual=True),
-            channels=96,
+            WhiteningStem(stem),
+            MirroredBlock(stem, one, 1),
+            MirroredBlock(one, one),
+            MirroredBlock(one, two, pool=True),
+            MirroredBlock(two, two, residual=True),
+            MirroredBlock(two, two, residual=True),
+            MirroredBlock(two, three, pool=True),
+            MirroredBlock(three, three, residual=True),
+            MirroredBlock(three, three, residual=True),
+            channels=three,
             num_classes=num_classes,
         )
 
@@ -349,36 +381,59 @@ class AccurateNet(MirroredNet):
 class TeacherNet(MirroredNet):
     """What `nano` and `accurate` learn from; it has more than 200,000 parameters and is not shipped."""
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
+        stem = whitening_channels(64, width)
+        one, two, three = (scaled(channels, width) for channels in (96, 192, 384))
         super().__init__(
-            WhiteningStem(64),
-            MirroredBlock(64, 96),
-            MirroredBlock(96, 96, pool=True),
-            MirroredBlock(96, 192),
-            MirroredBlock(192, 192, residual=True),
-            MirroredBlock(192, 384, pool=True),
-            MirroredBlock(384, 384, residual=True),
-            channels=384,
+            WhiteningStem(stem),
+            MirroredBlock(stem, one),
+            MirroredBlock(one, one, pool=True),
+            MirroredBlock(one, two),
+            MirroredBlock(two, two, residual=True),
+            MirroredBlock(two, three, pool=True),
+            MirroredBlock(three, three, residual=True),
+            channels=three,
             num_classes=num_classes,
         )
 
 
-MODELS: dict[str, Callable[..., Classifier]] = {
+MODELS: dict[str, type[Classifier]] = {
     "c1c2c3c4o": C1C2C3C4O,
     "whitenet": WhiteNet,
     "nanonet": NanoNet,
     "accuratenet": AccurateNet,
     "teachernet": TeacherNet,
 }
+"""By name: each is called with `num_classes` and `width`, a factor on its channels."""
 
 
-def build(name: str, num_classes: int = 10) -> Classifier:
-    """Construct a model by its name in `MODELS`, case ignored.
+def image_sizes(name: str) -> range:
+    """The sides in pixels of the images that the model of that name takes; ValueError if there is none of that name."""
+    return _constructor(name).IMAGE_SIZES
 
-    Raises ValueError with the list of names if there is none of that name.
+
+def build(name: str, num_classes: int = 10, *, image_size: int = 32, width: float = 1.0) -> Classifier:
+    """Construct a model by its name in `MODELS`, case ignored, for images of `image_size` pixels a side.
+
+    Raises ValueError with the list of names if there is none of that name, and for a size that it does not take.
     """
+    constructor = _constructor(name)
+    check_image_size(name, image_size)
+    model = constructor(num_classes=num_classes, width=width)  # type: ignore[call-arg]
+    model.image_size = image_size
+    return model
+
+
+def check_image_size(name: str, image_size: int) -> None:
+    """Raise ValueError, saying which are allowed, unless the model of that name takes images of that side."""
+    sizes = image_sizes(name)
+    if image_size not in sizes:
+        steps = f" in steps of {sizes.step}" if sizes.step > 1 else ""
+        raise ValueError(f"{name} takes an image_size from {sizes[0]} to {sizes[-1]}{steps}, not {image_size}")
+
+
+def _constructor(name: str) -> type[Classifier]:
     try:
-        constructor = MODELS[name.lower()]
+        return MODELS[name.lower()]
     except KeyError:
         raise ValueError(f"unknown model {name!r}; the models are: {', '.join(MODELS)}") from None
-    return constructor(num_classes=num_classes)

@@ -1,12 +1,22 @@
-"""`Recipe`, one frozen flat dataclass, and the named recipes."""
+"""`Recipe`, one frozen flat dataclass, the named recipes, and recipes as TOML files."""
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
+from tinycifar import models
 from tinycifar.augment import AUGMENTATIONS
-from tinycifar.models import MODELS
+from tinycifar.models import LEAST_WIDTH, MODELS, MOST_WIDTH, Classifier
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 # Of a field's annotation: the types that a value may have, and how they are called.
 KINDS = {
@@ -29,6 +39,11 @@ class Recipe:
     model: str
     epochs: int
     augmentation: str
+
+    width: float = 1.0
+    """A factor on the model's channels; parameters grow with about its square."""
+    image_size: int = 32
+    """Pixels a side that every image is resized to."""
 
     batch_size: int = 128
     label_smoothing: float = 0.0
@@ -86,8 +101,10 @@ class Recipe:
         _choice("precision", self.precision, ("float32", "bfloat16", "auto"))
         _choice("optimizer", self.optimizer, ("sgd", "muon"))
         _choice("anneal", self.anneal, ("cosine", "linear"))
+        models.check_image_size(self.model, self.image_size)
         for field, low, high in (
             ("epochs", 1, 100_000),
+            ("width", LEAST_WIDTH, MOST_WIDTH),
             ("batch_size", 2, 50_000),
             ("label_smoothing", 0, 0.9),
             ("skip_easiest", 0, 0.9),
@@ -111,6 +128,10 @@ class Recipe:
                 raise ValueError(f"{field} must lie between {low:g} and {high:g}, not {value:g}")
         if self.nesterov and not (self.base_momentum and self.max_momentum):
             raise ValueError("nesterov needs base_momentum and max_momentum above 0")
+
+    def build(self, num_classes: int = 10) -> Classifier:
+        """Construct its model, with weights drawn from torch's own generator."""
+        return models.build(self.model, num_classes, image_size=self.image_size, width=self.width)
 
 
 def _choice(field: str, value: str, choices: Iterable[str]) -> None:
@@ -191,12 +212,17 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 DEFAULT_RECIPE = "minute"
-UNSETTABLE = {"name", "expected_accuracy", "expected_minutes"}  # what a recipe is called and gave, not what it does
+SETTABLE = {  # the fields that say what a recipe does, not what it is called and gave; with their types
+    field.name: str(field.type) for field in fields(Recipe) if field.name != "name" and field.name[:9] != "expected_"
+}
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name; ValueError with the list of names if there is none."""
-    _choice("recipe", name, RECIPES)
+    """The recipe of that name, or that in a file if the name ends in `.toml`; ValueError if there is none."""
+    if name.endswith(".toml"):
+        return read(Path(name))
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; allowed are: {', '.join(RECIPES)}, or a file that ends in .toml")
     return RECIPES[name]
 
 
@@ -206,19 +232,107 @@ def same(one: Recipe, other: Recipe) -> bool:
     return replace(one, **told) == replace(other, **told)  # type: ignore[arg-type]
 
 
+def changed(recipe: Recipe) -> dict[str, object]:
+    """The fields in which a recipe differs from the named one that it is called after; none if there is no such one."""
+    original = RECIPES.get(recipe.name, recipe)
+    values = {name: getattr(recipe, name) for name in SETTABLE}
+    return {name: value for name, value in values.items() if value != getattr(original, name)}
+
+
+def widest(recipe: Recipe, max_parameters: int, num_classes: int = 10) -> Recipe:
+    """The recipe at the largest width, in hundredths, whose model has at most `max_parameters` parameters.
+
+    Raises ValueError, saying how many the narrowest has, if none fits.
+    """
+
+    def parameters(hundredths: int) -> int:
+        model = models.build(recipe.model, num_classes, image_size=recipe.image_size, width=hundredths / 100)
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    low, high = round(100 * LEAST_WIDTH), round(100 * MOST_WIDTH) + 1  # what fits, and what does not
+    if (least := parameters(low)) > max_parameters:
+        raise ValueError(
+            f"{recipe.model} has at least {least:,} parameters with {num_classes} classes, more than {max_parameters:,}"
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if parameters(middle) <= max_parameters else (low, middle)
+    return replace(recipe, width=low / 100)
+
+
+# --- as files -----------------------------------------------------------------------------------------------------
+
+
+def to_toml(recipe: Recipe) -> str:
+    """A recipe as the content of a TOML file, which `read` takes."""
+    lines = ["# Change what you like, the name too, and train it: tinycifar train FILE.toml", f'name = "{recipe.name}"']
+    lines += [f"{name} = {json.dumps(getattr(recipe, name))}" for name in SETTABLE]
+    return "\n".join(lines) + "\n"
+
+
+def read(path: Path) -> Recipe:
+    """The recipe in a TOML file; what it leaves out has the default of its field.
+
+    Raises ValueError, naming file, line and field, for a file that is missing or no TOML, a field that is unknown or
+    missing, and a value that is not allowed.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} does not exist; `tinycifar recipes show NAME > {path}` writes one to start from"
+        ) from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no TOML file: it is not in UTF-8") from None
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is no TOML file: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is no recipe: its values are nested too deeply") from None
+
+    def at(field: str) -> str:
+        """Where a field is set: `FILE, line N`."""
+        found = re.search(
+            rf"^[ \t]*[\"\']?{re.escape(field)}[\"\']?[ \t]*[=.\]]|^[ \t]*\[+[ \t]*{re.escape(field)}\b", text, re.M
+        )
+        return f"{path}, line {text.count(chr(10), 0, found.start()) + 1}" if found else str(path)
+
+    known = {"name": "str", **SETTABLE}
+    for field in content:
+        if field not in known:
+            raise ValueError(f"{at(field)}: unknown recipe field {field!r}; allowed are: {', '.join(known)}")
+    name = content.setdefault("name", path.stem)
+    if not (isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]{0,99}", name)):
+        raise ValueError(f"{at('name')}: name takes letters, digits, - and _, at most 100 of them, not {name!r}")
+    required = [field.name for field in fields(Recipe)[:4] if field.name not in content]
+    if required:
+        raise ValueError(f"{path}: a recipe needs {', '.join(required)} too")
+    original = RECIPES.get(name)
+    try:
+        recipe = Recipe(**content)
+    except ValueError as error:
+        # Which field it is about is its first word that is one; where two must agree, the one named first.
+        named = [word for word in re.findall(r"\w+", str(error)) if word in content]
+        raise ValueError(f"{at(named[0]) if named else path}: {error}") from None
+    return original if original is not None and same(recipe, original) else recipe
+
+
+# --- one field at a time ------------------------------------------------------------------------------------------
+
+
 def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """The recipe with each `field=value` of `settings` applied, values read as the field's type.
 
     Raises ValueError for an unknown field (listing the fields) and for a value that is none of the field's type.
     """
-    types = {field.name: field.type for field in fields(Recipe) if field.name not in UNSETTABLE}
     changes: dict[str, object] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"a setting is field=value, not {setting!r}")
-        _choice("recipe field", name, types)
-        changes[name] = _parse(name, text, str(types[name]))
+        _choice("recipe field", name, SETTABLE)
+        changes[name] = _parse(name, text, SETTABLE[name])
     return replace(recipe, **changes)  # type: ignore[arg-type]
 
 

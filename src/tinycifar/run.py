@@ -167,12 +167,16 @@ def read_environment(directory: Path) -> dict[str, Any]:
         "precision": str,
         "resumes": list,
     }
-    limit, teachers = (content.get(key) if isinstance(content, dict) else None for key in ("limit", "teachers"))
+    limit, teachers, init, digest = (
+        content.get(key) if isinstance(content, dict) else None for key in ("limit", "teachers", "init", "data_digest")
+    )
     if not (
         isinstance(content, dict)
         and all(type(content.get(key)) is kind for key, kind in kinds.items())
         and (limit is None or type(limit) is int)
+        and (digest is None or type(digest) is str)
         and isinstance(teachers or [], list)
+        and isinstance(init or {}, dict)
         and all(isinstance(of, dict) and type(of.get("source")) is str for of in teachers or [])
     ):
         raise ValueError(f"{path} does not name {', '.join(kinds)} of the run")
@@ -247,8 +251,11 @@ def save_weights(
     *,
     model_name: str,
     recipe: str,
+    width: float = 1.0,
+    image_size: int = 32,
     classes: tuple[str, ...],
     data: str,
+    data_digest: str = "",
     validation_images: int,
     temperature: float | None = None,
 ) -> None:
@@ -259,9 +266,12 @@ def save_weights(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     about = {
         "model": model_name,
+        "width": width,
+        "image_size": image_size,
         "recipe": recipe,
         "classes": classes,
         "data": data,
+        "data_digest": data_digest,
         "validation_images": validation_images,
         "temperature": temperature,
     }
@@ -356,10 +366,11 @@ def check_same(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None
     then, now = asdict(read_recipe(directory)), asdict(recipe)
     told = {"expected_accuracy", "expected_minutes"}  # what a recipe gave, which later records may change
     environment = read_environment(directory)
-    for name in ("seed", "data", "train_images"):
-        then[name], now[name] = environment[name], details[name]
     for fields, told_of in ((then, environment), (now, details)):
+        fields |= {name: told_of[name] for name in ("seed", "train_images")}
+        fields["data"] = told_of.get("data_digest") or told_of["data"]  # a folder that was moved is the same data
         fields["teachers"] = [of.get("sha256") for of in told_of.get("teachers") or []]
+        fields["init"] = (told_of.get("init") or {}).get("sha256")
     differing = [name for name in now if name not in told and then[name] != now[name]]
     if differing:
         words = ", ".join(f"{name} is {then[name]} there, not {now[name]}" for name in differing)

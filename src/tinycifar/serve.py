@@ -37,7 +37,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tinycifar import data, export, memory, pictures, trained, web
+from tinycifar import cifar10, export, memory, pictures, trained, web
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
@@ -310,7 +310,7 @@ def assets(model: Served) -> dict[str, tuple[str, bytes]]:
         f"/{path.name}": (TYPES[path.suffix], path.read_bytes()) for path in map(web.PAGE.joinpath, web.FILES_OF_PAGE)
     }
     found["/"] = found.pop("/index.html")
-    samples = web.samples() if tuple(model.classes) == data.CLASSES else []
+    samples = web.samples() if tuple(model.classes) == cifar10.CLASSES else []
     found |= {f"/{name}": (TYPES[".png"], content) for name, _, content in samples}
     about = web.about(
         model.name, model.classes, model.about["temperature"], [(name, label) for name, label, _ in samples], "server"

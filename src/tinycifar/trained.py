@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tinycifar import models, recipes, run
+from tinycifar import data, models, recipes, run
+from tinycifar.data import Dataset
 from tinycifar.models import Classifier
 from tinycifar.summary import summarize
 
@@ -27,8 +29,9 @@ MOST_CLASSES = 1_000
 class Trained:
     """A model with its weights and what their file says of them.
 
-    `name` is what it can be called: that of a shipped model, of a run directory or of a file. `data` and
-    `validation_images` say what it was trained on and how many of these images were held out. Logits are to be divided
+    `name` is what it can be called: that of a shipped model, of a run directory or of a file. `data`, a name or a path,
+    `data_digest`, that of own data's content, and `validation_images` say what it was trained on and how many of these
+    images were held out. Logits are to be divided
     by `temperature` before probabilities are told; None where none was fitted. `source` is what `load` takes to find it
     again from anywhere, `sha256` the digest of its file.
     """
@@ -43,6 +46,70 @@ class Trained:
     temperature: float | None
     source: str
     sha256: str
+    width: float = 1.0
+    image_size: int = 32
+    data_digest: str = ""
+
+    def dataset(self) -> Dataset:
+        """The data it was trained on, at its image size, not split; ValueError if that is gone or has changed."""
+        try:
+            dataset = data.load(self.data, image_size=self.image_size)
+        except ValueError as error:
+            if not self.data_digest:
+                raise
+            raise ValueError(f"{error}. {self.name} was trained on it: say where it is now with --data") from None
+        if dataset.digest != self.data_digest:
+            raise ValueError(
+                f"{self.data} is not what {self.name} was trained on: its pictures have changed. Name other data with "
+                "--data, or train anew"
+            )
+        return dataset
+
+    def trained_on(self, dataset: Dataset) -> bool:
+        """Whether this is the data it was trained on, wherever that lies now."""
+        return _identity(self.data, self.data_digest) == _identity(dataset.name, dataset.digest)
+
+
+def _identity(name: str, digest: str) -> str:
+    """What data is, as far as is known: without a digest it is the sample, or CIFAR-10 from some place."""
+    return digest or ("sample" if name == "sample" else "cifar10")
+
+
+def check_unseen(known: Trained, role: str, dataset: Dataset, validation_images: int) -> None:
+    """Raise ValueError if a model has seen what is held out of `dataset` for validation, or may have.
+
+    `dataset` may have been split; `role` is what the model is called in the message.
+    """
+    if not validation_images:
+        return
+    if known.trained_on(dataset):
+        if known.validation_images < validation_images:
+            raise ValueError(
+                f"the {role} {known.name} was trained with {known.validation_images} validation images held out, "
+                f"fewer than the {validation_images} of this run: it has seen what the run is to be judged on"
+            )
+    elif not known.data_digest and not dataset.digest:  # the sample's training images are of CIFAR-10's
+        raise ValueError(f"the {role} {known.name} was trained on {known.data} and may have seen what is held out")
+
+
+def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bool:
+    """Give `model` the weights of another one of the same architecture and width, for images of any size.
+
+    The head is taken too where the classes are the same, in the same order; gives whether they are. Raises ValueError
+    where the architectures differ.
+    """
+    own, weights = model.state_dict(), init.model.state_dict()
+    head = [name for name in weights if name.startswith(f"{len(model) - 1}.")]
+    same = init.classes == classes
+    taken = {name: tensor for name, tensor in weights.items() if same or name not in head}
+    if own.keys() != weights.keys() or any(own[name].shape != tensor.shape for name, tensor in taken.items()):
+        width = "" if init.width == 1.0 else f" of width {init.width:g}"
+        raise ValueError(
+            f"{init.name} is a {init.model_name}{width}, which the model of this recipe is not; take the recipe with "
+            f"--set model={init.model_name}{f' --set width={init.width:g}' if init.width != 1.0 else ''}"
+        )
+    model.load_state_dict(own | taken)
+    return same
 
 
 def shipped() -> dict[str, dict[str, Any]]:
@@ -127,13 +194,20 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         classes = tuple(str(name) for name in about["classes"])
         validation_images = int(about["validation_images"])
         temperature = None if about["temperature"] is None else float(about["temperature"])
+        width, image_size = float(about.get("width", 1.0)), int(about.get("image_size", 32))
+        data_digest = str(about.get("data_digest", ""))
         if not (0 < len(classes) <= MOST_CLASSES and all(name.isprintable() for name in (*classes, recipe, data))):
             raise ValueError("names that cannot be printed, or too many classes")
+        if not (models.LEAST_WIDTH <= width <= models.MOST_WIDTH and re.fullmatch("[0-9a-f]{64}|", data_digest)):
+            raise ValueError("a width or digest that is none")
         if validation_images < 0 or (temperature is not None and not 0 < temperature < math.inf):
             raise ValueError("a number that is none of its kind")
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise ValueError(f"{file} does not name its model, classes and data; no tinycifar of today wrote it") from None
-    model = models.build(model_name, num_classes=len(classes))
+    try:
+        model = models.build(model_name, num_classes=len(classes), image_size=image_size, width=width)
+    except ValueError as error:
+        raise ValueError(f"{file} holds no model that is known here: {error}") from None
     try:
         if any(tensors[name].dtype != own.dtype for name, own in model.state_dict().items()):
             raise RuntimeError("another type of numbers")
@@ -144,4 +218,19 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         raise ValueError(f"{file} holds values that are not finite")
     model = model.to(run.select_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval()
-    return Trained(model, name, model_name, recipe, classes, data, validation_images, temperature, source, sha256)
+    model.classes, model.temperature = classes, temperature or 1.0
+    return Trained(
+        model,
+        name,
+        model_name,
+        recipe,
+        classes,
+        data,
+        validation_images,
+        temperature,
+        source,
+        sha256,
+        width,
+        image_size,
+        data_digest,
+    )

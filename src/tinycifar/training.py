@@ -16,12 +16,26 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinycifar import augment, checkpoint, data, distill, inference, memory, metrics, models, optim, run
+from tinycifar import (
+    augment,
+    checkpoint,
+    data,
+    distill,
+    inference,
+    memory,
+    metrics,
+    optim,
+    recipes,
+    run,
+    trained,
+)
 from tinycifar.checkpoint import State
 from tinycifar.data import Dataset, epoch_generator
 from tinycifar.recipes import Recipe
 from tinycifar.summary import summarize
 from tinycifar.trained import Trained
+
+FEW_STEPS = 200  # of a run whose result is likely to get better with more of them
 
 
 @dataclass(frozen=True)
@@ -44,8 +58,10 @@ def train(
     out: Path | None = None,
     resume: Path | None = None,
     teachers: Sequence[Trained] = (),
+    init: Trained | None = None,
     seed: int = 0,
     device: str = "auto",
+    max_parameters: int | None = None,
     limit: int | None = None,
     stop_after_epoch: int | None = None,
     checkpoint_seconds: float = 60.0,
@@ -55,18 +71,21 @@ def train(
 
     `dataset` is a Dataset or a source as in `tinycifar.data.load` (default: CIFAR-10 from the cache). `out` is the run
     directory, which must be new or empty (default: a dated one under `runs/`). A recipe with a teacher learns from the
-    mean of the `teachers`' logits. `limit` keeps the first training images only. `stop_after_epoch` ends the run early
-    while the schedule stays that of the whole recipe. Progress goes to `display` and its console (default: nowhere).
-    Torch's global generator is seeded with `seed`.
+    mean of the `teachers`' logits. Weights are those of `init` at first, if given, of which the head is new where the
+    classes differ. With `max_parameters` the recipe is trained at the largest width that has no more. `limit` keeps the
+    first training images only. `stop_after_epoch` ends the run early while the schedule stays that of the whole recipe.
+    Mean and deviation by which images are normalised are those of the training images. Progress goes to `display` and
+    its console (default: nowhere). Torch's global generator is seeded with `seed`.
 
     Weights and checkpoints are written after every epoch and every `checkpoint_seconds`. `resume` names a run directory
     in place of `out`: training goes on from its newest checkpoint, to the same bits as without the interruption if
     machine, thread count and torch are the same; where they differ, a warning is printed and the fact recorded. The
     first Ctrl-C, SIGTERM or SIGHUP ends the run after the step at hand with a checkpoint.
 
-    Raises ValueError for a folder in use, a teacher that the recipe does not name or that has seen validation images, a
-    device that is not there, a limit or stop out of range, and a run that cannot be resumed or was made otherwise than
-    asked for, naming the fields; FloatingPointError, before the update, if loss or gradient is no longer finite;
+    Raises ValueError for a folder in use, a teacher that the recipe does not name, a teacher or an `init` that has seen
+    validation images, an `init` of another architecture, a budget that no width fits, images of another size, a device
+    that is not there, a limit or stop out of range, and a run that cannot be resumed or was made otherwise than asked
+    for, naming the fields; FloatingPointError, before the update, if loss or gradient is no longer finite;
     checkpoint.SaveError if the disk fails. Checkpoints then stay as they were.
     """
     wall_start = time.perf_counter()
@@ -82,16 +101,27 @@ def train(
     distill.check(recipe, teachers)
     if resume is None:
         run.check_unused(out)
-    augmentation = augment.build(recipe.augmentation)
     source = dataset
-    dataset = (source if isinstance(source, Dataset) else data.load(source)).split(recipe.validation_images)
+    dataset = source if isinstance(source, Dataset) else data.load(source, image_size=recipe.image_size)
+    if dataset.image_size != recipe.image_size:
+        raise ValueError(f"the images have {dataset.image_size} pixels a side, the recipe's {recipe.image_size}")
+    dataset = dataset.split(recipe.validation_images)
     if limit is not None:
         dataset = dataset.limit(limit)
     distill.check_data(recipe, teachers, dataset)
+    mean, std = dataset.statistics()
+    augmentation = augment.build(recipe.augmentation, recipe.image_size, mean)
+    if max_parameters is not None:
+        recipe = recipes.widest(recipe, max_parameters, len(dataset.classes))
     memory.keep_freed()
 
     torch.manual_seed(seed)  # initial weights and dropout draw from torch's own generator
-    model = models.build(recipe.model, num_classes=len(dataset.classes))
+    model = recipe.build(len(dataset.classes))
+    begun = ""
+    if init is not None:
+        trained.check_unseen(init, "model", dataset, recipe.validation_images)
+        same_classes = trained.start_from(model, init, dataset.classes)
+        begun = f"Starting from the weights of {init.name}{'' if same_classes else ', with a new head'}"
     size = summarize(model)
     model = model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -109,10 +139,12 @@ def train(
 
     split, held_images, held_labels = inference.evaluation_split(dataset)
     named = isinstance(source, Dataset) or source in (None, *data.NAMES)
-    trained_on = {"data": dataset.name if named else str(Path(str(source)).absolute()), "limit": limit}
+    place_of_data = dataset.path or (dataset.name if named else str(Path(str(source)).absolute()))
+    trained_on = {"data": place_of_data, "data_digest": dataset.digest, "limit": limit}
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
     environment = run.environment(place) | {"precision": precision, "seed": seed} | trained_on
     environment |= {"train_images": len(images), "teachers": list(map(distill.about, teachers)), "resumes": []}
+    environment["init"] = {"name": init.name, **distill.about(init)} if init else None
     epochs = stop_after_epoch or recipe.epochs
     images_by_epoch, steps_by_epoch, schedule = plan(recipe, len(images))
     state = State.at_start(len(images), place)
@@ -124,6 +156,12 @@ def train(
         console.print(f"{recipe.name}, seed {seed}: {size.parameters:,} parameters, {len(images):,} images")
         console.print(f"{environment['device']}, {environment['threads']} threads, {precision}")
         console.print(f"Run directory: {directory}")
+        if max_parameters is not None:
+            console.print(f"Width {recipe.width:g} is the largest with at most {max_parameters:,} parameters")
+        for line in (*dataset.notes, *([begun] if begun else [])):
+            console.print(line)
+        if (steps := sum(steps_by_epoch)) < FEW_STEPS:
+            console.print(f"{steps:,} steps are few for so few images: more --epochs may help")
         if recipe.watch_test and split == "test":
             console.print("Val is the test set, watched after every epoch as the reference did")
         if resume is None:
@@ -142,7 +180,10 @@ def train(
             wall_start -= state.wall_seconds
         if state.step == 0:
             preparation_start = time.perf_counter()
-            model.prepare(images)
+            if init is None:
+                model.mean.copy_(torch.tensor(mean).view(3, 1, 1))
+                model.std.copy_(torch.tensor(std).view(3, 1, 1))
+                model.prepare(images)
             state.epoch_seconds = time.perf_counter() - preparation_start
 
         def save(temperature: float | None = None) -> None:
@@ -150,9 +191,12 @@ def train(
                 directory / "model.safetensors",
                 model,
                 model_name=recipe.model,
+                width=recipe.width,
+                image_size=recipe.image_size,
                 recipe=recipe.name,
                 classes=dataset.classes,
-                data=environment["data"],
+                data=place_of_data,
+                data_digest=dataset.digest,
                 validation_images=recipe.validation_images,
                 temperature=temperature,
             )

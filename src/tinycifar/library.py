@@ -1,0 +1,108 @@
+"""What `import tinycifar` offers: train, load, evaluate and predict in a line each.
+
+They do what the commands of the same names do, and raise what those report: ValueError for what is not allowed,
+OSError where the disk fails, FloatingPointError for a training that diverges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from tinycifar import distill, inference, pictures, plots, recipes, report, trained, training
+from tinycifar.data import Dataset
+from tinycifar.models import Classifier
+from tinycifar.recipes import Recipe
+from tinycifar.training import Result
+
+Source = str | Path | Result
+"""A trained model: the name of a shipped one, a run directory, a weights file, or what `train` gave."""
+
+
+def train(
+    recipe: str | Recipe = recipes.DEFAULT_RECIPE,
+    data: str | Path | Dataset | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    init: Source | None = None,
+    teacher: Source | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    max_parameters: int | None = None,
+    limit: int | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Result:
+    """Train a recipe and give its run, whose `directory` holds weights, metrics, evaluation, plots and `report.html`.
+
+    `recipe` is a name, a TOML file or a `Recipe`, of which `settings` change fields: `train("minute", epochs=8)`.
+    `data` is a folder of pictures or another source of `tinycifar.data.load` (default: CIFAR-10), or a `Dataset` in
+    memory. The rest is as in `tinycifar.training.train`, `teacher` also a directory of several seeds. What happens is
+    told on standard output unless `quiet`.
+    """
+    chosen = recipes.get(str(recipe)) if isinstance(recipe, str | Path) else recipe
+    for name in settings:
+        if name not in recipes.SETTABLE:
+            raise ValueError(f"unknown recipe field {name!r}; allowed are: {', '.join(recipes.SETTABLE)}")
+    console = Console(quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    display = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
+    with display:
+        result = training.train(
+            replace(chosen, **settings),
+            data,
+            out=None if out is None else Path(out),
+            resume=None if resume is None else Path(resume),
+            teachers=[] if teacher is None else distill.load(_place(teacher), device),
+            init=None if init is None else trained.load(_place(init), device),
+            seed=seed,
+            device=device,
+            max_parameters=max_parameters,
+            limit=limit,
+            display=display,
+        )
+    plots.save_curves(result.directory)
+    report.write(result.directory)
+    return result
+
+
+def load(model: Source, device: str = "cpu") -> Classifier:
+    """Load a trained model as an `nn.Module` in evaluation mode, from images (N, 3, S, S) in [0, 1] to logits (N, C).
+
+    Its `image_size` is S, `classes` are the C names and `temperature` is what logits are to be divided by before
+    probabilities are told, 1.0 where none was fitted.
+    """
+    return trained.load(_place(model), device).model
+
+
+def evaluate(
+    model: Source, data: str | Path | None = None, *, test: bool = False, device: str = "auto"
+) -> dict[str, Any]:
+    """Score a trained model, by default on the images that its own data opens: the content of an `evaluation.json`.
+
+    Nothing is written. Of data with validation images these are opened, unless `test` opens the test images.
+    """
+    return inference.evaluate_model(trained.load(_place(model), device), source=data, test=test).content
+
+
+def predict(
+    model: Source, paths: str | Path | Sequence[str | Path], *, top: int = 3, device: str = "auto"
+) -> list[dict[str, Any]]:
+    """The `top` most probable classes of pictures: files (PNG, JPEG, WebP) of any size, or folders of them.
+
+    Gives for each a dict with its path as `file` and `classes`, each a `class` and its `probability`; or, where the
+    file is no picture, the reason as `problem`.
+    """
+    if top < 1:
+        raise ValueError(f"top must be at least 1, not {top}")
+    names = [paths] if isinstance(paths, str | Path) else paths
+    return list(inference.predict(trained.load(_place(model), device), pictures.find(names), top))
+
+
+def _place(model: Source) -> str | Path:
+    return model.directory if isinstance(model, Result) else model
