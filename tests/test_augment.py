@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinycifar import augment
+from tinycifar import augment, data
 from tinycifar.augment import AUGMENTATIONS, Augmentation, Parameters, Translation, affine, build, fill_holes, flip
 
 TENSOR_NAMES = [name for name in AUGMENTATIONS if not name.startswith("albumentations")]
@@ -281,7 +281,7 @@ def test_the_hole_in_a_translated_image_is_square_in_the_mean_colour_and_cut_by_
     for image, before, (y, x, end_y, end_x) in zip(
         augmentation.apply(photos, rows), plain, rows["holes"][:, 0].tolist(), strict=True
     ):
-        before[:, y:end_y, x:end_x] = torch.tensor(augment.MEAN_LEVELS).view(3, 1, 1) / 255
+        before[:, y:end_y, x:end_x] = torch.tensor((125, 122, 113)).view(3, 1, 1) / 255
         assert torch.equal(image, before)
 
 
@@ -529,3 +529,23 @@ def test_the_comparison_by_pixels_would_notice(mistake: Callable[[Tensor], Tenso
     warped = of_images(compared.parameters)["warped"] > 0
     mistaken = compared.parameters | {"matrices": mistake(compared.parameters["matrices"])}
     assert compared.levels_apart(mistaken)[warped].mean() > 2 * MEAN_LEVELS
+
+
+@pytest.mark.parametrize("name", [name for name in augment.AUGMENTATIONS if name != "none"])
+def test_augmentations_of_larger_images_move_and_cover_them_in_proportion(name: str) -> None:
+    """What changes of an image of twice the size is as much as of a small one."""
+    changed = {}
+    for size in (32, 64):
+        made = augment.build(name, size, mean=(0, 0, 0))
+        images = data.sample(size).train_images[:100]
+        out = made.apply(images, made.draw(len(images), data.epoch_generator(0, 0)))
+        assert out.shape == images.shape
+        changed[size] = (out - images / 255).abs().mean().item()
+    assert changed[64] == pytest.approx(changed[32], rel=0.35)
+
+
+def test_a_hole_has_the_mean_colour_of_the_data() -> None:
+    made = augment.build("reference", 32, mean=(0.2, 0.4, 0.6))
+    out = made.apply(torch.full((50, 3, 32, 32), 255, dtype=torch.uint8), made.draw(50, data.epoch_generator(0, 0)))
+    levels = (255 * out).round().permute(0, 2, 3, 1).flatten(0, 2).unique(dim=0)
+    assert [51, 102, 153] in levels.tolist()

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from tinycifar import c_source, data, export, trained
+from tinycifar import c_source, cifar10, data, export, trained
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -39,7 +39,7 @@ def test_the_example_runs_clean_under_sanitizers_and_names_the_classes(exports: 
         [program], check=True, capture_output=True, input=images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
     )
     expected = export.logits(exports / "minute-int8.onnx", images).argmax(1)
-    assert done.stdout.decode().split() == [data.CLASSES[index] for index in expected]
+    assert done.stdout.decode().split() == [cifar10.CLASSES[index] for index in expected]
 
 
 def test_mirrored_filters_are_stored_once(exports: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_name_becomes_one_that_c_allows(exports: Path, tmp_path: Path, name: s
 @needs_compiler
 def test_class_names_of_any_letters_come_out_of_c_as_they_were(exports: Path, tmp_path: Path) -> None:
     network = c_source.read(exports / "minute-int8.onnx")
-    names = ['"quoted"', "back\\slash", "k\u00e4se 1", "\U0001f431", "what??/", "*/", "%s", *data.CLASSES[7:]]
+    names = ['"quoted"', "back\\slash", "k\u00e4se 1", "\U0001f431", "what??/", "*/", "%s", *cifar10.CLASSES[7:]]
     about = {**network.about, "classes": json.dumps(names)}
     _, source = c_source.write(dataclasses.replace(network, about=about), tmp_path, "odd")
     loop = "int main(void) { for (int i = 0; i < 10; i++) puts(odd_class_names[i]); }"

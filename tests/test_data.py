@@ -9,7 +9,7 @@ from tinycifar import cifar10, data
 
 def test_the_packaged_sample_holds_real_images_of_every_class():
     sample = data.load("sample")
-    assert (sample.name, sample.classes) == ("sample", data.CLASSES)
+    assert (sample.name, sample.classes) == ("sample", cifar10.CLASSES)
     assert sample.train_images.shape == (400, 3, 32, 32)
     assert sample.test_images.shape == (200, 3, 32, 32)
     assert sample.train_images.dtype == torch.uint8
@@ -17,7 +17,7 @@ def test_the_packaged_sample_holds_real_images_of_every_class():
     assert sorted(set(sample.train_labels.tolist())) == list(range(10))
     assert sample.train_labels[:5].tolist() == [6, 9, 9, 4, 1]  # frog, truck, truck, deer, automobile: as published
     mean = sample.train_images.float().div(255).mean((0, 2, 3))
-    assert torch.allclose(mean, torch.tensor(data.MEAN), atol=0.02)
+    assert torch.allclose(mean, torch.tensor(cifar10.MEAN), atol=0.02)
 
 
 def test_a_damaged_packaged_sample_is_refused(monkeypatch):
@@ -75,7 +75,7 @@ def test_the_six_files_are_loaded_in_order_with_channels_first(monkeypatch, tmp_
         (folder / name).write_bytes(part.tobytes())
     train = np.concatenate(list(records.values())[:5])
     for loaded in (data.load(), data.load(cache=folder.parent), data.load(str(folder))):
-        assert (loaded.name, loaded.classes) == ("cifar10", data.CLASSES)
+        assert (loaded.name, loaded.classes) == ("cifar10", cifar10.CLASSES)
         assert loaded.train_labels.tolist() == train[:, 0].tolist()
         assert torch.equal(loaded.train_images, torch.from_numpy(train[:, 1:].reshape(-1, 3, 32, 32)))
         assert loaded.train_images.is_contiguous()
@@ -95,7 +95,7 @@ def test_the_real_cache_is_all_of_cifar_10():
     assert loaded.train_labels.bincount().tolist() == [5000] * 10
     assert loaded.test_labels.bincount().tolist() == [1000] * 10
     mean = loaded.train_images.sum((0, 2, 3), dtype=torch.int64) / (255 * 50_000 * 32 * 32)
-    assert torch.allclose(mean, torch.tensor(data.MEAN), atol=1e-4)
+    assert torch.allclose(mean, torch.tensor(cifar10.MEAN), atol=1e-4)
     sample = data.sample()
     assert torch.equal(sample.train_images, loaded.train_images[:400])
     assert torch.equal(sample.test_images, loaded.test_images[:200])

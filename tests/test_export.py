@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
-from tinycifar import data, explain, export, inference, pictures, trained
+from tinycifar import cifar10, data, explain, export, inference, pictures, trained
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -47,7 +47,7 @@ def test_the_file_says_what_it_is_and_nothing_of_this_machine(exports: Path) -> 
         content = (exports / name).read_bytes()
         model = onnx.load_from_string(content)
         about = {item.key: item.value for item in model.metadata_props}
-        assert json.loads(about["classes"]) == list(data.CLASSES)
+        assert json.loads(about["classes"]) == list(cifar10.CLASSES)
         assert json.loads(about["temperature"]) == trained.load("minute").temperature
         assert "[0, 1]" in about["preprocessing"]
         assert model.opset_import[0].version == export.OPSET

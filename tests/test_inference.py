@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from test_trained import ABOUT
-from tinycifar import data, inference, models, run, trained
+from tinycifar import cifar10, data, inference, models, run, trained
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_predictions_are_the_three_largest_softmax_probabilities_at_the_models_t
     (prediction,) = inference.predict(model, [tmp_path / "image.png"])
     probabilities = (inference.logits(model.model, image[None]) / 0.5).softmax(1)[0]
     order = probabilities.argsort(descending=True)[:3].tolist()
-    assert [entry["class"] for entry in prediction["classes"]] == [data.CLASSES[i] for i in order]
+    assert [entry["class"] for entry in prediction["classes"]] == [cifar10.CLASSES[i] for i in order]
     assert [entry["probability"] for entry in prediction["classes"]] == pytest.approx(probabilities[order].tolist())
 
 

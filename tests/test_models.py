@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tinycifar import data, models, recipes
-from tinycifar.data import MEAN, STD
+from tinycifar.cifar10 import MEAN, STD
 from tinycifar.models import MODELS, build
 from tinycifar.summary import summarize
 
@@ -239,3 +239,67 @@ def test_a_pooling_block_takes_the_largest_of_four_before_it_normalises() -> Non
     with torch.no_grad():
         pooled = conv(inputs).unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
         torch.testing.assert_close(block(inputs), torch.relu(norm(pooled)))
+
+
+@every_model
+def test_a_model_takes_every_size_of_image_that_it_says_it_takes(name: str) -> None:
+    sizes = models.image_sizes(name)
+    assert sizes[-1] == 64
+    for size in sizes if name != "teachernet" else (16, 64):
+        model = build(name, 3, image_size=size, width=0.1 if name != "teachernet" else 1.0).eval()
+        assert model.image_size == size
+        with torch.no_grad():
+            assert model(torch.rand(1, 3, size, size)).shape == (1, 3)
+    for size in (sizes[0] - 1, sizes[-1] + 1):
+        with pytest.raises(ValueError, match=f"image_size must lie between {sizes[0]} and 64.*, not be {size}"):
+            build(name, image_size=size)
+
+
+def test_the_size_below_the_smallest_of_the_reference_leaves_nothing_to_convolve() -> None:
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        build("c1c2c3c4o").eval()(torch.rand(1, 3, 16, 16))
+
+
+@every_model
+@pytest.mark.parametrize("size", [16, 24, 64])
+def test_a_mirrored_model_of_any_size_gives_an_image_and_its_mirror_image_the_same_logits(name: str, size: int) -> None:
+    if name == "c1c2c3c4o":
+        pytest.skip("is not mirrored")
+    torch.manual_seed(0)
+    model = build(name, image_size=size, width=0.5)
+    model.prepare(data.sample(size).train_images)
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), model(images.flip(3)), rtol=1e-4, atol=1e-5)
+
+
+@every_model
+def test_width_scales_the_parameters_by_about_its_square_and_one_leaves_them_as_they_are(name: str) -> None:
+    def parameters(width: float) -> int:
+        return sum(parameter.numel() for parameter in build(name, width=width).parameters())
+
+    widths = [0.1, 0.5, 0.75, 1.0, 1.5, 2.0, 8.0]
+    counts = [parameters(width) for width in widths]
+    assert counts == sorted(set(counts))
+    assert counts[3] == sum(parameter.numel() for parameter in build(name).parameters())
+    assert 3.3 < counts[5] / counts[3] < 4.1
+
+
+def test_on_grey_images_the_whitening_stem_leaves_out_the_colours_that_are_not_there() -> None:
+    model = build("whitenet", width=2.0)
+    grey = data.sample().train_images.float().mean(1, keepdim=True).byte().expand(-1, 3, -1, -1)
+    values = grey.float() / 255
+    model.mean.fill_(values.mean())  # as training does, where no channel differs from another
+    model.std.fill_(values.std())
+    model.prepare(grey)
+    stem = model[0]
+    assert isinstance(stem, models.WhiteningStem)
+    (size,) = {len(stem.weight) // 2}
+    used = stem.weight[:size].flatten(1).abs().sum(1) > 0
+    assert int(used.sum()) == 16  # a third of the 48 values of a patch: those of its grey levels
+    whitened = stem(model.normalize(grey / 255))[:, :16]
+    deviations = whitened.transpose(0, 1).flatten(1).square().mean(1).sqrt()
+    assert deviations.min() > 0.5
+    assert deviations.max() < 1.2
+    assert stem.weight.isfinite().all()
+    assert stem.weight.abs().max() < 50

@@ -1,5 +1,5 @@
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -80,3 +80,69 @@ def test_every_number_of_a_recipe_has_a_range() -> None:
         if field.type in ("int", "float") and field.name not in ("expected_accuracy", "expected_minutes"):
             with pytest.raises(ValueError, match=f"{field.name} must lie"):
                 with_settings(recipes.get("reference-30"), [f"{field.name}=-1"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_recipe_written_as_a_file_is_read_as_the_same_one(recipe: Recipe, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(recipes.to_toml(recipe))
+    assert recipes.get(str(file)) == recipe
+
+
+def test_an_edited_file_is_a_recipe_of_its_own_with_defaults_for_what_it_leaves_out(tmp_path: Path) -> None:
+    file = tmp_path / "small-one.toml"
+    file.write_text('model = "nanonet"\nepochs = 3\naugmentation = "none"\nwidth = 0.5\n')
+    expected = Recipe("small-one", model="nanonet", epochs=3, augmentation="none", width=0.5)
+    assert recipes.get(str(file)) == expected
+    file.write_text(recipes.to_toml(recipes.get("minute")).replace("epochs = 4", "epochs = 5"))
+    assert recipes.changed(recipes.get(str(file))) == {"epochs": 5}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs = 4\nmodle = 'x'\n", r"mine.toml, line 2: unknown recipe field 'modle'; allowed are: name, model, ep"),
+        ("[model]\nx = 1\n", r"mine.toml: a recipe needs epochs, augmentation too"),
+        ("epochs = \n", r"mine.toml is no TOML file: .*line 1"),
+        ("epochs = 4\nepochs = 5\n", r"mine.toml is no TOML file: .*line 2"),
+        ("\xff", r"mine.toml is no TOML file: it is not in UTF-8"),
+        ("x = " + "[" * 100_000, r"mine.toml is no"),
+        ("# one\nname = '../up'\n", r"mine.toml, line 2: name takes letters"),
+        ("WHOLE\nimage_size = 33\n", r"mine.toml, line 4: image_size must lie between 16 and 64 in steps of 8 for whi"),
+        ("WHOLE\n\nepochs = '4'\n", r"mine.toml, line 5: epochs takes a whole number, not '4'"),
+        ("WHOLE\nwidth = nan\n", r"mine.toml, line 4: width must lie between 0.1 and 8, not nan"),
+        ("WHOLE\nwatch_test = 1\n", r"mine.toml, line 4: watch_test takes true or false, not 1"),
+        ("WHOLE\nexpected_minutes = 1\n", r"mine.toml, line 4: unknown recipe field 'expected_minutes'"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_with_its_line_and_field(text: str, message: str, tmp_path: Path) -> None:
+    text = text.replace("WHOLE", 'model = "whitenet"\nepochs = 4\naugmentation = "none"')
+    if text.count("epochs =") > 1 and "'4'" in text:
+        text = text.replace("epochs = 4\n", "batch_size = 4\n")
+    (tmp_path / "mine.toml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        recipes.get(str(tmp_path / "mine.toml"))
+
+
+def test_a_missing_file_is_refused_saying_how_to_write_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"my.toml does not exist; `tinycifar recipes show NAME > .*my.toml` writes one"
+    ):
+        recipes.get(str(tmp_path / "my.toml"))
+
+
+@pytest.mark.parametrize(("name", "most"), [("minute", 100_000), ("nano", 77_472), ("reference-30", 500_000)])
+def test_the_widest_recipe_of_a_budget_fits_it_and_one_hundredth_more_does_not(name: str, most: int) -> None:
+    def parameters(width: float) -> int:
+        model = replace(recipe, width=width).build(num_classes=7)
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    recipe = recipes.widest(recipes.get(name), most, num_classes=7)
+    assert parameters(recipe.width) <= most
+    assert parameters(round(recipe.width + 0.01, 2)) > most
+    assert replace(recipe, width=1.0) == recipes.get(name)
+
+
+def test_a_budget_below_the_narrowest_model_is_refused_with_its_size() -> None:
+    with pytest.raises(ValueError, match=r"whitenet has at least 2,\d+ parameters with 10 classes, more than 1,000"):
+        recipes.widest(recipes.get("minute"), 1_000)

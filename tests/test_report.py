@@ -63,9 +63,9 @@ def test_the_gallery_shows_the_most_confident_mistakes_first(finished: Path) -> 
     assert [int(index) for index in re.findall(r"\(#(\d+)\)", page)] == expected
     first = re.search(r"<b>(\w+)</b> ([\d.]+) %<br>is (\w+)", page)
     assert first is not None
-    assert first.group(1) == data.CLASSES[predicted[expected[0]]]
+    assert first.group(1) == cifar10.CLASSES[predicted[expected[0]]]
     assert float(first.group(2)) == pytest.approx(100 * float(confidence[expected[0]]), abs=0.06)
-    assert first.group(3) == data.CLASSES[labels[expected[0]]]
+    assert first.group(3) == cifar10.CLASSES[labels[expected[0]]]
 
 
 def test_a_page_holds_everything_that_is_known(finished: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_page_holds_everything_that_is_known(finished: Path) -> None:
 def test_the_names_of_classes_and_folders_cannot_become_markup(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    classes = ("<script>alert(1)</script>", *data.CLASSES[1:])
+    classes = ("<script>alert(1)</script>", *cifar10.CLASSES[1:])
     directory = tmp_path / "<b>run"
     training.train(replace(RECIPE, epochs=1), replace(data.sample(), classes=classes), out=directory)
     page = report.write(directory).read_text()

@@ -26,7 +26,7 @@ from PIL import Image
 from playwright.sync_api import Browser
 from starlette.requests import Request
 
-from tinycifar import data, inference, pictures, serve, trained
+from tinycifar import cifar10, data, inference, pictures, serve, trained
 
 
 class Running:
@@ -134,7 +134,7 @@ def test_a_picture_gets_the_probabilities_that_predict_gives(running: Running, t
 def test_health_and_models_answer(running: Running) -> None:
     assert running.ask("GET", "/health")[:2] == (200, {"status": "ok", "waiting": 0})
     (model,) = running.ask("GET", "/models")[1]["models"]
-    assert (model["name"], model["model"], model["classes"]) == ("minute", "whitenet", list(data.CLASSES))
+    assert (model["name"], model["model"], model["classes"]) == ("minute", "whitenet", list(cifar10.CLASSES))
 
 
 @pytest.mark.parametrize(

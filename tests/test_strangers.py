@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tinycifar import compare, data, pictures, recipes, report, run, trained, training
+from tinycifar import cifar10, compare, data, pictures, recipes, report, run, trained, training
 
 MEGABYTE = 1 << 20
 
@@ -306,7 +306,7 @@ def test_weights_of_other_shapes_and_names_that_are_no_names_are_refused(finishe
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(finished / "model.safetensors")
-    about = {"model": "whitenet", "recipe": "x", "classes": list(data.CLASSES), "data": "sample"}
+    about = {"model": "whitenet", "recipe": "x", "classes": list(cifar10.CLASSES), "data": "sample"}
     about |= {"validation_images": 0, "temperature": None}
     for changes, message in (
         ({"classes": ["a", "b"]}, "do not fit the model whitenet"),
@@ -330,7 +330,7 @@ def test_weights_of_another_type_of_numbers_are_refused(finished: Path, tmp_path
     from safetensors.torch import load_file, save_file
 
     tensors = {name: tensor.to(kind) for name, tensor in load_file(finished / "model.safetensors").items()}
-    about = {"model": "whitenet", "recipe": "x", "classes": list(data.CLASSES), "data": "sample"}
+    about = {"model": "whitenet", "recipe": "x", "classes": list(cifar10.CLASSES), "data": "sample"}
     about |= {"validation_images": 0, "temperature": None}
     save_file(tensors, tmp_path / "x.safetensors", {"tinycifar": json.dumps(about)})
     with pytest.raises(ValueError, match=r"do not fit the model whitenet|is no readable safetensors file"):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinycifar import data, inference, models, run, trained
+from tinycifar import cifar10, data, inference, models, run, trained
 
 ABOUT: dict[str, Any] = {
     "model_name": "c1c2c3c4o",
     "recipe": "reference-30",
-    "classes": data.CLASSES,
+    "classes": cifar10.CLASSES,
     "data": "sample",
     "validation_images": 0,
 }
@@ -27,7 +27,7 @@ def weights(tmp_path: Path) -> Path:
 
 def test_weights_load_from_their_file_and_from_the_run_directory(weights: Path) -> None:
     model = trained.load(weights)
-    assert (model.model_name, model.recipe, model.classes) == ("c1c2c3c4o", "reference-30", data.CLASSES)
+    assert (model.model_name, model.recipe, model.classes) == ("c1c2c3c4o", "reference-30", cifar10.CLASSES)
     assert (model.data, model.validation_images, model.temperature) == ("sample", 0, 0.7)
     again = trained.load(weights.parent)
     images = data.sample().test_images[:5]
@@ -39,7 +39,7 @@ def test_what_is_no_weights_file_of_ours_is_refused_by_name(weights: Path, tmp_p
     (tmp_path / "text.safetensors").write_text("no weights")
     (tmp_path / "short.safetensors").write_bytes(weights.read_bytes()[:5000])
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    about = {"model": "c1c2c3c4o", "classes": data.CLASSES, "recipe": "x", "data": "sample"}
+    about = {"model": "c1c2c3c4o", "classes": cifar10.CLASSES, "recipe": "x", "data": "sample"}
     about |= {"validation_images": 0, "temperature": None}
     save_file({"x": torch.zeros(1)}, tmp_path / "misfit.safetensors", {"tinycifar": json.dumps(about)})
     save_file(

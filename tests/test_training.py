@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import faults
-from tinycifar import augment, checkpoint, data, inference, models, optim, recipes, run, trained, training
+from tinycifar import augment, checkpoint, cifar10, data, inference, models, optim, recipes, run, trained, training
 from tinycifar.recipes import Recipe
 
 SMALL = recipes.with_settings(recipes.get("reference-30"), ["epochs=2", "batch_size=32", "augmentation=none"])
@@ -261,7 +261,7 @@ def test_a_stop_outside_the_recipe_is_refused_before_anything_is_made(tmp_path: 
 def test_with_validation_images_the_test_set_stays_shut(tmp_path: Path) -> None:
     sample = data.sample()
     shut = data.Dataset(
-        "sample", data.CLASSES, sample.train_images, sample.train_labels, torch.empty(0), torch.empty(0)
+        "sample", cifar10.CLASSES, sample.train_images, sample.train_labels, torch.empty(0), torch.empty(0)
     )
     recipe = recipes.with_settings(SMALL, ["validation_images=50"])
     record = training.train(recipe, shut, out=tmp_path / "run", limit=64).record
@@ -329,7 +329,7 @@ def test_the_stored_logits_give_the_stored_figures(tmp_path: Path) -> None:
     for suffix in ("", "_tta"):
         accuracy = (stored[f"logits{suffix}"].argmax(1) == stored["labels"]).double().mean().item()
         assert content[f"accuracy{suffix}"] == accuracy
-    assert [row["class"] for row in content["classes"]] == list(data.CLASSES)
+    assert [row["class"] for row in content["classes"]] == list(cifar10.CLASSES)
     assert sum(map(sum, content["confusion"])) == sum(row["images"] for row in content["reliability"]) == 200
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from tinycifar import data, export, inference, pictures, trained, web
+from tinycifar import cifar10, data, export, inference, pictures, trained, web
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_picture_can_be_pasted_and_dropped(address: str, chromium: Browser) ->
         images = data.sample().test_images[(data.sample().test_labels == label).nonzero()[0]]
         model = trained.load("minute", "cpu")
         expected = (inference.logits(model.model, images) / model.temperature)[0].softmax(0)
-        probabilities = torch.tensor([found[name] for name in data.CLASSES])
+        probabilities = torch.tensor([found[name] for name in cifar10.CLASSES])
         torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-3)
 
 
@@ -155,8 +155,8 @@ def test_the_folder_names_the_runtime_and_its_licence(folder: Path) -> None:
     }  # fmt: skip
     assert "Permission is hereby granted" in (folder / "ort" / "LICENSE.txt").read_text()
     about = json.loads((folder / "model.json").read_text())
-    assert about["classes"] == list(data.CLASSES)
-    assert [sample["label"] for sample in about["samples"]] == list(data.CLASSES)
+    assert about["classes"] == list(cifar10.CLASSES)
+    assert [sample["label"] for sample in about["samples"]] == list(cifar10.CLASSES)
 
 
 @pytest.mark.end_to_end

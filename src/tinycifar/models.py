@@ -429,7 +429,9 @@ def check_image_size(name: str, image_size: int) -> None:
     sizes = image_sizes(name)
     if image_size not in sizes:
         steps = f" in steps of {sizes.step}" if sizes.step > 1 else ""
-        raise ValueError(f"{name} takes an image_size from {sizes[0]} to {sizes[-1]}{steps}, not {image_size}")
+        raise ValueError(
+            f"image_size must lie between {sizes[0]} and {sizes[-1]}{steps} for {name}, not be {image_size}"
+        )
 
 
 def _constructor(name: str) -> type[Classifier]:

@@ -194,6 +194,13 @@ def to_tensor(square: Image.Image, size: int = 32) -> Tensor:
     return torch.from_numpy(to_array(square, size))
 
 
+def resized(images: Tensor, size: int) -> Tensor:
+    """Images as uint8 (N, 3, size, size) from uint8 (N, 3, S, S), each resized as `to_array` does."""
+    if images.shape[-1] == size:
+        return images
+    return torch.stack([to_tensor(to_image(image), size) for image in images])
+
+
 def to_image(tensor: Tensor) -> Image.Image:
     """A picture from uint8 (3, H, W) in RGB."""
     return Image.fromarray(tensor.permute(1, 2, 0).contiguous().numpy())

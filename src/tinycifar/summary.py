@@ -99,8 +99,9 @@ def receptive_field(layers: Sequence[Mapping[str, int]]) -> int:
 def summarize(model: nn.Module, image_size: int | None = None) -> Summary:
     """Run a copy of `model` once on a blank image (1, 3, image_size, image_size) and tabulate what happened.
 
-    The size is by default the model's own `image_size`, or 32 where it has none. Rows come in the order of execution, a
-    block's after those of its layers; the model itself and plain `nn.Sequential` have none. The model is left as it was.
+    The size is by default the model's own `image_size`, or 32 where it has none. Rows come in the order of execution,
+    a block's after those of its layers; the model itself and plain `nn.Sequential` have none. The model is left as it
+    was.
 
     Receptive fields follow the textbook: a window grows the field, several inputs give the largest of theirs, and what
     merges all positions (global pooling, flattening) is a window as large as the map. Of a kernel's sides the larger
