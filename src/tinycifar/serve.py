@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import json
 import math
-import multiprocessing
 import os
 import queue
-import re
-import signal
-import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import uvicorn
-from filelock import FileLock
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
@@ -35,9 +25,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tinycifar import cifar10, export, memory, pictures, trained, web
+from tinycifar import cifar10, export, pictures, trained, web
+from tinycifar.gate import LOOPBACK, SECONDS, Gate, Outer
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
@@ -48,27 +38,7 @@ MOST_BYTES = 10_000_000  # of one upload
 MOST_BYTES_AT_ONCE = 60_000_000  # of all that are being received or wait
 MOST_WAITING = 256
 MOST_TOGETHER = 8  # pictures in one batch
-MOST_WORKERS = 4  # unless told otherwise
-MOST_DEATHS = 4  # of processes within a minute
-MOST_HEAD_BYTES = 65_536  # of a request before its body
-BACKLOG = 2048  # connections that wait to be taken by a process
-LOCK_SECONDS = 0.005  # between two looks at whether a large picture may be decoded
-MODEL_FILE = "model.onnx"
-SECONDS = 10.0
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
-ENCODED_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -89,13 +59,13 @@ def open_model(source: str) -> Served:
     """Read an ONNX file of ours, or export what `trained.load` takes; ValueError for anything else."""
     path = Path(source)
     if path.suffix == ".onnx" and path.is_file():
-        return _opened(path.stem, path)
+        return read_model(path.stem, path)
     model = trained.load(source, "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        return _opened(model.name, export.to_onnx(model, Path(folder) / "model.onnx").path)
+        return read_model(model.name, export.to_onnx(model, Path(folder) / "model.onnx").path)
 
 
-def _opened(name: str, path: Path) -> Served:
+def read_model(name: str, path: Path) -> Served:
     content = path.read_bytes()
     export.runtime()
     try:
@@ -335,7 +305,7 @@ def create_app(service: Service, hosts: Sequence[str] = ()) -> Callable[..., Any
         routes=routes, exception_handlers={HTTPException: _error, Exception: _failed, ClientDisconnect: _gone}
     )
     app.router.redirect_slashes = False
-    return _Outer(_Gate(app, {*LOOPBACK, *hosts}))
+    return Outer(Gate(app, {*LOOPBACK, *hosts}))
 
 
 def _asset(kind: str, content: bytes) -> Callable[[Request], Awaitable[Response]]:
@@ -356,274 +326,3 @@ async def _failed(_: Request, __: Exception) -> Response:
 
 async def _gone(_: Request, __: Exception) -> Response:
     return Response(status_code=400)  # to nobody
-
-
-class WorkerError(Exception):
-    """A process of the service that failed."""
-
-
-class _Gate:
-    """Refuses requests whose Host or Origin is not on the list: pages of other sites, and names that lead here."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]], hosts: set[str]) -> None:
-        self.app = app
-        self.hosts = {host.lower() for host in hosts}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (problem := self._problem(scope["headers"])):
-            await JSONResponse({"error": problem}, 403)(scope, receive, send)
-        elif scope["type"] in ("http", "lifespan"):
-            await self.app(scope, receive, send)
-        # WebSockets are closed unanswered.
-
-    def _problem(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        values = [(name.decode("latin-1").lower(), value.decode("latin-1").lower()) for name, value in headers]
-        hosts = [value for name, value in values if name == "host"]
-        if len(hosts) != 1 or not self._known(hosts[0]):
-            return "this Host is not served; start the service with --allow-host to allow it"
-        if any(
-            value not in (f"http://{hosts[0]}", f"https://{hosts[0]}") for name, value in values if name == "origin"
-        ):
-            return "pages of another Origin may not ask"
-        return None
-
-    def _known(self, host: str) -> bool:
-        found = re.fullmatch(r"(\[[0-9a-f:]+\]|[a-z0-9.-]+)(?::\d{1,5})?", host, flags=re.ASCII)
-        return found is not None and found[1] in self.hosts
-
-
-class _Outer:
-    """Adds `HEADERS` to every answer, and prints one line of JSON a request."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        start, status, sent = time.perf_counter(), 0, 0
-
-        async def counted(message: MutableMapping[str, Any]) -> None:
-            nonlocal status, sent
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", []), *ENCODED_HEADERS]
-            sent += len(message.get("body", b""))
-            await send(message)
-
-        try:
-            await self.app(scope, receive, counted)
-        finally:
-            line = {
-                "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
-                "client": (scope.get("client") or ("",))[0],
-                "method": scope["method"],
-                "path": scope["path"][:300],  # short lines are written whole, whoever else writes
-                "status": status,
-                "bytes": sent,
-                "milliseconds": round(1e3 * (time.perf_counter() - start), 2),
-            }
-            with contextlib.suppress(OSError):  # whoever read the log has gone
-                print(json.dumps(line), flush=True)
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with limits to how long and how large what stands before a body may be."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a first request."""
-        super().connection_made(transport)
-        self.head_bytes: int | None = 0
-        self.patience: asyncio.TimerHandle | None = self.loop.call_later(SECONDS, transport.abort)
-
-    def data_received(self, data: bytes) -> None:
-        """Count what comes before a body."""
-        super().data_received(data)
-        if self.head_bytes is not None:
-            self.head_bytes += len(data)
-            if self.head_bytes > MOST_HEAD_BYTES:
-                self.transport.abort()
-
-    def on_message_begin(self) -> None:
-        """Wait for the headers of another request on the same connection; uvicorn closes one that has none."""
-        super().on_message_begin()
-        self.head_bytes = 0
-        if self.patience is None:
-            self.patience = self.loop.call_later(SECONDS, self.transport.abort)
-
-    def on_headers_complete(self) -> None:
-        """From here on the application waits."""
-        self._stop_waiting()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def _stop_waiting(self) -> None:
-        self.head_bytes = None
-        if self.patience is not None:
-            self.patience.cancel()
-            self.patience = None
-
-
-def check_hosts(host: str, hosts: Sequence[str]) -> None:
-    """Raise ValueError unless `host` is a loopback address or `hosts` are valid names to be asked by."""
-    if not host:
-        raise ValueError("--host takes an address to listen on, for example 127.0.0.1")
-    if not hosts and host not in ("127.0.0.1", "localhost", "::1"):
-        raise ValueError(f"--host {host} lets other machines in: say by which names they ask, with --allow-host NAME")
-    for name in hosts:
-        if not re.fullmatch(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+", name, flags=re.ASCII):
-            raise ValueError(f"--allow-host takes a name or an address without scheme and port, not {name!r}")
-
-
-def serve(
-    model: Served,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    hosts: Sequence[str] = (),
-    workers: int | None = None,
-    started: Callable[[str], None] = lambda _: None,
-    replaced: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Serve with that many processes, by default one a core but four at most, until SIGTERM or SIGINT.
-
-    They end after the requests at hand. `started` is called with the address once all take connections, `replaced` with
-    a line when one that ended is replaced. Raises ValueError as `check_hosts` does, OSError where the port is taken,
-    and WorkerError where processes end again and again.
-    """
-    check_hosts(host, hosts)
-    count = workers or min(os.cpu_count() or 1, MOST_WORKERS)
-    context = multiprocessing.get_context("spawn")
-    processes: dict[SpawnProcess, socket.socket] = {}
-    ending = False
-
-    with contextlib.ExitStack() as opened:
-        sockets = [opened.enter_context(one) for one in _listen(host, port, count)]
-        name = opened.enter_context(tempfile.TemporaryDirectory())
-
-        def end(*_: object) -> None:
-            nonlocal ending
-            ending = True
-            for one in sockets:
-                one.close()  # the processes close theirs
-            for process in processes:
-                process.terminate()
-
-        folder = Path(name)
-        (folder / MODEL_FILE).write_bytes(model.content)  # what a process is started with must fit into a pipe
-        ready, is_ready = context.Pipe(duplex=False)
-        most_bytes = max(MOST_BYTES, MOST_BYTES_AT_ONCE // count)
-        port = sockets[0].getsockname()[1]
-
-        def begin(listening: socket.socket) -> None:
-            arguments = listening, folder, model.name, tuple(hosts), most_bytes, is_ready
-            process = context.Process(target=_work, args=arguments)
-            try:
-                with _no_interrupt():  # of the terminal, which reaches all processes; this one ends the others
-                    process.start()
-            except OSError:
-                if not ending:  # else `listening` may be closed
-                    raise
-            else:
-                processes[process] = listening
-
-        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            for one in sockets:
-                if not ending:
-                    begin(one)
-            up = 0
-            deaths: list[float] = []
-            while not ending:
-                if ready in connection.wait([ready, *(process.sentinel for process in processes)]):
-                    ready.recv()
-                    up += 1
-                    if up == count and not ending:
-                        shown = hosts[0] if hosts else f"[{host}]" if ":" in host else host
-                        started(f"http://{shown}:{port}/")
-                for process in [process for process in processes if not process.is_alive() and not ending]:
-                    listening = processes.pop(process)
-                    deaths = [at for at in deaths if time.monotonic() - at < 60] + [time.monotonic()]
-                    if len(deaths) > MOST_DEATHS:
-                        raise WorkerError(f"the processes of the service keep ending, with code {process.exitcode}")
-                    replaced(f"a process of the service ended with code {process.exitcode} and is replaced")
-                    begin(listening)
-        finally:
-            end()
-            for process in processes:
-                process.join()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _listen(host: str, port: int, count: int) -> list[socket.socket]:
-    """That many sockets on one port; OSError where it is taken.
-
-    Linux shares the connections out among several. Elsewhere the list has one socket `count` times, and a process may
-    take all connections that come at a time. `port` 0 takes a free one.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    alone = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    if sys.platform != "linux":
-        return [alone] * count
-    port = alone.getsockname()[1]
-    alone.close()  # it was open to find whether the port is free: those that share one would not tell
-    sockets: list[socket.socket] = []
-    try:
-        while len(sockets) < count:
-            sockets.append(socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True))
-    except OSError:
-        for one in sockets:
-            one.close()
-        raise
-    return sockets
-
-
-@contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Let no SIGINT through, nor to processes that are started meanwhile, ever; where there is such a thing."""
-    if sys.platform == "win32":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _work(
-    listening: socket.socket, folder: Path, name: str, hosts: Sequence[str], most_bytes: int, is_ready: Connection
-) -> None:
-    """One process of the service."""
-    memory.return_freed()
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()  # however it ended
-        signal.raise_signal(signal.SIGTERM)
-
-    threading.Thread(target=follow, daemon=True).start()
-    lock = FileLock(folder / "large")
-    service = Service(_opened(name, folder / MODEL_FILE), lambda: lock.acquire(poll_interval=LOCK_SECONDS), most_bytes)
-    config = uvicorn.Config(
-        create_app(service, hosts),
-        http=_Protocol,
-        workers=1,
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        lifespan="off",
-        ws="none",
-        timeout_keep_alive=10,
-        timeout_graceful_shutdown=int(2 * SECONDS),
-    )
-    is_ready.send(True)
-    uvicorn.Server(config).run(sockets=[listening])

@@ -85,7 +85,7 @@ def serve_command(
     By default it is the most accurate model that is shipped.
     """
     try:
-        from tinycifar import serve
+        from tinycifar import gate, serve, supervisor
     except ImportError:
         raise ValueError('serving needs more packages: pip install "tinycifar[serve]"') from None
 
@@ -94,10 +94,10 @@ def serve_command(
         if open_browser:
             webbrowser.open(address)
 
-    serve.check_hosts(host, hosts)
+    gate.check_hosts(host, hosts)
     model = serve.open_model(model_name)
     try:
-        serve.serve(
+        supervisor.serve(
             model,
             host=host,
             port=port,
@@ -106,6 +106,6 @@ def serve_command(
             started=started,
             replaced=lambda line: click.echo(f"tinycifar: {line}", err=True),
         )
-    except serve.WorkerError as error:
+    except supervisor.WorkerError as error:
         return terminal.fail(str(error), 1)
     return 0
