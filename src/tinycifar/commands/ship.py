@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tinycifar import c_source, export, run, text, trained, web
+from tinycifar import c_source, export, text, trained, web
 from tinycifar.commands import terminal
 
 
@@ -40,10 +40,8 @@ def export_command(model_name: str, kind: str, out: Path | None, signed: bool, a
         raise ValueError("--signed is for --format onnx-int8")
     model = trained.load(model_name, "cpu")
     endings = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "c": "-c", "web": "-web"}
-    source = Path(model.source)
-    of_seeds = source.name == "model.safetensors" and source.parent in run.seeds(source.parent.parent)
-    out = out or Path("exports") / f"{f'{source.parent.parent.name}-' if of_seeds else ''}{model.name}{endings[kind]}"
-    if out.resolve() == source:
+    out = out or Path("exports") / f"{terminal.file_name(model)}{endings[kind]}"
+    if out.resolve() == Path(model.source):
         raise ValueError(f"--out names the weights themselves, {out}; name another file")
     if out.exists() and out.is_dir() != (kind in ("c", "web")):
         raise ValueError(f"--out {out} must be a {'folder' if kind in ('c', 'web') else 'file'} for --format {kind}")
