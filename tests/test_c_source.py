@@ -106,7 +106,7 @@ def test_a_scale_that_is_a_whole_number_compiles(exports: Path, tmp_path: Path) 
 
 @needs_compiler
 def test_code_that_disagrees_is_not_written(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def copied(_: object, path: Path) -> None:
+    def copied(_: object, path: Path, __: object) -> None:
         shutil.copyfile(exports / "minute-int8.onnx", path)
 
     monkeypatch.setattr(export, "to_int8", copied)
