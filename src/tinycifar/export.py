@@ -93,9 +93,10 @@ def known_data(trained: Trained, dataset: Dataset | None = None) -> Dataset:
     return dataset.split(trained.validation_images) if own else dataset
 
 
-def some(images: Tensor, most: int) -> Tensor:
-    """At most that many of the images (N, ...), from all over them: those of a folder are in the order of classes."""
-    return images[torch.arange(min(most, len(images))) * len(images) // min(most, len(images))]
+def some(rows: Tensor, most: int) -> Tensor:
+    """At most that many of the rows (N, ...), from all over them: images of a folder are in the order of classes."""
+    count = min(most, len(rows))
+    return rows[torch.arange(count) * len(rows) // count]
 
 
 def to_onnx(trained: Trained, path: Path, dataset: Dataset | None = None) -> Exported:
