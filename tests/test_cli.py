@@ -585,7 +585,7 @@ def test_a_record_is_written_for_a_whole_recipe(tinycifar: Any, monkeypatch: pyt
     sample = data.sample().limit(32)
     monkeypatch.setitem(recipes.RECIPES, "reference-30", whole)
     monkeypatch.setattr(run, "git_revision", lambda: "0123abcd")
-    monkeypatch.setattr(data, "load", lambda source: sample)
+    monkeypatch.setattr(data, "load", lambda source, **_: sample)
     done = tinycifar("train", "reference-30", "--seed", "3", "--record", "--json")
     record = json.loads(Path("results/reference-30/seed-3.json").read_text())
     assert {"run": done.json["run"], **record} == done.json

@@ -123,7 +123,7 @@ def test_later_epochs_leave_out_the_images_with_the_least_loss_in_the_epoch_befo
         asked.append(losses.clone())
         return real(order, losses, count)
 
-    monkeypatch.setitem(augment.AUGMENTATIONS, "none", Watching)
+    monkeypatch.setitem(augment.AUGMENTATIONS, "none", lambda *_: Watching())
     monkeypatch.setattr(data, "hardest", watched)
     recipe = recipes.with_settings(MINUTE, ["skip_easiest=0.5", "augmentation=none"])
     record = training.train(recipe, data.sample(), out=tmp_path / "run", limit=80).record
@@ -213,15 +213,15 @@ def test_what_is_not_finite_stops_a_run_before_the_update_and_it_can_go_on_from_
         def apply(self, images: torch.Tensor, parameters: augment.Parameters) -> torch.Tensor:
             return spoil(super().apply(images, parameters))
 
-    def spoiled_model(name: str, num_classes: int) -> models.Classifier:
-        model = build(name, num_classes)
+    def spoiled_model(*arguments: Any, **settings: Any) -> models.Classifier:
+        model = build(*arguments, **settings)
         next(model.parameters()).register_hook(spoil)
         return model
 
     build, cross_entropy = models.build, torch.nn.functional.cross_entropy
     with monkeypatch.context() as patch:
         if where == "input":
-            patch.setitem(augment.AUGMENTATIONS, "none", Spoiled)
+            patch.setitem(augment.AUGMENTATIONS, "none", lambda *_: Spoiled())
         elif where == "loss":
             patch.setattr(training.functional, "cross_entropy", lambda *a, **k: spoil(cross_entropy(*a, **k)))
         else:
@@ -356,7 +356,7 @@ def test_a_signal_ends_the_run_after_its_step_with_what_was_learned_saved(
                 os.kill(os.getpid(), number)
             return super().apply(images, parameters)
 
-    monkeypatch.setitem(augment.AUGMENTATIONS, "none", Interrupting)
+    monkeypatch.setitem(augment.AUGMENTATIONS, "none", lambda *_: Interrupting())
     result = training.train(SMALL, data.sample(), out=tmp_path / "run", limit=64)
     assert result.stopped_by == number
     assert len(run.read_metrics(result.directory)) == 1
@@ -395,7 +395,7 @@ def test_what_fails_after_an_epoch_leaves_the_weights_of_that_epoch(
 def test_what_can_be_refused_is_refused_before_any_data_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def loaded(*arguments: Any) -> None:
+    def loaded(*arguments: Any, **settings: Any) -> None:
         raise AssertionError("the data was asked for")
 
     monkeypatch.setattr(data, "load", loaded)
@@ -407,7 +407,7 @@ def test_what_can_be_refused_is_refused_before_any_data_is_loaded(
 
 def test_a_run_remembers_the_data_it_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(data, "load", lambda source: asked.append(source) or data.sample())
+    monkeypatch.setattr(data, "load", lambda source, **_: asked.append(source) or data.sample())
     for source, expected in (("sample", "sample"), (None, "sample"), ("a folder", str(tmp_path / "a folder"))):
         training.train(SMALL, source, out=tmp_path / f"run {source}", limit=32)
         inference.evaluate_model(trained.load(tmp_path / f"run {source}"))

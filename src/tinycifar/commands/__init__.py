@@ -1,0 +1,1 @@
+"""The sub-commands: each parses, calls one public function, prints."""

@@ -1,0 +1,111 @@
+"""`tinycifar export` and `serve`: models where PyTorch is not."""
+
+from __future__ import annotations
+
+import shlex
+import webbrowser
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from tinycifar import c_source, export, text, trained, web
+from tinycifar.commands import terminal
+
+
+@click.command("export")
+@click.argument("model_name", metavar="MODEL")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["onnx", "onnx-int8", "c", "web"]),
+    default="onnx",
+    show_default=True,
+    help="One ONNX file, one whose convolutions are of 8 bits, C99 source, or a folder with a page.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File for onnx, folder for c and web (default: exports/MODEL.onnx, MODEL-int8.onnx, MODEL-c, MODEL-web).",
+)
+@click.option(
+    "--signed",
+    is_flag=True,
+    help="For onnx-int8: signed weights of 7 bits, faster on processors with VNNI or AMX.",
+)
+@terminal.json_option
+def export_command(model_name: str, kind: str, out: Path | None, signed: bool, as_json: bool) -> None:
+    """Write MODEL, a run, a weights file or a shipped model, as what runs without PyTorch, and check that it does."""
+    if signed and kind != "onnx-int8":
+        raise ValueError("--signed is for --format onnx-int8")
+    model = trained.load(model_name, "cpu")
+    endings = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "c": "-c", "web": "-web"}
+    out = out or Path("exports") / f"{terminal.file_name(model)}{endings[kind]}"
+    if out.resolve() == Path(model.source):
+        raise ValueError(f"--out names the weights themselves, {out}; name another file")
+    if out.exists() and out.is_dir() != (kind in ("c", "web")):
+        raise ValueError(f"--out {out} must be a {'folder' if kind in ('c', 'web') else 'file'} for --format {kind}")
+    found: export.Exported | c_source.ExportedC
+    if kind == "onnx":
+        found = export.to_onnx(model, out)
+    elif kind == "onnx-int8":
+        found = export.to_int8(model, out, signed=signed)
+    elif kind == "c":
+        found = c_source.export_c(model, out)
+    else:
+        found = web.write(model, out)
+    content = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(found).items()}
+    if as_json:
+        terminal.print_json(content)
+        return
+    for line in text.exported(content):
+        click.echo(line)
+    if kind == "web":
+        click.echo(
+            f"The page is {out}. To see it: {shlex.join(['python', '-m', 'http.server', '--directory', str(out)])}"
+        )
+
+
+@click.command("serve")
+@click.argument("model_name", metavar="[MODEL]", default=trained.best)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--allow-host", "hosts", multiple=True, metavar="NAME", help="A name that it may be asked by; repeatable."
+)
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help="Processes that answer (default: one a core, four at most)."
+)
+def serve_command(
+    model_name: str, host: str, port: int, hosts: tuple[str, ...], open_browser: bool, workers: int | None
+) -> int:
+    """Serve MODEL, a run, a weights file, an exported ONNX file or a shipped model, over HTTP, with a page.
+
+    By default it is the most accurate model that is shipped.
+    """
+    try:
+        from tinycifar import gate, serve, supervisor
+    except ImportError:
+        raise ValueError('serving needs more packages: pip install "tinycifar[serve]"') from None
+
+    def started(address: str) -> None:
+        click.echo(f"Serving {model.name} at {address} (Ctrl-C ends it)", err=True)
+        if open_browser:
+            webbrowser.open(address)
+
+    gate.check_hosts(host, hosts)
+    model = serve.open_model(model_name)
+    try:
+        supervisor.serve(
+            model,
+            host=host,
+            port=port,
+            hosts=hosts,
+            workers=workers,
+            started=started,
+            replaced=lambda line: click.echo(f"tinycifar: {line}", err=True),
+        )
+    except supervisor.WorkerError as error:
+        return terminal.fail(str(error), 1)
+    return 0
