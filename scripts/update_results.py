@@ -399,7 +399,10 @@ def drawn_from(path: Path) -> str | None:
         return digest
 
 
-TEXTS = {"README.md": (headline, frontier, table, sources, inference, own_images), "docs/LEADERBOARD.md": (leaderboard,)}
+TEXTS = {
+    "README.md": (headline, frontier, table, sources, inference, own_images),
+    "docs/LEADERBOARD.md": (leaderboard,),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

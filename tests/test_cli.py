@@ -18,39 +18,7 @@ from PIL import Image
 
 from tinycifar import bench, c_source, cifar10, data, export, inference, pictures, plots, recipes, run, training
 from tinycifar import trained as trained_models
-from tinycifar.cli import main
 from tinycifar.corruptions import CORRUPTIONS
-
-
-class Outcome:
-    """What a command did: exit code and what it printed."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def tinycifar(capfd: pytest.CaptureFixture[str]) -> Any:
-    """Run the command line with the given words, in this process."""
-
-    def command(*words: str | Path) -> Outcome:
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in words])
-        return Outcome(int(ended.value.code or 0), *capfd.readouterr())
-
-    return command
-
-
-@pytest.fixture
-def trained(tinycifar: Any, tmp_path: Path) -> Path:
-    """A run directory trained on the sample for an epoch."""
-    out = tmp_path / "a run with spaces and ü"
-    assert tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "64", "--out", out).code == 0
-    return out
 
 
 def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, tmp_path: Path) -> None:
