@@ -147,7 +147,7 @@ def trained(tinycifar: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A folder of pictures of three classes, 41 to 60 pixels a side: 20 of each in train, 5 in val, the rest in test."""
+    """A folder of pictures of three classes, 41 to 60 pixels a side: 20 of each in train, 5 in val, more in test."""
     from tinycifar import data, pictures
 
     sample, folder = data.sample(), tmp_path / "own"
