@@ -50,7 +50,9 @@ def train(
     for name in settings:
         if name not in recipes.SETTABLE:
             raise ValueError(f"unknown recipe field {name!r}; allowed are: {', '.join(recipes.SETTABLE)}")
-    console = Console(quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console = Console(  # in a notebook too it prints lines, for which Rich would want widgets
+        quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True, force_jupyter=False
+    )
     display = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
     with display:
         result = training.train(
