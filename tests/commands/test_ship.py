@@ -1,0 +1,41 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tinycifar import data, export, inference
+from tinycifar import trained as trained_models
+
+
+def test_an_export_is_tried_on_the_pictures_that_are_named_where_its_own_are_gone(
+    tinycifar: Any, own_run: Any, photos: Path
+) -> None:
+    lost = tinycifar("export", own_run.directory)
+    assert (lost.code, lost.out, lost.err.count("\n")) == (2, "", 1)
+    assert "say where it is now with --data" in lost.err
+    done = tinycifar("export", own_run.directory, "--data", photos, "--out", "own.onnx")
+    loaded = data.load(photos, image_size=24)
+    assert f"Against PyTorch on {len(loaded.test_images)} images" in done.out
+    expected = inference.logits(trained_models.load(own_run.directory).model, loaded.test_images)
+    torch.testing.assert_close(export.logits(Path("own.onnx"), loaded.test_images), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["onnx-int8", "c", "web"])
+def test_every_kind_of_export_takes_pictures(
+    tinycifar: Any, own_run: Any, photos: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = tinycifar("export", own_run.directory, "--data", photos, "--format", kind, "--json")
+    assert (done.code, done.err) == (0, "")
+    assert done.json["parity"]["images"] == len(data.load(photos).test_images)
+
+
+def test_pictures_are_named_and_explained_by_a_model_of_another_size(
+    tinycifar: Any, own_run: Any, photos: Path
+) -> None:
+    Image.new("RGB", (50, 40), "red").save("red.png")
+    done = tinycifar("predict", "red.png", "--model", own_run.directory)
+    assert (done.code, done.out.count("%")) == (0, 3)
+    assert tinycifar("explain", "red.png", "--model", own_run.directory, "--class", "猫").code == 0
+    assert Path("explanations/red-explained.png").exists()
