@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import shutil
 from html.parser import HTMLParser
@@ -143,7 +144,8 @@ def test_images_that_are_not_at_hand_cost_the_gallery_alone(finished: Path, monk
 
 def test_logits_of_other_images_and_a_folder_of_seeds_are_refused(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    inference.evaluate(trained.load(finished).model, data.sample()).save(tmp_path / "run")
+    other = dataclasses.replace(data.sample(), test_labels=data.sample().test_labels.flip(0))
+    inference.evaluate(trained.load(finished).model, other).save(tmp_path / "run")
     with pytest.raises(ValueError, match="is not of the run's own data"):
         report.write(tmp_path / "run")
     (tmp_path / "run" / "evaluation.safetensors").write_bytes(b"damaged")

@@ -27,11 +27,11 @@ def test_the_test_images_of_a_run_with_validation_images_are_opened_beside_its_o
     assert Path("evaluations/more-seed-0/evaluation.json").exists()
 
 
-def test_a_run_is_evaluated_on_other_pictures_of_the_same_classes_alone(tinycifar: Any, photos: Path) -> None:
-    assert tinycifar("train", "--data", photos, "--epochs", "1", "--out", "run").code == 0
-    others = photos.with_name("others")
-    shutil.copytree(photos / "train", others / "train")
-    shutil.copytree(photos / "val", others / "test")
+def test_a_run_is_evaluated_on_other_pictures_of_the_same_classes_alone(tinycifar: Any, own: Path) -> None:
+    assert tinycifar("train", "--data", own, "--epochs", "1", "--out", "run").code == 0
+    others = own.with_name("others")
+    shutil.copytree(own / "train", others / "train")
+    shutil.copytree(own / "val", others / "test")
     done = tinycifar("evaluate", "run", "--data", others, "--json").json
     assert (done["data"], done["split"], done["images"]) == ("others", "test", 15)
     assert Path("evaluations/run/evaluation.json").exists()
@@ -42,9 +42,9 @@ def test_a_run_is_evaluated_on_other_pictures_of_the_same_classes_alone(tinycifa
     assert "run knows 3 classes (car, cat, dog)" in refused.err
 
 
-def test_a_run_whose_pictures_are_gone_is_evaluated_where_they_are_now(tinycifar: Any, photos: Path) -> None:
-    assert tinycifar("train", "--data", photos, "--epochs", "1", "--out", "run").code == 0
-    photos.rename("moved")
+def test_a_run_whose_pictures_are_gone_is_evaluated_where_they_are_now(tinycifar: Any, own: Path) -> None:
+    assert tinycifar("train", "--data", own, "--epochs", "1", "--out", "run").code == 0
+    own.rename("moved")
     lost = tinycifar("evaluate", "run")
     assert (lost.code, lost.err.count("\n"), "say where it is now with --data" in lost.err) == (2, 1, True)
     accuracy = json.loads(Path("run/evaluation.json").read_text())["accuracy"]

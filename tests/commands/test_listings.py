@@ -33,17 +33,17 @@ def test_recipes_are_listed_as_before_beside_the_command_that_shows_one(tinycifa
         assert message in refused.err
 
 
-def test_info_says_what_pictures_of_ones_own_are(tinycifar: Any, photos: Path) -> None:
-    (photos / "train" / "dog" / "notes.txt").write_text("not a picture")
-    found = tinycifar("data", "info", "--data", photos, "--json").json
-    loaded = data.load(photos)
-    assert (found["name"], found["folder"], found["sha256"]) == ("photos", str(photos), loaded.digest)
+def test_info_says_what_pictures_of_ones_own_are(tinycifar: Any, own: Path) -> None:
+    (own / "train" / "dog" / "notes.txt").write_text("not a picture")
+    found = tinycifar("data", "info", "--data", own, "--json").json
+    loaded = data.load(own)
+    assert (found["name"], found["folder"], found["sha256"]) == ("own", str(own), loaded.digest)
     assert [found[f"{split}_images"] for split in ("train", "validation", "test")] == [60, 15, len(loaded.test_images)]
     assert (found["classes"], found["train_images_by_class"]) == (["car", "cat", "dog"], [20, 20, 20])
     assert (found["shorter_sides"], found["image_shape"]) == ([41, 47], [3, 32, 32])
-    assert found["notes"] == [f"Left out in {photos / 'train'}: 1 x file of another kind"]
+    assert found["notes"] == [f"Left out in {own / 'train'}: 1 x file of another kind"]
     assert [path.suffix for path in Path(found["cache"]).iterdir()] == [".safetensors"]
-    told = tinycifar("data", "info", "--data", photos)
+    told = tinycifar("data", "info", "--data", own)
     assert (told.code, told.err) == (0, "")
     assert "classes: car, cat, dog\ntrain_images_by_class: 20, 20, 20\n" in told.out
 
@@ -56,10 +56,10 @@ def test_info_of_the_sample_and_of_what_is_no_data(tinycifar: Any, tmp_path: Pat
     assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
 
 
-def test_only_cifar10_is_fetched(tinycifar: Any, photos: Path, tmp_path: Path) -> None:
+def test_only_cifar10_is_fetched(tinycifar: Any, own: Path, tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "train-images-idx3-ubyte").touch()
-    for folder in (photos, tmp_path / "mnist"):
+    for folder in (own, tmp_path / "mnist"):
         refused = tinycifar("data", "fetch", "--data", folder)
         assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
         assert f"own images need no fetching: `tinycifar train --data {folder}`" in refused.err

@@ -10,13 +10,13 @@ from tinycifar import trained as trained_models
 
 
 def test_an_export_is_tried_on_the_pictures_that_are_named_where_its_own_are_gone(
-    tinycifar: Any, own_run: Any, photos: Path
+    tinycifar: Any, own_run: Any, own: Path
 ) -> None:
     lost = tinycifar("export", own_run.directory)
     assert (lost.code, lost.out, lost.err.count("\n")) == (2, "", 1)
     assert "say where it is now with --data" in lost.err
-    done = tinycifar("export", own_run.directory, "--data", photos, "--out", "own.onnx")
-    loaded = data.load(photos, image_size=24)
+    done = tinycifar("export", own_run.directory, "--data", own, "--out", "own.onnx")
+    loaded = data.load(own, image_size=24)
     assert f"Against PyTorch on {len(loaded.test_images)} images" in done.out
     expected = inference.logits(trained_models.load(own_run.directory).model, loaded.test_images)
     torch.testing.assert_close(export.logits(Path("own.onnx"), loaded.test_images), expected, atol=1e-3, rtol=0)
@@ -24,16 +24,14 @@ def test_an_export_is_tried_on_the_pictures_that_are_named_where_its_own_are_gon
 
 @pytest.mark.parametrize("kind", ["onnx-int8", "c", "web"])
 def test_every_kind_of_export_takes_pictures(
-    tinycifar: Any, own_run: Any, photos: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    tinycifar: Any, own_run: Any, own: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = tinycifar("export", own_run.directory, "--data", photos, "--format", kind, "--json")
+    done = tinycifar("export", own_run.directory, "--data", own, "--format", kind, "--json")
     assert (done.code, done.err) == (0, "")
-    assert done.json["parity"]["images"] == len(data.load(photos).test_images)
+    assert done.json["parity"]["images"] == len(data.load(own).test_images)
 
 
-def test_pictures_are_named_and_explained_by_a_model_of_another_size(
-    tinycifar: Any, own_run: Any, photos: Path
-) -> None:
+def test_pictures_are_named_and_explained_by_a_model_of_another_size(tinycifar: Any, own_run: Any, own: Path) -> None:
     Image.new("RGB", (50, 40), "red").save("red.png")
     done = tinycifar("predict", "red.png", "--model", own_run.directory)
     assert (done.code, done.out.count("%")) == (0, 3)

@@ -10,19 +10,19 @@ from tinycifar import data, recipes, run
 SHORT = ["--epochs", "2", "--set", "batch_size=32"]
 
 
-def test_pictures_of_ones_own_are_trained_on_and_their_classes_told(tinycifar: Any, photos: Path) -> None:
-    done = tinycifar("train", "--data", photos, *SHORT, "--out", "run")
+def test_pictures_of_ones_own_are_trained_on_and_their_classes_told(tinycifar: Any, own: Path) -> None:
+    done = tinycifar("train", "--data", own, *SHORT, "--out", "run")
     assert (done.code, done.err) == (0, "")
     assert "60 images" in done.out
     assert "Validation accuracy: " in done.out  # there is a folder val
     evaluation = json.loads(Path("run/evaluation.json").read_text())
     assert [row["class"] for row in evaluation["classes"]] == ["car", "cat", "dog"]
-    assert (evaluation["images"], run.read_environment(Path("run"))["data"]) == (15, str(photos))
+    assert (evaluation["images"], run.read_environment(Path("run"))["data"]) == (15, str(own))
     assert tinycifar("evaluate", "run", "--json").json["accuracy"] == evaluation["accuracy"]
 
 
-def test_a_run_that_is_resumed_finds_its_data_and_what_it_started_from(tinycifar: Any, photos: Path) -> None:
-    words = ["train", "--data", photos, "--init", "minute", *SHORT, "--json"]
+def test_a_run_that_is_resumed_finds_its_data_and_what_it_started_from(tinycifar: Any, own: Path) -> None:
+    words = ["train", "--data", own, "--init", "minute", *SHORT, "--json"]
     whole = tinycifar(*words, "--out", "whole")
     assert "Starting from the weights of minute, with a new head" in whole.err
     tinycifar(*words, "--out", "parts", "--stop-after-epoch", "1")
@@ -33,12 +33,12 @@ def test_a_run_that_is_resumed_finds_its_data_and_what_it_started_from(tinycifar
     assert (other.code, other.err.count("\n")) == (2, 1)
 
 
-def test_data_that_was_moved_is_asked_for_by_a_resume_and_is_the_same_elsewhere(tinycifar: Any, photos: Path) -> None:
-    tinycifar("train", "--data", photos, *SHORT, "--out", "run", "--stop-after-epoch", "1")
-    photos.rename("moved")
+def test_data_that_was_moved_is_asked_for_by_a_resume_and_is_the_same_elsewhere(tinycifar: Any, own: Path) -> None:
+    tinycifar("train", "--data", own, *SHORT, "--out", "run", "--stop-after-epoch", "1")
+    own.rename("moved")
     lost = tinycifar("train", "--resume", "run")
     assert (lost.code, lost.out) == (2, "")
-    assert lost.err == (f"tinycifar: {photos} does not exist. run was trained on it: say where it is now with --data\n")
+    assert lost.err == (f"tinycifar: {own} does not exist. run was trained on it: say where it is now with --data\n")
     assert tinycifar("train", "--resume", "run", "--data", "moved", "--json").json["epochs"] == 2
     assert tinycifar("evaluate", "run").code == 0
     next(Path("moved/train/cat").iterdir()).unlink()
@@ -78,15 +78,15 @@ def test_a_recipe_that_was_shown_can_be_changed_and_trained(tinycifar: Any) -> N
     assert (refused.code, refused.err.count("\n")) == (2, 1)
 
 
-def test_impossible_wishes_are_refused_with_a_line_and_make_nothing(tinycifar: Any, photos: Path) -> None:
+def test_impossible_wishes_are_refused_with_a_line_and_make_nothing(tinycifar: Any, own: Path) -> None:
     for words, message in (
         (["--max-parameters", "50000", "--set", "width=0.5"], "--max-parameters finds the width: leave out --set"),
         (["--max-parameters", "10"], "whitenet has at least"),
         (["--max-parameters", "0"], "0 is not in the range"),
-        (["--data", photos, "--init", "nowhere"], "nowhere does not exist"),
-        (["--data", photos, "--init", "nano"], "nano is a nanonet"),
-        (["--data", photos, "--set", "validation_images=5"], "has 15 validation images already"),
-        (["--data", photos, "--record"], "--record is for whole, unchanged recipes"),
+        (["--data", own, "--init", "nowhere"], "nowhere does not exist"),
+        (["--data", own, "--init", "nano"], "nano is a nanonet"),
+        (["--data", own, "--set", "validation_images=5"], "has 15 validation images already"),
+        (["--data", own, "--record"], "--record is for whole, unchanged recipes"),
         (["--init", "minute", "--record"], "--record is for whole, unchanged recipes"),
         (["--max-parameters", "148304", "--record"], "--record is for whole, unchanged recipes"),
         (["missing.toml"], "missing.toml does not exist; `tinycifar recipes show NAME > missing.toml`"),
