@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tinycifar import data, export, inference
+from tinycifar import c_source, data, export, inference, web
 from tinycifar import trained as trained_models
 
 
@@ -22,13 +22,19 @@ def test_an_export_is_tried_on_the_pictures_that_are_named_where_its_own_are_gon
     torch.testing.assert_close(export.logits(Path("own.onnx"), loaded.test_images), expected, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["onnx-int8", "c", "web"])
-def test_every_kind_of_export_takes_pictures(
-    tinycifar: Any, own_run: Any, own: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "where", "name"),
+    [("onnx-int8", export, "to_int8"), ("c", c_source, "export_c"), ("web", web, "write")],
+)
+def test_every_kind_of_export_is_given_the_pictures_at_the_models_size(
+    tinycifar: Any, own_run: Any, own: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: Any, name: str
 ) -> None:
-    done = tinycifar("export", own_run.directory, "--data", own, "--format", kind, "--json")
-    assert (done.code, done.err) == (0, "")
-    assert done.json["parity"]["images"] == len(data.load(own).test_images)
+    def given(model: Any, out: Path, dataset: data.Dataset, **_: Any) -> None:
+        raise export.ParityError(f"{dataset.path} at {dataset.image_size}")
+
+    monkeypatch.setattr(where, name, given)
+    done = tinycifar("export", own_run.directory, "--data", own, "--format", kind)
+    assert (done.code, done.out, done.err) == (1, "", f"tinycifar: {own} at 24\n")
 
 
 def test_pictures_are_named_and_explained_by_a_model_of_another_size(tinycifar: Any, own_run: Any, own: Path) -> None:
