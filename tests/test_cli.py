@@ -215,7 +215,7 @@ def test_exports_of_several_seeds_are_told_apart(tinycifar: Any, trained: Path, 
 
 
 def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "to_int8", lambda _, path: shutil.copyfile(exports / "minute-int8.onnx", path))
+    monkeypatch.setattr(export, "to_int8", lambda _, path, *__: shutil.copyfile(exports / "minute-int8.onnx", path))
     found = tinycifar("export", "minute", "--format", "c", "--json").json
     assert Path(found["source"]) == Path("exports/minute-c/minute.c")
     assert found["weight_bytes"] < found["constant_bytes"] < Path(found["source"]).stat().st_size
