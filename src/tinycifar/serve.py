@@ -8,12 +8,13 @@ import json
 import math
 import os
 import queue
+import re
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tinycifar import cifar10, export, pictures, trained, web
+from tinycifar import cifar10, data, export, pictures, trained, web
 from tinycifar.gate import LOOPBACK, SECONDS, Gate, Outer
+from tinycifar.models import MOST_PIXELS
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
@@ -43,26 +45,44 @@ TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/j
 
 @dataclass(frozen=True)
 class Served:
-    """An exported model in memory: what its metadata says, and its ONNX file's content."""
+    """An exported model in memory: what its metadata says, its ONNX file's content, and samples for its page."""
 
     name: str
     about: dict[str, Any]
     content: bytes
+    samples: tuple[web.Sample, ...] = ()
 
     @property
     def classes(self) -> list[str]:
         """The names of its classes."""
         return list(self.about["classes"])
 
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the images that it takes."""
+        return int(self.about["image_size"])
+
 
 def open_model(source: str) -> Served:
-    """Read an ONNX file of ours, or export what `trained.load` takes; ValueError for anything else."""
+    """Read an ONNX file of ours, or export what `trained.load` takes; ValueError for anything else.
+
+    Samples are of the model's own data, if that is where it was, or of CIFAR-10.
+    """
     path = Path(source)
     if path.suffix == ".onnx" and path.is_file():
-        return read_model(path.stem, path)
+        served = read_model(path.stem, path)
+        known = tuple(served.classes) == cifar10.CLASSES
+        return replace(served, samples=web.samples(data.sample(served.image_size))) if known else served
     model = trained.load(source, "cpu")
+    shown: tuple[web.Sample, ...] = ()
+    try:
+        dataset = export.known_data(model)
+        shown = web.samples(dataset)
+    except ValueError:  # what is to be served is the model; without its data it is tried on other pictures
+        dataset = data.sample(model.image_size)
     with tempfile.TemporaryDirectory() as folder:
-        return read_model(model.name, export.to_onnx(model, Path(folder) / "model.onnx").path)
+        exported = export.to_onnx(model, Path(folder) / "model.onnx", dataset)
+        return replace(read_model(model.name, exported.path), samples=shown)
 
 
 def read_model(name: str, path: Path) -> Served:
@@ -73,12 +93,16 @@ def read_model(name: str, path: Path) -> Served:
         metadata = session.get_modelmeta().custom_metadata_map
         about = {key: metadata[key] for key in ("model", "recipe", "weights_sha256")}
         about |= {key: json.loads(metadata[key]) for key in ("classes", "temperature")}
-        classes, temperature = about["classes"], about["temperature"]
+        # Files of before there were models of own data say neither.
+        about |= {"data": metadata.get("data", "cifar10"), "image_size": json.loads(metadata.get("image_size", "32"))}
+        classes, temperature, size = about["classes"], about["temperature"], about["image_size"]
         if not (isinstance(classes, list) and all(isinstance(of, str) and of.isprintable() for of in classes)):
             raise ValueError("classes that are none")
         if not (temperature is None or 0 < float(temperature) < math.inf):
             raise ValueError("a temperature that is none")
-        zeros = np.zeros((1, 3, 32, 32), np.float32)
+        if type(size) is not int or not 0 < size <= MOST_PIXELS:
+            raise ValueError("a size that is none")
+        zeros = np.zeros((1, 3, size, size), np.float32)
         logits, _ = session.run([export.LOGITS, export.ACTIVATION], {export.INPUT: zeros})
         if logits.shape != (1, len(classes)):
             raise ValueError("another number of classes")
@@ -87,12 +111,20 @@ def read_model(name: str, path: Path) -> Served:
     return Served(name, about, content)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is to be told of a picture: how many of its most probable classes, and whether with maps of these."""
+
+    top: int = web.SHOWN
+    activation: bool = False
+
+
 @dataclass
 class _Job:
     """A picture file's content that waits to be classified, and where the answer goes."""
 
     content: bytes
-    activation: bool
+    asked: Asked
     answer: asyncio.Future[dict[str, Any]]
 
 
@@ -142,7 +174,7 @@ class Service:
                 except Exception as error:
                     answers.append((job.answer, error))
         try:
-            found = self.classify([pixels for _, pixels in decoded], any(job.activation for job, _ in decoded))
+            found = self.classify([pixels for _, pixels in decoded], [job.asked for job, _ in decoded])
             answers += [(job.answer, answer) for (job, _), answer in zip(decoded, found, strict=True)]
         except Exception as error:
             answers += [(job.answer, error) for job, _ in decoded]
@@ -150,37 +182,42 @@ class Service:
             jobs[0].answer.get_loop().call_soon_threadsafe(_deliver, answers)
 
     def decode(self, content: bytes) -> pictures.Pixels:
-        """A picture file's content as the model sees it, uint8 (3, 32, 32); ValueError if it is no picture."""
-        return pictures.decode(content, self.large)
+        """A picture file's content as the model sees it, uint8 (3, S, S); ValueError if it is no picture."""
+        return pictures.decode(content, self.large, self.model.image_size)
 
-    def classify(self, pixels: Sequence[pictures.Pixels], activation: bool) -> list[dict[str, Any]]:
-        """What the model says of pictures, each uint8 (3, 32, 32), in one batch; `activation` adds logits and map."""
+    def classify(self, pixels: Sequence[pictures.Pixels], asked: Sequence[Asked]) -> list[dict[str, Any]]:
+        """What the model says of pictures, each uint8 (3, S, S), in one batch: as much of each as is asked."""
         if not pixels:
             return []
         start = time.perf_counter()
         images = np.stack(pixels).astype(np.float32) / np.float32(255)
-        outputs = [export.LOGITS, export.ACTIVATION] if activation else [export.LOGITS]
+        outputs = [export.LOGITS, export.ACTIVATION] if any(of.activation for of in asked) else [export.LOGITS]
         logits, *maps = self.session.run(outputs, {export.INPUT: images})
         milliseconds = 1e3 * (time.perf_counter() - start)
         scaled = logits.astype(float) / (self.model.about["temperature"] or 1)
         powers = np.exp(scaled - scaled.max(1, keepdims=True))
         probabilities = powers / powers.sum(1, keepdims=True)
+        names = self.model.about["classes"]
         found = []
-        for number, values in enumerate(probabilities.tolist()):
-            ranked = sorted(zip(values, self.model.classes, strict=True), reverse=True, key=lambda pair: pair[0])
-            answer: dict[str, Any] = {
-                "model": self.model.name,
-                "classes": [{"class": name, "probability": value} for value, name in ranked],
-                "milliseconds": milliseconds,
-            }
-            if activation:
-                answer |= {"logits": logits[number].tolist(), "activation": maps[0][number].flatten().tolist()}
-            found.append(answer)
+        for number, (of, values) in enumerate(zip(asked, probabilities, strict=True)):
+            ranked = np.argsort(-values, kind="stable")[: of.top].tolist()
+            classes = [{"class": names[index], "probability": float(values[index])} for index in ranked]
+            if of.activation:
+                for entry, index in zip(classes, ranked, strict=True):
+                    entry["activation"] = maps[0][number, index].flatten().tolist()
+            found.append({"model": self.model.name, "classes": classes, "milliseconds": milliseconds})
         return found
 
     async def predict(self, request: Request) -> Response:
-        """POST /predict: a picture as the body or as a form's file -> its classes and their probabilities."""
+        """POST /predict: a picture as the body or as a form's file -> its classes and their probabilities.
+
+        These are the ten most probable ones, or as many as `?top=` says; `?activation=1` adds a map to each, by rows.
+        """
         self._refuse_if_full()
+        query = request.query_params
+        if not re.fullmatch(r"[1-9]\d{0,3}", top := query.get("top", str(web.SHOWN)), flags=re.ASCII):
+            raise HTTPException(400, "top takes the number of classes to be told, 1 to 9999")
+        asked = Asked(int(top), query.get("activation") == "1")
         with contextlib.ExitStack() as held:
             try:
                 async with timeout(SECONDS):
@@ -191,7 +228,7 @@ class Service:
             self.waiting += 1
             held.callback(self._answered)
             answer = asyncio.get_running_loop().create_future()
-            job = _Job(content, request.query_params.get("activation") == "1", answer)
+            job = _Job(content, asked, answer)
             held.callback(setattr, job, "content", b"")  # also where it waits still and nobody waits for it
             self.jobs.put(job)
             try:
@@ -280,11 +317,8 @@ def assets(model: Served) -> dict[str, tuple[str, bytes]]:
         f"/{path.name}": (TYPES[path.suffix], path.read_bytes()) for path in map(web.PAGE.joinpath, web.FILES_OF_PAGE)
     }
     found["/"] = found.pop("/index.html")
-    samples = web.samples() if tuple(model.classes) == cifar10.CLASSES else []
-    found |= {f"/{name}": (TYPES[".png"], content) for name, _, content in samples}
-    about = web.about(
-        model.name, model.classes, model.about["temperature"], [(name, label) for name, label, _ in samples], "server"
-    )
+    found |= {f"/{name}": (TYPES[".png"], content) for name, _, content in model.samples}
+    about = web.about(model.name, model.classes, model.image_size, model.about["temperature"], model.samples, "server")
     found["/model.json"] = "application/json", json.dumps(about).encode()
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -28,7 +30,7 @@ MOST_WORKERS = 4  # unless told otherwise
 MOST_DEATHS = 4  # of processes within a minute
 BACKLOG = 2048  # connections that wait to be taken by a process
 LOCK_SECONDS = 0.005  # between two looks at whether a large picture may be decoded
-MODEL_FILE = "model.onnx"
+MODEL_FILE, SAMPLES_FILE = "model.onnx", "samples"
 
 
 class WorkerError(Exception):
@@ -71,6 +73,7 @@ def serve(
 
         folder = Path(name)
         (folder / MODEL_FILE).write_bytes(model.content)  # what a process is started with must fit into a pipe
+        (folder / SAMPLES_FILE).write_bytes(pickle.dumps(model.samples))
         ready, is_ready = context.Pipe(duplex=False)
         most_bytes = max(MOST_BYTES, MOST_BYTES_AT_ONCE // count)
         port = sockets[0].getsockname()[1]
@@ -166,9 +169,9 @@ def _work(
 
     threading.Thread(target=follow, daemon=True).start()
     lock = FileLock(folder / "large")
-    service = Service(
-        read_model(name, folder / MODEL_FILE), lambda: lock.acquire(poll_interval=LOCK_SECONDS), most_bytes
-    )
+    samples = pickle.loads((folder / SAMPLES_FILE).read_bytes())
+    model = replace(read_model(name, folder / MODEL_FILE), samples=samples)
+    service = Service(model, lambda: lock.acquire(poll_interval=LOCK_SECONDS), most_bytes)
     config = uvicorn.Config(
         create_app(service, hosts),
         http=Protocol,
