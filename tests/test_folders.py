@@ -200,7 +200,8 @@ def test_a_split_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
     [
         (
             {},
-            r"own/train holds no pictures in folders of classes, as in train/CLASS/\*\.png \(or \.jpg, \.jpeg, \.webp\)",
+            r"own/train holds no pictures in folders of classes, as in train/CLASS/\*\.png \(or \.jpg, "
+            r"\.jpeg, \.webp\)",
         ),
         ({"a": 0, "b": 0}, "own/train holds no pictures"),
         ({"a": 3}, "own/train has 1 folder of classes; allowed are 2 to 1,000"),
