@@ -1,12 +1,13 @@
 """What several test files share."""
 
+import json
 import os
 import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -109,6 +110,54 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> Own:
         validation_images=0,
     )
     return Own(directory, dataset)
+
+
+class Outcome:
+    """What a command did: exit code and what it printed."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def tinycifar(capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line with the given words, in this process."""
+
+    def command(*words: str | Path) -> Outcome:
+        from tinycifar.cli import main
+
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        return Outcome(int(ended.value.code or 0), *capfd.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def trained(tinycifar: Any, tmp_path: Path) -> Path:
+    """A run directory trained on the sample for an epoch."""
+    out = tmp_path / "a run with spaces and ü"
+    assert tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "64", "--out", out).code == 0
+    return out
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder of pictures of three classes, 41 to 60 pixels a side: 20 of each in train, 5 in val, more in test."""
+    from tinycifar import data, pictures
+
+    sample, folder = data.sample(), tmp_path / "own"
+    for label, kind in enumerate(("car", "cat", "dog")):
+        images = sample.train_images[sample.train_labels == label]
+        for number, image in enumerate(images[:35]):
+            file = folder / ("train" if number < 20 else "val" if number < 25 else "test") / kind / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pictures.to_image(image).resize((60, 41 + number % 7)).save(file)
+    return folder
 
 
 @pytest.fixture
