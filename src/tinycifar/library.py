@@ -69,7 +69,7 @@ def train(
             display=display,
         )
     plots.save_curves(result.directory)
-    report.write(result.directory)
+    report.write(result.directory, data if isinstance(data, Dataset) else None)
     return result
 
 
