@@ -6,13 +6,18 @@ Exit code 1 if a check finds one that is stale.
 from __future__ import annotations
 
 import argparse
+import ast
 import csv
 import hashlib
+import inspect
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import MISSING, fields, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,7 @@ from PIL import Image
 from tinycifar.metrics import mean_interval, wilson_interval
 from tinycifar.models import build, written_out
 from tinycifar.plots import BLUE, ORANGE
-from tinycifar.recipes import RECIPES
+from tinycifar.recipes import RECIPES, SETTABLE, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -183,7 +188,8 @@ def own_images() -> str:
         f"`{few['scratch']['recipe']['model']}` reach {percent(scratch)}% from random weights and {percent(begun)}% "
         f"from those of `{few['init']['model']}`, in {seconds:.0f} seconds: a gain of "
         f"{100 * statistics.mean(gains):.2f} points ({len(gains)} seeds, each with images of its own; 95% interval "
-        f"{100 * least:.2f} to {100 * most:.2f}), with learning rates chosen for each on other images. "
+        f"{100 * least:.2f} to {100 * most:.2f}), the former with learning rates chosen for it on other images, the latter with "
+        f"those of `minute`. "
         f"Measured on: {place(found)}."
     )
 
@@ -390,6 +396,44 @@ def pareto() -> tuple[Figure, str]:
     return figure, hashlib.sha256(json.dumps([title, ours, shared, theirs]).encode()).hexdigest()
 
 
+def recipe_fields() -> str:
+    """Every field of a recipe: what it means, what it may be, and what it is unless told otherwise."""
+    (declared,) = ast.parse(inspect.getsource(Recipe)).body
+    assert isinstance(declared, ast.ClassDef)
+    meanings = {
+        line.target.id: " ".join(doc.value.value.split())
+        for line, doc in pairwise(declared.body)
+        if isinstance(line, ast.AnnAssign)
+        and isinstance(line.target, ast.Name)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+        and isinstance(doc.value.value, str)
+    }
+    lines = ["| field | meaning | allowed | default |", "|---|---|---|---|"]
+    for field in fields(Recipe):
+        default = "" if field.default in (MISSING, None) else f"`{json.dumps(field.default)}`"
+        lines.append(f"| `{field.name}` | {meanings[field.name]} | {allowed(field.name)} | {default} |")
+    return "\n".join(lines)
+
+
+def allowed(field: str) -> str:
+    """What a field may be, as `Recipe` itself says it of what it is not."""
+    told = {
+        "name": "letters, digits, - and _",
+        "teacher": "a recipe's name, or nothing",
+        "hold_fraction": "0 to 0.99 less `warmup_fraction`",
+    }
+    if field in told or field not in SETTABLE:
+        return told.get(field, "told, not set")
+    nonsense: Any = {"int": -1, "float": -1.0}.get(SETTABLE[field], "?")
+    try:
+        replace(RECIPES[HEADLINE], **{field: nonsense})
+    except ValueError as error:
+        (found,) = re.findall(r"must lie between (.+), not|allowed are: (.+)|takes (.+), not", str(error))
+        return "".join(found).replace(" and ", " to ", 1)
+    raise AssertionError(f"{field} takes {nonsense!r}")
+
+
 def drawn_from(path: Path) -> str | None:
     """The digest that a picture of ours carries; None if there is none."""
     if not path.exists():
@@ -402,6 +446,7 @@ def drawn_from(path: Path) -> str | None:
 TEXTS = {
     "README.md": (headline, frontier, table, sources, inference, own_images),
     "docs/LEADERBOARD.md": (leaderboard,),
+    "docs/RECIPES.md": (recipe_fields,),
 }
 
 

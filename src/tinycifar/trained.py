@@ -105,7 +105,7 @@ def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bo
     if own.keys() != weights.keys() or any(own[name].shape != tensor.shape for name, tensor in taken.items()):
         raise ValueError(
             f"{init.name} is a {init.model_name} of width {init.width:g}, which the model of this recipe is not; take "
-            f"the recipe with --set model={init.model_name} --set width={init.width:g}"
+            f"the recipe with --set model={init.model_name} --set width={init.width:g}, without --max-parameters"
         )
     model.load_state_dict(own | taken)
     return same
