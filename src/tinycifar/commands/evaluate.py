@@ -15,7 +15,11 @@ from tinycifar.commands import terminal
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write to (default: the run's, else evaluations/MODEL)."
 )
-@click.option("--test", is_flag=True, help="Open the test images of a model that has validation images; not its run's.")
+@click.option(
+    "--test",
+    is_flag=True,
+    help="Open the test images even of a model with validation images; never written to its run.",
+)
 @terminal.data_option("the data that MODEL was trained on")
 @terminal.device_option
 @terminal.threads_option
