@@ -27,6 +27,7 @@ from tinycifar.data import Dataset
 from tinycifar.sweep_study import Study
 from tinycifar.sweep_trials import Stopped as Stopped
 from tinycifar.sweep_trials import entries as entries
+from tinycifar.sweep_trials import open_study as open_study
 from tinycifar.sweep_trials import work
 
 POLL_SECONDS = 0.5
@@ -50,10 +51,11 @@ def search(
     With several jobs each is a process with its part of torch's threads. Raises Stopped at a signal, when all processes
     have ended in order, and WorkersDied at the end if some of them ended in disorder.
     """
-    told = {of["number"] for of in entries(study) if of["state"] != "running"}
+    kept = open_study(study)
+    told = {of["number"] for of in entries(study, kept) if of["state"] != "running"}
 
     def news() -> Iterator[dict[str, Any]]:
-        for entry in entries(study):
+        for entry in entries(study, kept):
             if entry["state"] != "running" and entry["number"] not in told:
                 told.add(entry["number"])
                 yield entry

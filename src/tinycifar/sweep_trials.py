@@ -54,7 +54,8 @@ class _JournalLock:
         self._lock.release()
 
 
-def _open(study: Study) -> optuna.Study:
+def open_study(study: Study) -> optuna.Study:
+    """Optuna's side of a study, with trial 0, the recipe as it is, in waiting if there is none."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = study.folder / "study.journal"
     lock = _JournalLock(study.folder / ".journal.lock")
@@ -137,8 +138,8 @@ def _begin(study: Study, kept: optuna.Study, trials: int) -> _Begun | None:
 
 def _lock_of(study: Study, number: int) -> FileLock | None:
     """The lock of a trial, which this process now holds; None if another does."""
-    (study.folder / "locks").mkdir(exist_ok=True)
-    lock = FileLock(study.folder / "locks" / str(number))
+    (study.folder / ".locks").mkdir(exist_ok=True)
+    lock = FileLock(study.folder / ".locks" / str(number))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -146,13 +147,13 @@ def _lock_of(study: Study, number: int) -> FileLock | None:
     return lock
 
 
-def entries(study: Study) -> list[dict[str, Any]]:
+def entries(study: Study, kept: optuna.Study) -> list[dict[str, Any]]:
     """Each trial that was begun: its number, parameters, state, validation accuracy, epochs, seconds, run, problem.
 
     The state is "complete", "pruned" (ended early, as half of those before were better then), "diverged", "failed" or
     "running"; the accuracy is that after the last epoch, None before the first.
     """
-    return [_entry(study, of) for of in _open(study).get_trials(deepcopy=False) if of.state != TrialState.WAITING]
+    return [_entry(study, of) for of in kept.get_trials(deepcopy=False) if of.state != TrialState.WAITING]
 
 
 def _entry(study: Study, of: FrozenTrial) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def _entry(study: Study, of: FrozenTrial) -> dict[str, Any]:
     epochs = max(of.intermediate_values, default=0)
     return {
         "number": of.number,
-        "parameters": dict(of.params) or study.as_it_is(),
+        "parameters": dict(of.params) if of.number else study.as_it_is(),
         "state": state,
         "validation_accuracy": of.value if state == "complete" else of.intermediate_values.get(epochs),
         "epochs": epochs,
@@ -179,7 +180,7 @@ def work(study: Study, dataset: Dataset, *, trials: int, source: str | None, dev
 
     `dataset` is the data as it was read from `source` for the recipe's image size. Raises Stopped at a signal.
     """
-    kept = _open(study)
+    kept = open_study(study)
     datasets = {dataset.image_size: dataset}
     while (begun := _begin(study, kept, trials)) is not None:
         try:
