@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from tinycifar import plots, recipes, run, text
 from tinycifar.ranges import Range
@@ -147,7 +147,7 @@ def picture(study: Study, found: Mapping[str, Any]) -> Figure:
     trials = [of for of in found["trials"] if of["state"] in LOOKS]
     low, high = limits(found)
     panels = len(study.ranges) + 1
-    columns = min(panels, 3)
+    columns = 2 if panels == 4 else min(panels, 3)
     rows = -(-panels // columns)
     figure = Figure(figsize=(3.6 * columns + 0.4, 3.1 * rows + 1.0), layout="constrained")
     axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
@@ -206,15 +206,15 @@ def picture(study: Study, found: Mapping[str, Any]) -> Figure:
         if varied is None:
             _best_so_far(panel, trials)
         else:
-            _name_values(panel, varied)
+            _name_values(panel, varied, study.as_it_is()[varied.field])
         if number % columns == 0:
             panel.set_ylabel("validation accuracy (%)")
     axes[0].set_ylim(low, high)
-    named = dict(zip(*reversed(axes[panels - 1].get_legend_handles_labels()), strict=True))
+    named = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named)), fontsize=9)
     if any(_height(of) < low for of in trials):
         axes[0].annotate(
-            "at the lower edge: below it", (0.02, 0.03), xycoords="axes fraction", fontsize=8, color="#555555"
+            "marks at the lower edge lie below it", (0.02, 0.03), xycoords="axes fraction", fontsize=8, color="#555555"
         )
     return figure
 
@@ -245,15 +245,24 @@ def _place(varied: Range | None, entry: Mapping[str, Any]) -> float:
     return float(value)
 
 
-def _name_values(panel: Axes, varied: Range) -> None:
+def _name_values(panel: Axes, varied: Range, as_it_is: Any) -> None:
     panel.set_xlabel(varied.field)
     if varied.kind == "choice":
-        beyond = [] if panel.dataLim.x1 < len(varied.values) - 0.5 else ["as it is"]
-        names = [*map(str, varied.values), *beyond]
+        names = [str(of) for of in (*varied.values, *([] if varied.contains(as_it_is) else [as_it_is]))]
         panel.set_xticks(range(len(names)), names)
         panel.set_xlim(-0.5, len(names) - 0.5)
-    elif varied.log:
+        return
+    if varied.log:
         panel.set_xscale("log")
+        decades = math.log10(varied.values[1] / varied.values[0])
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    elif varied.kind == "int":
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for end in varied.values:
+        label = "ends of the range" if end == varied.values[0] else None
+        panel.axvline(end, color="#7f7f7f", linestyle=":", linewidth=1, label=label)
 
 
 def _best_so_far(panel: Axes, trials: Sequence[Mapping[str, Any]]) -> None:
