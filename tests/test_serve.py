@@ -293,24 +293,6 @@ def test_every_request_is_one_line_of_json_in_the_log(exports: Path, tmp_path: P
     assert all(line["milliseconds"] >= 0 and line["client"] == "127.0.0.1" for line in lines)
 
 
-def test_a_signal_lets_the_requests_at_hand_finish(exports: Path, tmp_path: Path) -> None:
-    running = start(exports / "minute.onnx", tmp_path / "log")
-    content = png()
-    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as connection:
-        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-        connection.sendall(head.encode() + content[:100])
-        time.sleep(0.5)
-        running.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        connection.sendall(content[100:])
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    assert answer.startswith(b"HTTP/1.1 200")
-    assert b'"probability"' in answer
-    assert running.stop() == 0
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", running.port), timeout=5)
-
-
 def request(content: bytes, seconds: float = 0.0) -> Request:
     """A request whose picture has come after that time."""
 
@@ -410,22 +392,6 @@ def test_every_answer_says_that_it_is_what_it_says(running: Running) -> None:
         assert not any(name.startswith("access-control") for name in about)
 
 
-@pytest.mark.parametrize("seconds", [*(pytest.param(of, marks=pytest.mark.end_to_end) for of in (0.0, 0.3)), 1.5])
-def test_an_interrupt_while_it_starts_ends_it_quietly(exports: Path, seconds: float) -> None:
-    command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", "0", "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    until = time.monotonic() + 30
-    while not children.read_text().split() and time.monotonic() < until:
-        time.sleep(0.01)
-    time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.wait(20) in (0, 130)
-    assert process.stderr is not None
-    assert "Traceback" not in process.stderr.read()
-    process.stderr.close()
-
-
 def test_pictures_that_come_together_get_each_its_own_answer(running: Running, tmp_path: Path) -> None:
     files = [tmp_path / f"{index}.png" for index in range(60)]
     for index, file in enumerate(files):
@@ -441,24 +407,6 @@ def test_pictures_that_come_together_get_each_its_own_answer(running: Running, t
             assert ours == pytest.approx({entry["class"]: entry["probability"] for entry in of["classes"]}, abs=1e-5)
 
 
-def test_a_worker_that_is_killed_is_replaced_and_none_outlives_the_service(exports: Path, tmp_path: Path) -> None:
-    running = start(exports / "minute.onnx", tmp_path / "log")
-    assert running.ask("POST", "/predict", png())[0] == 200
-    first, second = running.workers()
-    os.kill(first, signal.SIGKILL)
-    until = time.monotonic() + 20
-    while len(workers := set(running.workers()) - {first}) < 2 and time.monotonic() < until:
-        time.sleep(0.1)
-    assert len(workers) == 2
-    assert second in workers
-    for _ in range(20):
-        assert running.ask("POST", "/predict", png())[0] == 200
-    running.stop(signal.SIGKILL)
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-
-
 def test_the_client_in_the_readme_names_the_class(running: Running, tmp_path: Path) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     (client,) = re.findall(r"A client in ten lines.*?```python\n(.*?)```", readme, flags=re.DOTALL)
@@ -469,50 +417,6 @@ def test_the_client_in_the_readme_names_the_class(running: Running, tmp_path: Pa
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "cat.png"], top=3)
     assert done.stdout.splitlines() == [f"{of['class']} {of['probability']:.1%}" for of in expected["classes"]]
-
-
-def test_another_address_needs_names(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tinycifar", "serve", "minute", "--host", "0.0.0.0"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "tinycifar: --host 0.0.0.0 lets other machines in: say by which names they ask, with --allow-host NAME\n"
-    )
-
-
-@pytest.mark.parametrize("name", ["http://a.example", "a.example:80", "", "a b"])
-def test_a_name_to_be_asked_by_has_no_scheme_and_no_port(name: str) -> None:
-    with pytest.raises(ValueError, match="takes a name or an address without scheme and port"):
-        serve.check_hosts("0.0.0.0", [name])
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the processes share one socket")
-def test_connections_are_shared_out_among_the_processes() -> None:
-    sockets = serve._listen("127.0.0.1", 0, 2)
-    address = sockets[0].getsockname()
-    clients = [socket.create_connection(address) for _ in range(40)]
-    taken = []
-    for one in sockets:
-        one.setblocking(False)
-        taken.append(0)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                one.accept()[0].close()
-                taken[-1] += 1
-    assert sum(taken) == 40
-    assert min(taken) > 1  # by chance less often than once in a billion
-    with pytest.raises(OSError, match="in use"):
-        serve._listen("127.0.0.1", address[1], 2)
-    for one in [*clients, *sockets]:
-        one.close()
-
-
-def test_a_port_in_use_is_told_in_one_line(exports: Path, running: Running) -> None:
-    command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", str(running.port)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "Address already in use" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ for command in (
     ship.serve_command,
     listings.summary_command,
     listings.models_command,
-    listings.recipes_command,
+    listings.recipes_group,
     listings.data_group,
     timings.bench_group,
 ):

@@ -50,6 +50,8 @@ def train(
     for name in settings:
         if name not in recipes.SETTABLE:
             raise ValueError(f"unknown recipe field {name!r}; allowed are: {', '.join(recipes.SETTABLE)}")
+    if max_parameters is not None and "width" in settings:
+        raise ValueError("max_parameters finds the width: leave out width, or max_parameters")
     console = Console(quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True)
     display = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
     with display:

@@ -102,7 +102,9 @@ def train(
     if resume is None:
         run.check_unused(out)
     source = dataset
-    dataset = source if isinstance(source, Dataset) else data.load(source, image_size=recipe.image_size)
+    dataset = (
+        source if isinstance(source, Dataset) else data.load(source, image_size=recipe.image_size, display=display)
+    )
     if dataset.image_size != recipe.image_size:
         raise ValueError(f"the images have {dataset.image_size} pixels a side, the recipe's {recipe.image_size}")
     dataset = dataset.split(recipe.validation_images)

@@ -15,7 +15,8 @@ from tinycifar.commands import terminal
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write to (default: the run's, else evaluations/MODEL)."
 )
-@terminal.data_option
+@click.option("--test", is_flag=True, help="Open the test images of a model that has validation images; not its run's.")
+@terminal.data_option("the data that MODEL was trained on")
 @terminal.device_option
 @terminal.threads_option
 @click.option("--robustness", is_flag=True, help="Also on corrupted images: 16 corruptions, 5 severities.")
@@ -24,6 +25,7 @@ from tinycifar.commands import terminal
 def evaluate(
     model_name: str,
     out: Path | None,
+    test: bool,
     source: str | None,
     device: str,
     threads: int | None,
@@ -37,10 +39,12 @@ def evaluate(
     terminal.set_threads(threads)
     model = trained.load(model_name, device)
     corrupted = (images or 2000) if robustness else 0
-    found = inference.evaluate_model(model, source=source, corrupted=corrupted)
+    if test and out is not None and out.resolve() / "model.safetensors" == Path(model.source):
+        raise ValueError(f"{out} is the run itself, where --test writes nothing: name another folder with --out")
+    found = inference.evaluate_model(model, source=source, test=test, corrupted=corrupted)
     if out is None:  # a run's own evaluation is that on its own data
-        of_run = source is None and model_name not in trained.shipped() and Path(model_name).is_dir()
-        out = Path(model_name) if of_run else Path("evaluations") / model.name
+        of_run = source is None and not test and model_name not in trained.shipped() and Path(model_name).is_dir()
+        out = Path(model_name) if of_run else Path("evaluations") / terminal.file_name(model)
     code = 0
     try:
         out.mkdir(parents=True, exist_ok=True)

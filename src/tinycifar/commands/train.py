@@ -6,11 +6,13 @@ import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
-from tinycifar import compare, distill, plots, recipes, report, run, text, trained, training
+from tinycifar import compare, data, distill, plots, recipes, report, run, text, trained, training
 from tinycifar.commands import terminal
+from tinycifar.trained import Trained
 
 
 @click.command()
@@ -22,7 +24,10 @@ from tinycifar.commands import terminal
 @terminal.threads_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, new or empty (default: runs/RECIPE/DATE).")
 @click.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Go on where RUN was interrupted.")
-@terminal.data_option
+@terminal.data_option("CIFAR-10 from the cache, filled first")
+@click.option(
+    "--init", "init_name", metavar="MODEL", help="Start from the weights of a run, a file or a shipped model."
+)
 @click.option(
     "--teacher",
     "teacher_name",
@@ -31,6 +36,9 @@ from tinycifar.commands import terminal
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
+)
+@click.option(
+    "--max-parameters", type=click.IntRange(1), metavar="N", help="Train at the largest width that has no more."
 )
 @click.option("--limit", type=click.IntRange(1), help="Train on the first N training images only.")
 @click.option(
@@ -51,15 +59,22 @@ def train(
     out: Path | None,
     resume: Path | None,
     source: str | None,
+    init_name: str | None,
     teacher_name: str | None,
     settings: tuple[str, ...],
+    max_parameters: int | None,
     limit: int | None,
     stop_after_epoch: int | None,
     checkpoint_seconds: float,
     record: bool,
     as_json: bool,
 ) -> int:
-    """Train RECIPE (default: minute) and fill a run directory with weights, metrics, evaluation, plots and a report."""
+    """Train RECIPE and fill a run directory with weights, metrics, evaluation, plots and a report.
+
+    RECIPE is a name, by default minute, or a file as `tinycifar recipes show NAME > FILE.toml` writes it.
+    """
+    if max_parameters is not None and any(setting.partition("=")[0] == "width" for setting in settings):
+        raise ValueError("--max-parameters finds the width: leave out --set width=, or --max-parameters")
     if resume is not None and (out, seeds) != (None, None):
         raise ValueError("--resume goes on in RUN's own directory: leave out --out and --seeds")
     if resume is not None and (several := run.seeds(resume)):
@@ -73,23 +88,32 @@ def train(
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
     first_seed = before.get("seed", 0) if seed is None else seed
-    source = before.get("data") if source is None else source
+    if resume is not None and source is None:
+        source = str(before["data"])
+        if source not in data.NAMES and not Path(source).exists():
+            raise ValueError(f"{source} does not exist. {resume} was trained on it: say where it is now with --data")
     limit = before.get("limit") if limit is None else limit
     if threads is None and resume is not None and before["threads"] <= (os.cpu_count() or 1):
         threads = before["threads"]  # another number would give other bits
     if teacher_name is not None:
         teachers = distill.load(teacher_name, device)
     else:
-        try:
-            teachers = [trained.load(of["source"], device) for of in before.get("teachers") or []]
-        except ValueError as error:
-            raise ValueError(f"{error}. {resume} learned from it; say where it is now with --teacher") from None
+        teachers = [
+            _before(of, device, f"{resume} learned from it", "--teacher") for of in before.get("teachers") or []
+        ]
+    init = None
+    if init_name is not None:
+        init = trained.load(init_name, device)
+    elif before.get("init"):
+        init = _before(before["init"], device, f"{resume} started from it", "--init")
     all_seeds = range(first_seed, first_seed + (seeds or 1))
     if record:
-        if recipe != recipes.RECIPES.get(recipe.name) or limit or stop_after_epoch or source not in (None, "cifar10"):
+        named = recipes.RECIPES.get(recipe.name)
+        unchanged = named is not None and recipes.same(recipe, named) and init is None and max_parameters is None
+        if not unchanged or limit or stop_after_epoch or source not in (None, "cifar10"):
             raise ValueError(
-                "--record is for whole, unchanged recipes on the cached data: "
-                "leave out --epochs, --set, --limit, --stop-after-epoch and --data"
+                "--record is for whole, unchanged recipes on the cached data: leave out --epochs, --set, "
+                "--max-parameters, --init, --limit, --stop-after-epoch and --data"
             )
         distill.check(recipe, teachers)
         distill.check_record(recipe, teachers)
@@ -112,8 +136,10 @@ def train(
                     out=whole / f"seed-{number}" if whole else out,
                     resume=resume,
                     teachers=teachers,
+                    init=init,
                     seed=number,
                     device=device,
+                    max_parameters=max_parameters,
                     limit=limit,
                     stop_after_epoch=stop_after_epoch,
                     checkpoint_seconds=checkpoint_seconds,
@@ -159,6 +185,14 @@ def train(
         for line in ["", *text.over_seeds(found), f"Everything lies in {whole}"]:
             click.echo(line)
     return code
+
+
+def _before(of: dict[str, Any], device: str, what: str, option: str) -> Trained:
+    """Load a model that a run was begun with; where it is gone, the ValueError says with which option to name it."""
+    try:
+        return trained.load(str(of.get("source")), device)
+    except ValueError as error:
+        raise ValueError(f"{error}. {what}; say where it is now with {option}") from None
 
 
 def _report(directory: Path) -> int:
