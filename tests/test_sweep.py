@@ -206,6 +206,7 @@ def test_a_stopped_study_goes_on_to_the_same_trials(monkeypatch: pytest.MonkeyPa
         search(study, 3)
     assert stopped.value.signal == signal.SIGINT
     assert [of["state"] for of in entries_of(study)] == ["complete", "running"]
+    assert not Path("a/trials/1/evaluation.json").exists()  # parts of a trial are not evaluated: that takes seconds
     assert [of["number"] for of in search(study, 3)] == [1, 2]
     assert without_seconds(entries_of(study)) == without_seconds(whole)
     assert search(study, 3) == []

@@ -23,7 +23,7 @@ from tinycifar.recipes import Recipe
 from tinycifar.sweep_study import Study
 
 MOST_STARTS = 3  # of a trial whose process was killed each time: perhaps it needs more memory than there is
-PRUNING_CHECKS = 10  # of a trial, about; each costs a start of the training loop and an evaluation
+PRUNING_CHECKS = 10  # of a trial, about; each costs a start of the training loop
 STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -210,6 +210,7 @@ def _train(study: Study, kept: optuna.Study, begun: _Begun, recipe: Recipe, data
                     seed=study.seed,
                     device=device,
                     stop_after_epoch=stop,
+                    evaluate=stop == recipe.epochs,
                 )
             except (FloatingPointError, torch.OutOfMemoryError) as error:
                 trial.set_user_attr("problem", str(error).splitlines()[0])

@@ -37,7 +37,7 @@ from tinycifar.commands import terminal
     metavar="N",
     help="Training images to judge by (default: the recipe's, else 5,000 of CIFAR-10, a tenth of other data).",
 )
-@terminal.data_option
+@terminal.data_option("CIFAR-10 from the cache, filled first")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of trials and draws.")
 @terminal.device_option
 @terminal.threads_option
