@@ -8,7 +8,7 @@ import sys
 import click
 
 from tinycifar import __version__, bench, checkpoint, export
-from tinycifar.commands import evaluate, listings, predict, ship, terminal, timings, train
+from tinycifar.commands import evaluate, listings, predict, ship, sweep, terminal, timings, train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,6 +19,7 @@ def cli() -> None:
 
 for command in (
     train.train,
+    sweep.sweep_command,
     evaluate.evaluate,
     evaluate.report_command,
     evaluate.compare_command,
