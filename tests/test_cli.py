@@ -397,7 +397,10 @@ def test_a_report_can_be_written_anew(tinycifar: Any, trained: Path) -> None:
     (trained / "report.html").unlink()
     done = tinycifar("report", trained)
     assert (done.code, done.out) == (0, f"Report: {trained / 'report.html'}\n")
-    assert (trained / "report.html").exists()
+    page = (trained / "report.html").read_text()
+    (trained / "report.html").unlink()
+    assert tinycifar("report", trained, "--data", "sample").code == 0
+    assert (trained / "report.html").read_text() == page
 
 
 def test_summary_prints_the_table_whatever_the_case_of_the_name(tinycifar: Any) -> None:
