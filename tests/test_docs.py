@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import pytest
 from torch.distributed.run import get_args_parser
 
-from tinycifar import data, pictures, recipes, report, training
+from tinycifar import data, models, pictures, recipes, report, training
 from tinycifar.cli import cli
 from tinycifar.recipes import tomllib
 
@@ -35,13 +36,14 @@ TINYCIFAR = [sys.executable, "-m", "tinycifar"]
 
 # --- the tables: what is done with which command ------------------------------------------------------------------
 
-# Not run, by how the command begins. What it names is looked up all the same: targets, files, extras.
+# Not run, by how the command begins or by an option. What it names is looked up all the same: targets, files, options.
 NOT_RUN = {
     "make": "targets of the Makefile; .ci/run makes test, check and faults",
     "pip install": "a test installs nothing; .ci/run installs what the Makefile does",
     "bash .ci/run": "it runs these tests",
     "for seed in": "ten trainings in full, with records, which take whole recipes and committed source",
-    "tinycifar bench train minute --threads 2 --record": "it writes a record, from committed source only",
+    "--record": "records take whole recipes and committed source, and hours; tests of the command cover it",
+    "apt install": "a test installs nothing; .ci/run installs it",
     "cc": "tests/test_c_source.py compiles and runs this file",
     "python -m http.server": "Python's own; tests/test_web.py opens the page in a browser",
 }
@@ -58,8 +60,9 @@ ADDED = {
     "train nano --teacher": "--set teacher_views=1",
     "train accurate --teacher": "--set teacher_views=1",
     "evaluate RUN --robustness": "--images 20",
-    "bench train": "--runs 1 --steps 2",
     "bench infer": "--rounds 1",
+    "bench train": "--runs 1 --steps 2",
+    "scripts/own_images.py": "--quick",
     "serve": "--port 0 --workers 1",
 }
 # Marked `end_to_end`: what begins so.
@@ -68,6 +71,7 @@ SLOW = (
     "data fetch",  # wants the user's cache
     "evaluate RUN --robustness",
     "export",
+    "scripts/own_images.py",
     "serve",
     "train --data",
     "train --seeds",
@@ -154,11 +158,15 @@ def begins(command: str, start: str) -> bool:
     return f"{command} ".startswith(f"{start} ") or command == start
 
 
+def is_not_run(command: str) -> bool:
+    return any(begins(command, start) or start in command.split() for start in NOT_RUN)
+
+
 def of_kind(program: str) -> list[Any]:
     """The commands of a program that are run, marked where they take long, without the program's name."""
     found = []
     for command in commands():
-        if begins(command, program) and not any(begins(command, start) for start in NOT_RUN):
+        if begins(command, program) and not is_not_run(command):
             rest = command.removeprefix(program).strip()
             for part, instead in REPLACED.items():
                 rest = rest.replace(part, instead)
@@ -171,8 +179,8 @@ PROGRAMS = ("tinycifar", "torchrun", "python")
 
 
 def test_documents_hold_nothing_that_is_neither_run_nor_listed() -> None:
-    known = (*NOT_RUN, *PROGRAMS)
-    assert [command for command in commands() if not any(begins(command, start) for start in known)] == []
+    run = [command for command in commands() if any(begins(command, program) for program in PROGRAMS)]
+    assert [command for command in commands() if command not in run and not is_not_run(command)] == []
     languages = {block.language for path in DOCUMENTS for block in blocks(path)}
     assert languages <= {"", "bash", "python", "toml", "text", "json"}, "a fence needs one of these languages"
     assert len(commands()) > 40
@@ -180,8 +188,9 @@ def test_documents_hold_nothing_that_is_neither_run_nor_listed() -> None:
 
 def test_no_table_here_speaks_of_what_no_document_says_any_more() -> None:
     found = commands()
-    words = [command.removeprefix("tinycifar ") for command in found if begins(command, "tinycifar")]
-    assert [start for start in NOT_RUN if not any(begins(command, start) for command in found)] == []
+    words = [command.partition(" ")[2] for command in found if not is_not_run(command)]
+    unused = [start for start in NOT_RUN if not any(begins(of, start) or start in of.split() for of in found)]
+    assert unused == []
     assert [start for start in (*ADDED, *SLOW) if not any(begins(of, start) for of in words)] == []
     assert [part for part in REPLACED if not any(part in command for command in found)] == []
     assert [name for name in PLACEHOLDERS if not any(name in command.split() for command in found)] == []
@@ -341,7 +350,7 @@ def test_a_command_for_several_processes_trains_with_two(
 @pytest.mark.parametrize("command", of_kind("python"))
 def test_a_script_of_the_documents_runs(command: str, bring: Callable[[str], None]) -> None:
     bring(command)
-    words = [str(ROOT / word) if word.startswith(("examples/", "scripts/")) else word for word in shlex.split(command)]
+    words = [str(ROOT / word) if word.startswith(("examples/", "scripts/")) else word for word in shortened(command)]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -419,19 +428,19 @@ def test_the_code_of_a_document_runs_from_top_to_bottom(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["program.py", "cat.png"])
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for block in all_blocks("python"):
-        if block.document != document:
-            continue
-        code = "\n".join(block.lines)
-        for part, instead in CODE.items():
-            code = code.replace(part, instead)
-        with contextlib.ExitStack() as stack, warnings.catch_warnings():
+    of_document = [block for block in all_blocks("python") if block.document == document]
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        stack.enter_context(mock.patch.dict(models.MODELS))  # what the code adds is gone afterwards
+        warnings.simplefilter("ignore", ResourceWarning)  # as in a process of its own
+        for block in of_document:
+            code = "\n".join(block.lines)
+            for part, instead in CODE.items():
+                code = code.replace(part, instead)
             if "127.0.0.1:8000" in code:
                 bring("cat.png exports/minute-int8.onnx")
                 words = ["serve", "exports/minute-int8.onnx", "--port", "0", "--workers", "1"]
                 code = code.replace("127.0.0.1:8000", f"127.0.0.1:{stack.enter_context(served(words))}")
             bring(code)
-            warnings.simplefilter("ignore", ResourceWarning)  # as in a process of its own
             exec(compile(code, document, "exec"), namespace)
 
 

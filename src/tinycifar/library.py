@@ -52,7 +52,9 @@ def train(
             raise ValueError(f"unknown recipe field {name!r}; allowed are: {', '.join(recipes.SETTABLE)}")
     if max_parameters is not None and "width" in settings:
         raise ValueError("max_parameters finds the width: leave out width, or max_parameters")
-    console = Console(quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console = Console(  # in a notebook too it prints lines, for which Rich would want widgets
+        quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True, force_jupyter=False
+    )
     display = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
     with display:
         result = training.train(
