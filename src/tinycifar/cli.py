@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from tinycifar import __version__, bench, checkpoint, export
+from tinycifar import __version__, bench, checkpoint, distributed, export
 from tinycifar.commands import evaluate, listings, predict, ship, terminal, timings, train
 
 
@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = terminal.fail(str(error), 2)
     except (FloatingPointError, export.ParityError) as error:
         code = terminal.fail(str(error), 1)
+    except distributed.LostRankError as error:
+        code = terminal.fail(str(error), 1, error.tell)
     except bench.Stopped as error:
         code = terminal.fail(str(error), 128 + error.signal)
     except (KeyboardInterrupt, click.Abort):

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from tinycifar import text, trained
+from tinycifar import distributed, text, trained
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
@@ -41,14 +41,18 @@ def set_threads(threads: int | None) -> None:
 
 
 def console(to_stderr: bool) -> Console:
-    """What prints lines as they are: a name that looks like markup is none, and none is cut at the terminal's width."""
-    return Console(stderr=to_stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    """What prints lines as they are: a name that looks like markup is none, and none is cut at the terminal's width.
+
+    Of several processes that torchrun started only the first prints.
+    """
+    quiet = not distributed.here().first
+    return Console(stderr=to_stderr, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
 
 
 def display(to_stderr: bool) -> Progress:
     """The live display of a command: bars on a terminal, else lines alone."""
     shown_on = console(to_stderr)
-    return Progress(console=shown_on, transient=True, disable=not shown_on.is_terminal)
+    return Progress(console=shown_on, transient=True, disable=shown_on.quiet or not shown_on.is_terminal)
 
 
 def print_json(content: dict[str, Any]) -> None:
@@ -61,7 +65,11 @@ def problem(error: OSError) -> str:
     return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
-def fail(message: str, code: int) -> int:
-    """Print one line of what went wrong to standard error, and give the exit code."""
-    click.echo(f"tinycifar: {text.printable(' '.join(message.splitlines()))}", err=True)
+def fail(message: str, code: int, tell: bool | None = None) -> int:
+    """Print one line of what went wrong to standard error, and give the exit code.
+
+    Of several processes that torchrun started only the first prints, unless `tell` says which.
+    """
+    if distributed.here().first if tell is None else tell:
+        click.echo(f"tinycifar: {text.printable(' '.join(message.splitlines()))}", err=True)
     return code

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tinycifar import compare, distill, plots, recipes, report, run, text, trained, training
+from tinycifar import compare, distill, distributed, plots, recipes, report, run, text, trained, training
 from tinycifar.commands import terminal
 
 
@@ -41,6 +41,7 @@ from tinycifar.commands import terminal
 )
 @click.option("--record", is_flag=True, help="Write results/RECIPE/seed-N.json; for whole, unchanged recipes only.")
 @terminal.json_option
+@distributed.as_one
 def train(
     recipe_name: str | None,
     epochs: int | None,
@@ -60,6 +61,10 @@ def train(
     as_json: bool,
 ) -> int:
     """Train RECIPE (default: minute) and fill a run directory with weights, metrics, evaluation, plots and a report."""
+    ranks = distributed.here()
+    if ranks.world > 1 and (seeds or record):
+        raise ValueError("--seeds and --record are for one process: leave them out under torchrun")
+    device = ranks.device(device)
     if resume is not None and (out, seeds) != (None, None):
         raise ValueError("--resume goes on in RUN's own directory: leave out --out and --seeds")
     if resume is not None and (several := run.seeds(resume)):
@@ -124,8 +129,10 @@ def train(
                     raise
                 code = terminal.fail(f"seed {number}: {error}", 1)  # the other seeds may fare better
                 continue
-            results.append(result)
             stopped = not result.complete
+            if not ranks.first:
+                return 128 + result.stopped_by if result.stopped_by and stopped else 0
+            results.append(result)
             if record and not stopped:
                 record_paths[number].parent.mkdir(parents=True, exist_ok=True)
                 run.write_json(record_paths[number], result.record)
@@ -137,7 +144,15 @@ def train(
                 for line in text.closing_summary(recipe, result.record, evaluation, stopped):
                     display.console.print(line)
             if stopped:
-                words = ["tinycifar", "train", "--resume", str(result.directory), *(["--record"] if record else [])]
+                launcher = ["torchrun", "--nproc-per-node", str(ranks.world), "-m"] if ranks.world > 1 else []
+                words = [
+                    *launcher,
+                    "tinycifar",
+                    "train",
+                    "--resume",
+                    str(result.directory),
+                    *(["--record"] if record else []),
+                ]
                 display.console.print(f"Go on with: {shlex.join(words)}")
             code = max(code, _report(result.directory))
             if result.stopped_by and (stopped or number != all_seeds[-1]):
