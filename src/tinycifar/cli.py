@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 
 import click
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (FloatingPointError, export.ParityError) as error:
         code = terminal.fail(str(error), 1)
     except distributed.LostRankError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the processes that are left, as this one is
         code = terminal.fail(str(error), 1, error.tell)
     except bench.Stopped as error:
         code = terminal.fail(str(error), 128 + error.signal)

@@ -11,14 +11,18 @@ import contextlib
 import datetime
 import functools
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from tinycifar import run
@@ -55,8 +59,8 @@ class Ranks:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
-    restarts: int = 0
-    """How often torchrun has started all of them again on this machine."""
+    launch: str = ""
+    """What tells this start of torchrun on this machine from all others; the same when it starts processes again."""
 
     @property
     def first(self) -> bool:
@@ -96,6 +100,12 @@ class Ranks:
     def signal(self, stop: run.StopSignal) -> int | None:
         """The number of the signal that has come to any of the ranks, the same on all of them."""
         return max(self.exchange(stop.received or 0)) or None
+
+    def began(self, out: Path | None) -> bool:
+        """Whether this very start of torchrun began the run in `out`, and has started the processes again since."""
+        begun = out is not None and self.launch != "" and (out / "recipe.json").exists()
+        launches = run.read_json(out / "environment.json").get("torchrun", []) if begun and out is not None else []
+        return any(self.exchange(self.launch in launches))
 
     def gather(
         self, count: int, values: Sequence[Tensor], flags: Sequence[int]
@@ -156,8 +166,9 @@ def here() -> Ranks:
     """The ranks as torchrun's environment variables tell them; one without it."""
     numbers = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     rank, world, local_rank = (0 if number is None else int(number) for number in numbers)
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    return Ranks(restarts=restarts) if None in numbers else Ranks(rank, world, local_rank, restarts)
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # LOGS/RUN_RANDOM/attempt_N/RANK/error.json
+    launch = Path(error_file).parts[-4] if error_file and len(Path(error_file).parts) > 4 else ""
+    return Ranks() if None in numbers else Ranks(rank, world, local_rank, launch)
 
 
 def as_one(function: Callable[P, R]) -> Callable[P, R]:
@@ -172,8 +183,12 @@ def as_one(function: Callable[P, R]) -> Callable[P, R]:
         ranks = here()
         if ranks.world == 1 or dist.is_initialized():
             return function(*arguments, **options)
+        store = None
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+            with _dying_of_sigterm():
+                store = _store(ranks)
+                backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+                dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=TIMEOUT)
             try:
                 return function(*arguments, **options)
             except FAILURES as error:
@@ -185,12 +200,38 @@ def as_one(function: Callable[P, R]) -> Callable[P, R]:
         except RuntimeError as error:
             if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
-            raise _lost(ranks.rank) from None
+            raise _lost(ranks.rank, store) from None
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
 
     return joined
+
+
+def _store(ranks: Ranks) -> Store:
+    """Where the ranks find each other, empty at first.
+
+    torchrun keeps one store over all its restarts, in which they would find the addresses of processes that are dead
+    (pytorch issue 135712). How often it restarted is counted by each machine for itself, so that it serves as a name on
+    one machine only; on several TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has torchrun make a new one each time.
+    """
+    shared, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(ranks.world)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "0"
+    return PrefixStore(f"tinycifar/{attempt}", shared)
+
+
+@contextlib.contextmanager
+def _dying_of_sigterm() -> Iterator[None]:
+    """Have SIGTERM end the process even while it waits for another inside torch, where no handler of Python's runs."""
+    handler = None
+    with contextlib.suppress(ValueError):  # outside the main thread there are no handlers
+        handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _of_rank(rank: int, error: Exception) -> Exception:
@@ -202,11 +243,11 @@ def _of_rank(rank: int, error: Exception) -> Exception:
     return (FloatingPointError if isinstance(error, FloatingPointError) else ValueError)(f"rank {rank}: {error}")
 
 
-def _lost(rank: int) -> LostRankError:
+def _lost(rank: int, store: Store | None) -> LostRankError:
     """What the ranks that are left raise; the first of them to come here is the one to tell."""
     tell = True
     with contextlib.suppress(RuntimeError):  # the store may have ended too
-        tell = dist.distributed_c10d._get_default_store().add("tinycifar/lost", 1) == 1
+        tell = store is None or store.add("lost", 1) == 1
     return LostRankError(
         f"{f'rank {rank}: ' if rank else ''}another process of this run has ended, and so does the run. "
         "Its last checkpoint is whole: go on from it with --resume, or have torchrun do that with --max-restarts",

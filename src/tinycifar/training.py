@@ -111,9 +111,8 @@ def train(
     console = display.console
     place = run.select_device(ranks.device(device))
     distill.check(recipe, teachers)
-    begun = resume is None and out is not None and (out / "recipe.json").exists()
-    if any(ranks.exchange(ranks.restarts)) and ranks.exchange(begun)[0]:
-        out, resume = None, out  # torchrun started the processes again after one had died
+    if resume is None and ranks.began(out):
+        out, resume = None, out  # torchrun started all processes again after one had died
     if resume is None and ranks.first:
         run.check_unused(out)
     source = dataset
@@ -162,6 +161,7 @@ def train(
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
     environment = run.environment(place) | {"ranks": ranks.world, "precision": precision, "seed": seed} | trained_on
     environment |= {"train_images": len(images), "teachers": list(map(distill.about, teachers)), "resumes": []}
+    environment["torchrun"] = sorted({*ranks.exchange(ranks.launch)} - {""})
     environment["init"] = {"name": init.name, **distill.about(init)} if init else None
     epochs = stop_after_epoch or recipe.epochs
     images_by_epoch, steps_by_epoch, schedule = plan(recipe, len(images), ranks.world)
