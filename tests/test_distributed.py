@@ -264,12 +264,9 @@ def test_what_is_wrong_on_one_rank_ends_all_and_only_the_first_prints(tmp_path: 
 def dying(folder: Path) -> None:
     """Have rank 1 killed in the second epoch."""
     recipe = short("minute", "batch_size=20")
-    if distributed.here().rank == 1:
-        interrupting = faults.Interrupting(augment.build(recipe.augmentation), 5)
-        kill = mock.patch.object(signal, "SIGINT", signal.SIGKILL)  # what it sends
-        with kill, mock.patch.object(augment, "build", return_value=interrupting):
-            train(recipe, folder / "run")
-    train(recipe, folder / "run")
+    kill = os.kill
+    with mock.patch.object(os, "kill", lambda process, number: kill(process, signal.SIGKILL)):
+        train(recipe, folder / "run", interrupted=(1, 5))
 
 
 def test_a_rank_that_is_killed_ends_the_others_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
