@@ -190,9 +190,12 @@ def whole_and_in_parts(folder: Path) -> list[Any]:
     return told
 
 
-def test_a_run_of_two_ranks_is_resumed_to_the_same_bits_and_both_have_the_same_weights(tmp_path: Path) -> None:
-    first, second = on_ranks(whole_and_in_parts, tmp_path)
-    assert first == second
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.end_to_end)])  # the order of additions matters
+def test_a_run_of_several_ranks_is_resumed_to_the_same_bits_and_all_have_the_same_weights(
+    tmp_path: Path, ranks: int
+) -> None:
+    first, *others = on_ranks(whole_and_in_parts, tmp_path, world=ranks)
+    assert others == [first] * (ranks - 1)
     assert [(signal_number, step) for _, signal_number, _, step, _ in first] == [(signal.SIGINT, 2), (signal.SIGINT, 4)]
     for name in ("reference-30", "minute"):
         assert faults.fingerprint(tmp_path / f"{name}-parts") == faults.fingerprint(tmp_path / name)
@@ -200,9 +203,9 @@ def test_a_run_of_two_ranks_is_resumed_to_the_same_bits_and_both_have_the_same_w
         assert found is not None
         assert not torch.equal(found.tensors["generator.cpu"], found.tensors["generator.1.cpu"])
     environment = run.read_environment(tmp_path / "minute")
-    assert environment["ranks"] == 2
+    assert environment["ranks"] == ranks
     _, told = run.resumed(tmp_path / "minute", environment | {"ranks": 1}, 1)
-    assert told == ["ranks was 2 and is 1: results may differ"]
+    assert told == [f"ranks was {ranks} and is 1: results may differ"]
 
 
 def failures(folder: Path, ports: list[int]) -> list[tuple[str, str]]:
