@@ -12,7 +12,7 @@ from typing import Any
 import click
 import torch
 
-from tinycifar import compare, data, distill, jobs, plots, recipes, report, run, text, trained, training
+from tinycifar import compare, data, distill, distributed, jobs, plots, recipes, report, run, text, trained, training
 from tinycifar.commands import terminal
 from tinycifar.recipes import Recipe
 from tinycifar.trained import Trained
@@ -59,6 +59,7 @@ from tinycifar.trained import Trained
 )
 @click.option("--record", is_flag=True, help="Write results/RECIPE/seed-N.json; for whole, unchanged recipes only.")
 @terminal.json_option
+@distributed.as_one
 def train(
     recipe_name: str | None,
     epochs: int | None,
@@ -84,6 +85,10 @@ def train(
 
     RECIPE is a name, by default minute, or a file as `tinycifar recipes show NAME > FILE.toml` writes it.
     """
+    ranks = distributed.here()
+    if ranks.world > 1 and (seeds or record):
+        raise ValueError("--seeds and --record are for one process: leave them out under torchrun")
+    device = ranks.device(device)
     if max_parameters is not None and any(setting.partition("=")[0] == "width" for setting in settings):
         raise ValueError("--max-parameters finds the width: leave out --set width=, or --max-parameters")
     if resume is not None and (out, seeds) != (None, None):
@@ -170,8 +175,10 @@ def train(
                     raise
                 code = terminal.fail(f"seed {number}: {error}", 1)  # the other seeds may fare better
                 continue
-            results.append(result)
             stopped = not result.complete
+            if not ranks.first:
+                return 128 + result.stopped_by if result.stopped_by and stopped else 0
+            results.append(result)
             if record and not stopped:
                 record_paths[number].parent.mkdir(parents=True, exist_ok=True)
                 run.write_json(record_paths[number], result.record)
@@ -183,7 +190,15 @@ def train(
                 for line in text.closing_summary(recipe, result.record, evaluation, stopped):
                     display.console.print(line)
             if stopped:
-                words = ["tinycifar", "train", "--resume", str(result.directory), *(["--record"] if record else [])]
+                launcher = ["torchrun", "--nproc-per-node", str(ranks.world), "-m"] if ranks.world > 1 else []
+                words = [
+                    *launcher,
+                    "tinycifar",
+                    "train",
+                    "--resume",
+                    str(result.directory),
+                    *(["--record"] if record else []),
+                ]
                 display.console.print(f"Go on with: {shlex.join(words)}")
             code = max(code, _report(result.directory))
             if result.stopped_by and (stopped or number != all_seeds[-1]):
