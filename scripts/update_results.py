@@ -188,7 +188,8 @@ def own_images() -> str:
         f"`{few['scratch']['recipe']['model']}` reach {percent(scratch)}% from random weights and {percent(begun)}% "
         f"from those of `{few['init']['model']}`, in {seconds:.0f} seconds: a gain of "
         f"{100 * statistics.mean(gains):.2f} points ({len(gains)} seeds, each with images of its own; 95% interval "
-        f"{100 * least:.2f} to {100 * most:.2f}), with learning rates chosen for each on other images. "
+        f"{100 * least:.2f} to {100 * most:.2f}), the former "
+        f"with learning rates chosen for it on other images, the latter with those of `minute`. "
         f"Measured on: {place(found)}."
     )
 

@@ -111,6 +111,12 @@ def tinycifar(*words: str) -> list[str]:
     return [sys.executable, "-m", "tinycifar", *words]
 
 
+def torchrun(ranks: int, *words: str, restarts: int = 0) -> list[str]:
+    """The command that runs `tinycifar` with these words in so many processes that train as one."""
+    options = ["--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
+    return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "tinycifar", *words]
+
+
 @contextlib.contextmanager
 def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A command in a session of its own, of which nothing may be left at the end."""
@@ -146,6 +152,25 @@ def kill_at_a_moment(directory: Path, name: str, chance: random.Random, whole_se
         process.kill()
         process.wait()
     return f"{seconds:.2f} s after the start"
+
+
+def kill_a_rank(directory: Path, name: str, chance: random.Random, ranks: int, whole_seconds: float) -> str:
+    """Kill a random one of the ranks at a random moment of a training under torchrun, which is to start them again."""
+    seconds, rank = chance.uniform(0, whole_seconds), chance.randrange(ranks)
+    with started(torchrun(ranks, *train_words(name, directory), restarts=1)) as process:
+        while not (directory / "recipe.json").exists():
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            time.sleep(0.001)
+        time.sleep(seconds)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        found = [pid for pid in children if f"RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text()]
+        for pid in found[:1]:
+            os.kill(int(pid), signal.SIGKILL)
+        assert process.stdout is not None
+        told = process.stdout.read()
+        assert process.wait() == 0, told
+    again = "was resumed" if "Going on after" in told else "started over" if found else "had ended"
+    return f"rank {rank} {seconds:.2f} s after the start, {again}"
 
 
 def kill_inside_a_save(directory: Path, name: str, chance: random.Random) -> str:
@@ -259,6 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--kills", type=int, default=20, help="kill -9 at random moments, a third of them inside a save"
     )
+    parser.add_argument("--ranks", type=int, default=1, help="have torchrun start so many processes; kills of one only")
     parser.add_argument("--signals", type=int, default=20, help="Ctrl-C and SIGTERM at random moments")
     parser.add_argument("--controls", type=int, default=len(PARTS), help="parts of the state left out, one at a time")
     parser.add_argument("--seed", type=int, default=0)
@@ -270,14 +296,17 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(name)
         expected, seconds = {}, {}
         for recipe in RECIPES:
-            subprocess.run(tinycifar(*train_words(recipe, folder / recipe)), check=True, stdout=subprocess.DEVNULL)
+            words = train_words(recipe, folder / recipe)
+            command = tinycifar(*words) if asked.ranks == 1 else torchrun(asked.ranks, *words)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             first, last = (folder / recipe / name for name in ("recipe.json", "evaluation.json"))
             seconds[recipe] = last.stat().st_mtime - first.stat().st_mtime
             expected[recipe] = fingerprint(folder / recipe)
 
         def compare(label: str, recipe: str, directory: Path, how: str) -> int:
             begun = sorted(path.name for path in (directory / checkpoint.FOLDER).glob("step-*.safetensors"))
-            resume(directory)
+            if asked.ranks == 1:
+                resume(directory)
             found = fingerprint(directory)
             differing = [part for part, digest in expected[recipe].items() if found[part] != digest]
             verdict = f"DIFFERS in {', '.join(differing)}" if differing else "equal"
@@ -289,7 +318,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         for number in range(asked.kills):
             recipe, directory = list(RECIPES)[number % len(RECIPES)], folder / f"kill-{number}"
-            if number % 3 == 0:
+            if asked.ranks > 1:
+                how = kill_a_rank(directory, recipe, chance, asked.ranks, seconds[recipe])
+            elif number % 3 == 0:
                 how = kill_inside_a_save(directory, recipe, chance)
             else:
                 how = kill_at_a_moment(directory, recipe, chance, seconds[recipe])

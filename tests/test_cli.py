@@ -215,7 +215,7 @@ def test_exports_of_several_seeds_are_told_apart(tinycifar: Any, trained: Path, 
 
 
 def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "to_int8", lambda _, path: shutil.copyfile(exports / "minute-int8.onnx", path))
+    monkeypatch.setattr(export, "to_int8", lambda _, path, *__: shutil.copyfile(exports / "minute-int8.onnx", path))
     found = tinycifar("export", "minute", "--format", "c", "--json").json
     assert Path(found["source"]) == Path("exports/minute-c/minute.c")
     assert found["weight_bytes"] < found["constant_bytes"] < Path(found["source"]).stat().st_size
@@ -397,7 +397,10 @@ def test_a_report_can_be_written_anew(tinycifar: Any, trained: Path) -> None:
     (trained / "report.html").unlink()
     done = tinycifar("report", trained)
     assert (done.code, done.out) == (0, f"Report: {trained / 'report.html'}\n")
-    assert (trained / "report.html").exists()
+    page = (trained / "report.html").read_text()
+    (trained / "report.html").unlink()
+    assert tinycifar("report", trained, "--data", "sample").code == 0
+    assert (trained / "report.html").read_text() == page
 
 
 def test_summary_prints_the_table_whatever_the_case_of_the_name(tinycifar: Any) -> None:

@@ -214,3 +214,23 @@ def test_a_path_of_this_machine_is_not_told(own_run: Own) -> None:
     model = trained.load(own_run.directory, "cpu")
     assert export.data_name(dataclasses.replace(model, data="/home/me/pets")) == "pets"
     assert export.data_name(dataclasses.replace(model, data="/home/me/cifar.tar.gz", data_digest="")) == "cifar10"
+
+
+def test_logits_that_are_nearly_alike_may_change_places_in_int8_but_not_where_they_are_far_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained.load("minute", "cpu")
+    torch.manual_seed(0)
+    expected = torch.randn(200, 1000)
+    monkeypatch.setattr(inference, "logits", lambda *_: expected)
+    monkeypatch.setattr(export, "_described", lambda _: onnx.ModelProto())
+    monkeypatch.setattr(export, "quantized", lambda *_, **__: onnx.ModelProto())
+    found = expected + 0.09 * torch.randn(200, 1000)
+    monkeypatch.setattr(export, "logits", lambda *_: found)
+    assert export.parity(expected, found).agreement < export.LEAST_AGREEMENT
+    assert export.to_int8(model, tmp_path / "close.onnx").path.exists()
+    found = expected + 0.12 * torch.randn(200, 1000)
+    with pytest.raises(export.ParityError, match="it is not written"):
+        export.to_int8(model, tmp_path / "far.onnx")
+    with pytest.raises(export.ParityError, match="it is not written"):
+        export.to_onnx(model, tmp_path / "float.onnx")

@@ -76,6 +76,7 @@ def test_all_of_it_works_for_images_in_memory_of_another_size_and_other_classes(
     made = tinycifar.train("minute", own, out=tmp_path / "run", epochs=1, image_size=24, quiet=True)
     model = tinycifar.load(made)
     assert (model.classes, model.image_size) == (("low", "high"), 24)
+    assert "not at hand" not in (tmp_path / "run" / "report.html").read_text()
     with pytest.raises(ValueError, match="was trained on it: say where it is now with --data"):
         tinycifar.evaluate(made)
 
@@ -98,6 +99,7 @@ def test_a_recipe_comes_by_name_as_a_file_or_as_itself(tmp_path: Path) -> None:
         ({"image_size": 33}, "image_size must lie between 16 and 64 in steps of 8 for whitenet, not be 33"),
         ({"data": "nowhere"}, "nowhere does not exist; allowed are cifar10, sample, a folder with"),
         ({"init": "unknown"}, "unknown does not exist; name a run directory"),
+        ({"max_parameters": 50_000, "width": 0.5}, "max_parameters finds the width"),
     ],
 )
 def test_what_is_not_allowed_is_refused_in_one_line(settings: dict[str, object], message: str) -> None:

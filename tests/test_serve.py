@@ -20,13 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 from starlette.requests import Request
 
-from tinycifar import cifar10, data, inference, pictures, serve, trained
+from conftest import Own
+from tinycifar import cifar10, data, export, inference, pictures, serve, trained, web
 
 
 class Running:
@@ -293,14 +295,14 @@ def test_every_request_is_one_line_of_json_in_the_log(exports: Path, tmp_path: P
     assert all(line["milliseconds"] >= 0 and line["client"] == "127.0.0.1" for line in lines)
 
 
-def request(content: bytes, seconds: float = 0.0) -> Request:
+def request(content: bytes, seconds: float = 0.0, query: bytes = b"") -> Request:
     """A request whose picture has come after that time."""
 
     async def receive() -> dict[str, Any]:
         await asyncio.sleep(seconds)
         return {"type": "http.request", "body": content, "more_body": False}
 
-    return Request({"type": "http", "headers": [], "query_string": b""}, receive)
+    return Request({"type": "http", "headers": [], "query_string": query}, receive)
 
 
 def test_an_upload_that_takes_too_long_is_ended(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,6 +434,9 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
         ("classes", "5"),
         ("classes", '["one", "two"]'),
         ("classes", json.dumps(["\n"] * 10)),
+        ("image_size", "48"),
+        ("image_size", "1000000"),
+        ("image_size", "null"),
         ("temperature", '"x"'),
         ("temperature", "-1"),
     ],
@@ -461,3 +466,79 @@ def test_in_a_browser_the_page_asks_the_server(running: Running, chromium: Brows
     page.locator("#samples button").nth(2).click()
     page.wait_for_selector("html[data-answers='2']")
     assert said == []
+
+
+def test_in_a_browser_a_model_of_other_pixels_sees_what_python_sees_and_needs_not_its_data(
+    own_run: Own, chromium: Browser, tmp_path: Path
+) -> None:
+    running = start(own_run.directory, tmp_path / "log")
+    try:
+        (about,) = running.ask("GET", "/models")[1]["models"]
+        assert (about["image_size"], about["data"], about["classes"]) == (24, "mine", list(own_run.dataset.classes))
+        page = chromium.new_page()
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(f"http://127.0.0.1:{running.port}/")
+        page.wait_for_selector("html[data-ready]")
+        assert page.locator("#samples button").count() == 0
+        paths = []
+        for index, size in enumerate([(24, 24), (7, 9), (23, 23), (25, 40), (64, 31), (301, 200)]):
+            paths.append(tmp_path / f"{index}.png")
+            Image.merge("RGB", [Image.effect_noise(size, 90) for _ in range(3)]).save(paths[-1])
+        expected = inference.predict(trained.load(own_run.directory, "cpu"), paths)
+        for turn, (path, of) in enumerate(zip(paths, expected, strict=True), 1):
+            page.set_input_files("#file", path)
+            page.wait_for_selector(f"html[data-answers='{turn}']")
+            seen = page.evaluate("[...$('seen').getContext('2d').getImageData(0, 0, 24, 24).data]")
+            python = pictures.to_array(pictures.read_square(path), 24).transpose(1, 2, 0)
+            assert np.array_equal(np.array(seen).reshape(24, 24, 4)[:, :, :3], python), path
+            bars = page.evaluate("[...document.querySelectorAll('#bars button')].map(bar => bar.dataset.class)")
+            assert bars == [each["class"] for each in of["classes"]]
+        assert page.inner_text("#seen-caption") == "What the model sees: 24 × 24 pixels"
+        assert not page.is_visible("#left")
+        assert said == []
+    finally:
+        running.stop()
+
+
+def test_of_a_thousand_classes_ten_are_told_or_as_many_as_asked(thousand: Own, tmp_path: Path) -> None:
+    model = trained.load(thousand.directory, "cpu")
+    path = export.to_onnx(model, tmp_path / "many.onnx", thousand.dataset).path
+    service = serve.Service(serve.open_model(str(path)))
+
+    def ask(query: bytes) -> tuple[int, Any]:
+        body = asyncio.run(service.predict(request(png(), query=query))).body
+        return len(body), json.loads(bytes(body))
+
+    (tmp_path / "picture.png").write_bytes(png())
+    (expected,) = inference.predict(model, [tmp_path / "picture.png"], top=1000)
+    for query, count in ((b"", 10), (b"top=3", 3), (b"top=9999", 1000)):
+        names = [of["class"] for of in ask(query)[1]["classes"]]
+        assert names == [of["class"] for of in expected["classes"]][:count]
+    size, found = ask(b"activation=1")
+    assert size < 20_000
+    assert [len(of["activation"]) for of in found["classes"]] == [16] * 10
+    for query in (b"top=0", b"top=x", b"top=-1", b"top=10000"):
+        with pytest.raises(serve.HTTPException, match="top takes the number of classes"):
+            ask(query)
+
+
+def test_pictures_in_one_batch_get_what_each_asked_for(exports: Path) -> None:
+    service = serve.Service(serve.open_model(str(exports / "minute.onnx")))
+    pixels = [service.decode(png(index)) for index in range(2)]
+    one, other = service.classify(pixels, [serve.Asked(), serve.Asked(top=2, activation=True)])
+    assert (len(one["classes"]), len(other["classes"])) == (10, 2)
+    assert all("activation" not in of for of in one["classes"])
+    assert all(len(of["activation"]) == 16 for of in other["classes"])
+
+
+def test_samples_are_of_ten_classes_at_most_and_of_those_that_have_images(own_run: Own, thousand: Own) -> None:
+    own = web.samples(own_run.dataset)
+    assert [label for _, label, _ in own] == ["käse", "größe <1>", "猫"]
+    with Image.open(io.BytesIO(own[0][2])) as image:
+        assert image.size == (24, 24)
+    assert [label for _, label, _ in web.samples(thousand.dataset)] == [
+        f"class {index:03d}" for index in range(0, 1000, 100)
+    ]
+    assert [label for _, label, _ in web.samples(data.sample())] == list(cifar10.CLASSES)

@@ -188,7 +188,7 @@ def test_a_start_takes_all_weights_for_the_same_classes_and_all_but_the_head_for
 @pytest.mark.parametrize(("name", "width"), [("nanonet", 1.0), ("whitenet", 0.5)])
 def test_a_start_from_another_architecture_or_width_is_refused_with_what_would_do(name: str, width: float) -> None:
     model = models.build(name, width=width)
-    with pytest.raises(ValueError, match=r"minute is a whitenet, which .* take the recipe with --set model=whitenet$"):
+    with pytest.raises(ValueError, match=r"minute is a whitenet of width 1, .* --set model=whitenet --set width=1, w"):
         trained.start_from(model, trained.load("minute", "cpu"), cifar10.CLASSES)
 
 

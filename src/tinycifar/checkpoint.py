@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -100,16 +100,22 @@ class Checkpoint:
 
 
 def capture(
-    model: nn.Module, optimizers: list[Optimizer], state: State, device: torch.device
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    state: State,
+    device: torch.device,
+    of_ranks: Sequence[dict[str, Tensor]] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All that decides how a training goes on: tensors by name, and what JSON can hold."""
+    """All that decides how a training goes on: tensors by name, and what JSON can hold.
+
+    `of_ranks` are the `generators` of each of several processes that train as one (default: those of this process).
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         for index, entries in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{name}": tensor for name, tensor in entries.items()}
-    tensors["generator.cpu"] = torch.get_rng_state()
-    if device.type == "cuda":
-        tensors["generator.cuda"] = torch.cuda.get_rng_state(device)
+    for rank, states in enumerate(of_ranks or [generators(device)]):
+        tensors |= {f"generator.{f'{rank}.' if rank else ''}{name}": state for name, state in states.items()}
     about: dict[str, Any] = {}
     for name in (item.name for item in fields(state)):
         value = getattr(state, name)
@@ -117,8 +123,21 @@ def capture(
     return tensors, about
 
 
-def restore(found: Checkpoint, model: nn.Module, optimizers: list[Optimizer], device: torch.device) -> State:
-    """Put back what `capture` gave; ValueError if it is of another model or other optimizers."""
+def generators(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's own generators in this process, by kind of device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore(
+    found: Checkpoint, model: nn.Module, optimizers: list[Optimizer], device: torch.device, rank: int = 0
+) -> State:
+    """Put back what `capture` gave; ValueError if it is of another model or other optimizers.
+
+    The generators of a rank that was not there before stay as they are.
+    """
     parts: dict[str, dict[str, Any]] = {}
     for name, value in (*found.tensors.items(), *found.about.items()):
         kind, _, rest = name.partition(".")
@@ -131,9 +150,11 @@ def restore(found: Checkpoint, model: nn.Module, optimizers: list[Optimizer], de
             states[int(number)].setdefault(int(index), {})[key] = tensor.to(device)
         for optimizer, entries in zip(optimizers, states, strict=True):
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-        torch.set_rng_state(parts["generator"]["cpu"])
-        if device.type == "cuda" and "cuda" in parts["generator"]:
-            torch.cuda.set_rng_state(parts["generator"]["cuda"], device)
+        stored, of_rank = parts["generator"], f"{rank}." if rank else ""
+        if rank == 0 or f"{of_rank}cpu" in stored:
+            torch.set_rng_state(stored[f"{of_rank}cpu"])
+        if device.type == "cuda" and f"{of_rank}cuda" in stored:
+            torch.cuda.set_rng_state(stored[f"{of_rank}cuda"], device)
         values: dict[str, Any] = parts["state"]
         values |= {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
         return State(**values)
@@ -141,14 +162,21 @@ def restore(found: Checkpoint, model: nn.Module, optimizers: list[Optimizer], de
         raise ValueError(f"{found.path} does not fit this model: {str(error).splitlines()[0]}") from None
 
 
-def save(directory: Path, model: nn.Module, optimizers: list[Optimizer], state: State, device: torch.device) -> Path:
+def save(
+    directory: Path,
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    state: State,
+    device: torch.device,
+    of_ranks: Sequence[dict[str, Tensor]] | None = None,
+) -> Path:
     """Write the checkpoint of a run after `state.step` updates, then remove all but the newest ones; gives its file.
 
     Raises OSError where the disk fails; the checkpoints before are then as they were.
     """
     folder = directory / FOLDER
     path = folder / f"step-{state.step}.safetensors"
-    tensors, about = capture(model, optimizers, state, device)
+    tensors, about = capture(model, optimizers, state, device, of_ranks)
     # Sums over a tensor round differently in another memory layout, so the layout is part of the state.
     strides = {name: list(tensor.stride()) for name, tensor in tensors.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 
 import click
 
-from tinycifar import __version__, bench, checkpoint, export
-from tinycifar.commands import evaluate, listings, predict, ship, terminal, timings, train
+from tinycifar import __version__, bench, checkpoint, distributed, export
+from tinycifar.commands import evaluate, listings, predict, ship, sweep, terminal, timings, train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,6 +20,7 @@ def cli() -> None:
 
 for command in (
     train.train,
+    sweep.sweep_command,
     evaluate.evaluate,
     evaluate.report_command,
     evaluate.compare_command,
@@ -55,6 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = terminal.fail(str(error), 2)
     except (FloatingPointError, export.ParityError) as error:
         code = terminal.fail(str(error), 1)
+    except distributed.LostRankError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the processes that are left, as this one is
+        code = terminal.fail(str(error), 1, error.tell)
     except bench.Stopped as error:
         code = terminal.fail(str(error), 128 + error.signal)
     except (KeyboardInterrupt, click.Abort):

@@ -70,12 +70,11 @@ def _check_cifar10(path: Path) -> None:
     if path.is_file() or (path.is_dir() and known & {path.name, *(inside.name for inside in path.iterdir())}):
         return
     if path.is_dir() and folders.misplaced(path):
-        raise cifar10.DataError(f"{path} has pictures, but no folder train; what it must have is {folders.LAYOUT}")
+        raise cifar10.DataError(f"{path} has pictures, but no folder train; what it needs is {folders.LAYOUT}")
     problem = "holds no images that are known here" if path.exists() else "does not exist"
     raise cifar10.DataError(
-        f"{path} {problem}; allowed are cifar10, sample, a folder with {folders.LAYOUT}, "
-        f"one with MNIST's files ({', '.join(idx.FASHION_MNIST_SHA256)}, or .gz), "
-        f"and CIFAR-10's folder {cifar10.FOLDER} or its archive"
+        f"{path} {problem}; allowed are cifar10, sample, a folder with {folders.LAYOUT}, one with the four files of an "
+        f"MNIST ({idx.FILES['train'][0]}, ...), and CIFAR-10's folder {cifar10.FOLDER} or its archive"
     )
 
 

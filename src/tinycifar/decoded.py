@@ -91,23 +91,23 @@ def load(
     notes: list[str] = []
     try:
         return torch.from_numpy(_read(entry, shape)), notes
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         notes.append(f"{entry} could not be used ({reason}): the pictures were decoded again")
     images = np.empty(shape, np.uint8)
-    problems: dict[int, str] = {}
+    problems: dict[str, str] = {}
 
     def work(index: int) -> None:
         try:
             images[index] = decode(index)
         except (OSError, ValueError) as error:
-            problems[index] = getattr(error, "strerror", None) or str(error)
+            problems[names[index]] = getattr(error, "strerror", None) or str(error)
 
     each(work, len(names), "Decoding pictures", display)
     if problems:
-        told = [f"{printable(names[index])}: {problems[index]}" for index in sorted(problems)[:TOLD]]
+        told = [f"{printable(name)}: {problem}" for name, problem in sorted(problems.items())[:TOLD]]
         more = f"; and {len(problems) - TOLD:,} more" if len(problems) > TOLD else ""
         raise ValueError(
             f"{len(problems):,} of {len(names):,} pictures in {path} cannot be used: {'; '.join(told)}{more}. "

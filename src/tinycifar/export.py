@@ -26,7 +26,8 @@ OPSET = 18
 INPUT, LOGITS, ACTIVATION = "images", "logits", "class_activation"
 MOST_DIFFERENCE = 1e-3
 LEAST_MARGIN = 1e-4  # between the two largest logits, below which either may come out on top
-LEAST_AGREEMENT = 0.9  # of int8 with float
+LEAST_AGREEMENT = 0.9  # of int8 with float, unless its logits are as close as this: then these are nearly alike,
+MOST_ERROR = 0.1  # as they are where classes are many or hardly learned; shipped models have errors of 0.03
 MOST_CALIBRATION, MOST_COMPARED = 400, 200  # images, as many as the sample has
 NEEDED = 'exporting needs more packages: pip install "tinycifar[export]"'
 
@@ -76,6 +77,12 @@ def parity(expected: Tensor, found: Tensor) -> Parity:
     )
 
 
+def relative_error(expected: Tensor, found: Tensor) -> float:
+    """The root mean square of how logits (N, C) differ, as a part of that of an image's logits around their mean."""
+    spread = (expected - expected.mean(1, keepdim=True)).square().mean().sqrt()
+    return float((expected - found).square().mean().sqrt() / spread)
+
+
 def known_data(trained: Trained, dataset: Dataset | None = None) -> Dataset:
     """What a model's exports are tried on: `dataset`, by default its own data or, of CIFAR-10, the sample.
 
@@ -117,11 +124,13 @@ def to_int8(trained: Trained, path: Path, dataset: Dataset | None = None, *, sig
     With `signed` weights are signed and of 7 bits, for which onnxruntime uses VNNI and AMX where a processor has them;
     with 8 signed bits, sums would overflow on processors that have not. The ranges of activations are those on at most
     `MOST_CALIBRATION` training images of `known_data`. Normalisation and head stay in float32. Raises ParityError, and
-    writes no file, where less than `LEAST_AGREEMENT` of the test images keep their class; else as `to_onnx` does.
+    writes no file, where less than `LEAST_AGREEMENT` of the test images keep their class and logits are off by more
+    than `MOST_ERROR`; else as `to_onnx` does.
     """
     dataset = known_data(trained, dataset)
     model = quantized(_described(trained), some(dataset.train_images, MOST_CALIBRATION), signed=signed)
-    return _write(trained, path, model, some(dataset.test_images, MOST_COMPARED), least_agreement=LEAST_AGREEMENT)
+    images = some(dataset.test_images, MOST_COMPARED)
+    return _write(trained, path, model, images, least_agreement=LEAST_AGREEMENT, most_error=MOST_ERROR)
 
 
 def float_model(model: plain.Plain) -> Any:
@@ -234,11 +243,14 @@ def _write(
     images: Tensor,
     *,
     least_agreement: float,
+    most_error: float = 0.0,
     most_difference: float = math.inf,
 ) -> Exported:
     content = model.SerializeToString()
-    found = parity(inference.logits(trained.model, images), logits(content, images))
-    if found.agreement < least_agreement or not found.largest_difference <= most_difference:
+    expected, exported = inference.logits(trained.model, images), logits(content, images)
+    found = parity(expected, exported)
+    disagrees = found.agreement < least_agreement and not relative_error(expected, exported) <= most_error
+    if disagrees or not found.largest_difference <= most_difference:
         raise ParityError(
             f"the exported model differs from its original: {found.images - found.same_class} of {found.images} images "
             f"get another class, logits differ by up to {found.largest_difference:.2g}; it is not written"

@@ -20,7 +20,7 @@ from tinycifar.dataset import Dataset, ranks, stratified
 from tinycifar.pictures import MOST_BYTES, SUFFIXES, Pixels
 from tinycifar.text import printable
 
-LAYOUT = f"train/CLASS/ with two classes or more, of pictures that end in {', '.join(SUFFIXES)}"
+LAYOUT = f"train/CLASS/*{SUFFIXES[0]} (or {', '.join(SUFFIXES[1:])})"
 SPLITS = {"train": "train", "validation": "val", "test": "test"}  # by the name of a split that of its folder
 FEWEST_CLASSES, MOST_CLASSES = 2, 1000
 SEED = 0  # of the order of images, and of which are held out
@@ -150,7 +150,7 @@ def _list(folder: Path) -> _Split:
                 split.left_out["file of another kind"] += 1
         files.sort()
     if not any(split.classes.values()):
-        raise ValueError(f"{folder} holds no pictures in folders of classes; what is allowed is {LAYOUT}")
+        raise ValueError(f"{folder} holds no pictures in folders of classes, as in {LAYOUT}")
     return split
 
 

@@ -50,6 +50,8 @@ def train(
     for name in settings:
         if name not in recipes.SETTABLE:
             raise ValueError(f"unknown recipe field {name!r}; allowed are: {', '.join(recipes.SETTABLE)}")
+    if max_parameters is not None and "width" in settings:
+        raise ValueError("max_parameters finds the width: leave out width, or max_parameters")
     console = Console(  # in a notebook too it prints lines, for which Rich would want widgets
         quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True, force_jupyter=False
     )
@@ -69,7 +71,7 @@ def train(
             display=display,
         )
     plots.save_curves(result.directory)
-    report.write(result.directory)
+    report.write(result.directory, data if isinstance(data, Dataset) else None)
     return result
 
 

@@ -168,7 +168,8 @@ def _mistakes(directory: Path, evaluation: dict[str, Any], dataset: Dataset) -> 
         dataset = dataset.split(model.validation_images)
         _, images, labels = inference.evaluation_split(dataset)
     names = dataset.names.get(split, ())
-    if not torch.equal(stored["labels"], labels) or dataset.image_size != model.image_size:
+    digest = evaluation.get("data_digest", dataset.digest)  # earlier versions told none
+    if digest != dataset.digest or not torch.equal(stored["labels"], labels):
         raise ValueError(f"{directory / 'evaluation.safetensors'} is not of the run's own data: evaluate it again")
     probabilities = (stored["logits"] / (model.temperature or 1)).softmax(1)
     confidence, predicted = probabilities.max(1)

@@ -383,10 +383,10 @@ def resumed(directory: Path, details: dict[str, Any], step: int) -> tuple[dict[s
 
     What differs from the run's first process in device, threads, precision or torch may change the bits.
     """
-    content = read_environment(directory)
+    content = {"ranks": 1} | read_environment(directory)
     differing = {
         name: details[name]
-        for name in ("device", "threads", "precision", "torch_version")
+        for name in ("device", "threads", "ranks", "precision", "torch_version")
         if details[name] != content.get(name)
     }
     entry = {"step": step, "date": details["date"], "git_revision": details["git_revision"], **differing}
@@ -426,10 +426,11 @@ class StopSignal:
     """While it is entered, the first Ctrl-C, SIGTERM or SIGHUP sets `.received`; a second one acts at once.
 
     A signal that the process was started to ignore stays ignored. Outside the main thread, where Python allows no
-    signal handler, nothing is caught.
+    signal handler, nothing is caught. With `quiet` nothing is printed when a signal comes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -446,7 +447,8 @@ class StopSignal:
         self.received = number
         self.__exit__()
         with contextlib.suppress(OSError):  # the terminal may be gone
-            os.write(2, b"\nStopping after this step and saving; a second signal ends at once\n")
+            if not self._quiet:
+                os.write(2, b"\nStopping after this step and saving; a second signal ends at once\n")
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tinycifar import (
     checkpoint,
     data,
     distill,
+    distributed,
     inference,
     memory,
     metrics,
@@ -51,6 +53,7 @@ class Result:
     stopped_by: int | None
 
 
+@distributed.as_one
 def train(
     recipe: Recipe,
     dataset: Dataset | str | Path | None = None,
@@ -65,6 +68,7 @@ def train(
     limit: int | None = None,
     stop_after_epoch: int | None = None,
     checkpoint_seconds: float = 60.0,
+    evaluate: bool = True,
     display: Progress | None = None,
 ) -> Result:
     """Train `recipe` on `dataset` and fill a run directory with weights, metrics and evaluation.
@@ -73,20 +77,26 @@ def train(
     directory, which must be new or empty (default: a dated one under `runs/`). A recipe with a teacher learns from the
     mean of the `teachers`' logits. Weights are those of `init` at first, if given, of which the head is new where the
     classes differ. With `max_parameters` the recipe is trained at the largest width that has no more. `limit` keeps the
-    first training images only. `stop_after_epoch` ends the run early while the schedule stays that of the whole recipe.
-    Mean and deviation by which images are normalised are those of the training images. Progress goes to `display` and
-    its console (default: nowhere). Torch's global generator is seeded with `seed`.
+    first training images only. `stop_after_epoch` ends the run early while the schedule stays that of the whole recipe;
+    without `evaluate` it is not evaluated then, as for a part of a run that goes on at once. Mean and deviation by
+    which images are normalised are those of the training images. Progress goes to `display` and its console (default:
+    nowhere). Torch's global generator is seeded with `seed`.
 
     Weights and checkpoints are written after every epoch and every `checkpoint_seconds`. `resume` names a run directory
     in place of `out`: training goes on from its newest checkpoint, to the same bits as without the interruption if
     machine, thread count and torch are the same; where they differ, a warning is printed and the fact recorded. The
     first Ctrl-C, SIGTERM or SIGHUP ends the run after the step at hand with a checkpoint.
 
+    Where torchrun started several processes, all of them call this with the same arguments, `out` or `resume` among
+    them, and train as one: each takes its part of every batch, and that of rank 0 writes and prints (docs/SCALE.md).
+    The result is the same on all.
+
     Raises ValueError for a folder in use, a teacher that the recipe does not name, a teacher or an `init` that has seen
     validation images, an `init` of another architecture, a budget that no width fits, images of another size, a device
     that is not there, a limit or stop out of range, and a run that cannot be resumed or was made otherwise than asked
     for, naming the fields; FloatingPointError, before the update, if loss or gradient is no longer finite;
-    checkpoint.SaveError if the disk fails. Checkpoints then stay as they were.
+    checkpoint.SaveError if the disk fails; distributed.LostRankError if another process of the run has ended.
+    Checkpoints then stay as they were.
     """
     wall_start = time.perf_counter()
     if not 1 <= (stop_after_epoch or recipe.epochs) <= recipe.epochs or stop_after_epoch == 0:
@@ -95,16 +105,23 @@ def train(
         raise ValueError(f"the seconds between checkpoints must be at least 0, not {checkpoint_seconds}")
     if limit is not None and limit < 1:
         raise ValueError(f"a limit must be at least 1 image, not {limit}")
-    display = display or Progress(console=Console(quiet=True), disable=True)
+    ranks = distributed.here()
+    if ranks.world > 1 and out is None and resume is None:
+        raise ValueError("several processes need a run directory that all of them know: name it with --out or --resume")
+    if display is None or not ranks.first:
+        display = Progress(console=Console(quiet=True), disable=True)
     console = display.console
-    place = run.select_device(device)
+    place = run.select_device(ranks.device(device))
     distill.check(recipe, teachers)
-    if resume is None:
+    if resume is None and ranks.began(out):
+        out, resume = None, out  # torchrun started all processes again after one had died
+    if resume is None and ranks.first:
         run.check_unused(out)
     source = dataset
-    dataset = (
-        source if isinstance(source, Dataset) else data.load(source, image_size=recipe.image_size, display=display)
-    )
+    with ranks.one_a_machine_first():
+        dataset = (
+            source if isinstance(source, Dataset) else data.load(source, image_size=recipe.image_size, display=display)
+        )
     if dataset.image_size != recipe.image_size:
         raise ValueError(f"the images have {dataset.image_size} pixels a side, the recipe's {recipe.image_size}")
     dataset = dataset.split(recipe.validation_images)
@@ -116,18 +133,20 @@ def train(
     if max_parameters is not None:
         recipe = recipes.widest(recipe, max_parameters, len(dataset.classes))
     memory.keep_freed()
+    ranks.check_alike(recipe=asdict(recipe), seed=seed, data=dataset.digest, train_images=len(dataset.train_images))
 
     torch.manual_seed(seed)  # initial weights and dropout draw from torch's own generator
     model = recipe.build(len(dataset.classes))
-    begun = ""
+    ranks.reseed(seed)
+    start = ""
     if init is not None:
         trained.check_unseen(init, "model", dataset, recipe.validation_images)
         same_classes = trained.start_from(model, init, dataset.classes)
-        begun = f"Starting from the weights of {init.name}{'' if same_classes else ', with a new head'}"
+        start = f"Starting from the weights of {init.name}{'' if same_classes else ', with a new head'}"
     size = summarize(model)
     model = model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    precision = run.select_precision(recipe.precision, place)
+    precision = ranks.exchange(run.select_precision(recipe.precision, place))[0]
     optimizers = optim.build(
         model,
         recipe.optimizer,
@@ -144,42 +163,50 @@ def train(
     place_of_data = dataset.path or (dataset.name if named else str(Path(str(source)).absolute()))
     trained_on = {"data": place_of_data, "data_digest": dataset.digest, "limit": limit}
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
-    environment = run.environment(place) | {"precision": precision, "seed": seed} | trained_on
+    environment = run.environment(place) | {"ranks": ranks.world, "precision": precision, "seed": seed} | trained_on
     environment |= {"train_images": len(images), "teachers": list(map(distill.about, teachers)), "resumes": []}
+    environment["torchrun"] = sorted({*ranks.exchange(ranks.launch)} - {""})
     environment["init"] = {"name": init.name, **distill.about(init)} if init else None
     epochs = stop_after_epoch or recipe.epochs
-    images_by_epoch, steps_by_epoch, schedule = plan(recipe, len(images))
+    images_by_epoch, steps_by_epoch, schedule = plan(recipe, len(images), ranks.world)
     state = State.at_start(len(images), place)
-    directory = run.create(out, recipe.name, size.parameters) if resume is None else resume
+    directory = resume or out or run.place(None, recipe.name)
+    if resume is None and ranks.first:
+        run.create(directory, recipe.name, size.parameters)
 
-    with run.only_one(directory), run.StopSignal() as stop:
+    with run.only_one(directory) if ranks.first else nullcontext(), run.StopSignal(quiet=not ranks.first) as stop:
         if resume is not None:
             run.check_same(directory, recipe, environment)
         console.print(f"{recipe.name}, seed {seed}: {size.parameters:,} parameters, {len(images):,} images")
-        console.print(f"{environment['device']}, {environment['threads']} threads, {precision}")
+        processes = f"{ranks.world} processes of " if ranks.world > 1 else ""
+        console.print(f"{environment['device']}, {processes}{environment['threads']} threads, {precision}")
         console.print(f"Run directory: {directory}")
         if max_parameters is not None:
             console.print(f"Width {recipe.width:g} is the largest with at most {max_parameters:,} parameters")
-        for line in (*dataset.notes, *([begun] if begun else [])):
+        for line in (*dataset.notes, *([start] if start else [])):
             console.print(line)
         if (steps := sum(steps_by_epoch)) < FEW_STEPS:
             console.print(f"{steps:,} steps are few for so few images: more --epochs may help")
         if recipe.watch_test and split == "test":
             console.print("Val is the test set, watched after every epoch as the reference did")
-        if resume is None:
+        if resume is None and ranks.first:
             run.start(directory, recipe, environment)
-        else:
-            found, problems = checkpoint.latest(directory)
-            if found is not None:
-                state = checkpoint.restore(found, model, optimizers, place)
+        elif resume is not None:
+            found, problems = checkpoint.latest(directory) if ranks.first else (None, [])
+            newest = ranks.exchange(found.path if found else None)[0]
+            if newest is not None:
+                found = found or checkpoint.read(directory / checkpoint.FOLDER / newest.name)
+                state = checkpoint.restore(found, model, optimizers, place, ranks.rank)
             if (state.epoch, state.batch) > (epochs, 0):
                 raise ValueError(f"{directory} is past epoch {epochs} already, it cannot stop after it")
-            environment, changed = run.resumed(directory, environment, state.step)
-            run.rewrite_metrics(directory, state.history)
-            for warning in (*problems, *changed):
-                console.print(f"Warning: {warning}")
+            if ranks.first:
+                environment, changed = run.resumed(directory, environment, state.step)
+                run.rewrite_metrics(directory, state.history)
+                for warning in (*problems, *changed):
+                    console.print(f"Warning: {warning}")
             console.print(f"Going on after step {state.step:,} of {sum(steps_by_epoch[:epochs]):,}")
             wall_start -= state.wall_seconds
+        environment = ranks.exchange(environment)[0]
         if state.step == 0:
             preparation_start = time.perf_counter()
             if init is None:
@@ -187,6 +214,7 @@ def train(
                 model.std.copy_(torch.tensor(std).view(3, 1, 1))
                 model.prepare(images)
             state.epoch_seconds = time.perf_counter() - preparation_start
+        parallel = ranks.parallel(model)
 
         def save(temperature: float | None = None) -> None:
             run.save_weights(
@@ -205,9 +233,12 @@ def train(
 
         def save_all() -> None:
             state.wall_seconds = time.perf_counter() - wall_start
-            with checkpoint.saving(state.step):
-                checkpoint.save(directory, model, optimizers, state, place)
-                save()
+            generators = ranks.exchange(checkpoint.generators(place))
+            if ranks.first:
+                with checkpoint.saving(state.step):
+                    checkpoint.save(directory, model, optimizers, state, place, generators)
+                    save()
+            ranks.exchange()
 
         taught: dict[int, Tensor] = {}  # the teachers' logits for each view; after a resume they are computed again
         whole_task = display.add_task("Whole run", total=sum(steps_by_epoch[:epochs]), completed=state.step)
@@ -225,13 +256,15 @@ def train(
             if teachers and view not in taught:
                 display.update(epoch_task, description=f"Teacher, view {view + 1}/{recipe.teacher_views}")
                 targets_of_view = distill.teacher_logits(teachers, images, augmentation, parameters, precision, stop)
-                if targets_of_view is None:
+                if not all(ranks.exchange(targets_of_view is not None)):
                     state.epoch_seconds = time.perf_counter() - epoch_start
                     save_all()
                     break
+                assert targets_of_view is not None
                 taught[view] = targets_of_view
             if epoch > 0 and recipe.skip_easiest:
                 order = data.hardest(order, state.losses_before.cpu(), images_by_epoch[epoch])
+            order = order[: images_by_epoch[epoch]]
             display.reset(
                 epoch_task,
                 total=steps_by_epoch[epoch],
@@ -240,15 +273,16 @@ def train(
             )
             model.train()
             for rows in torch.split(order, recipe.batch_size)[state.batch :]:
-                drawn = {name: values[rows].to(place) for name, values in parameters.items()}
-                rows = rows.to(place)
-                inputs = augmentation.apply(images[rows], drawn).contiguous(memory_format=torch.channels_last)
-                targets = labels[rows]
+                own = rows[ranks.rank :: ranks.world]  # what this process computes: all of the batch, if it is alone
+                drawn = {name: values[own].to(place) for name, values in parameters.items()}
+                rows, own = rows.to(place), own.to(place)
+                inputs = augmentation.apply(images[own], drawn).contiguous(memory_format=torch.channels_last)
+                targets = labels[own]
 
                 with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                    logits = model(inputs)
+                    logits = parallel(inputs)
                 if teachers:
-                    losses = distill.losses(logits.float(), taught[view][rows], recipe.teacher_temperature)
+                    losses = distill.losses(logits.float(), taught[view][own], recipe.teacher_temperature)
                 else:
                     losses = functional.cross_entropy(
                         logits.float(), targets, label_smoothing=recipe.label_smoothing, reduction="none"
@@ -256,10 +290,20 @@ def train(
                 rate, momentum = schedule(state.step)
                 optim.set_rates(optimizers, rate, momentum)
                 model.zero_grad()
-                loss = losses.mean()
-                loss.backward()  # type: ignore[no-untyped-call]
+                # Several processes average their gradients: with the factor that is the gradient of the batch's mean.
+                (losses.mean() * (len(own) * ranks.world / len(rows))).backward()  # type: ignore[no-untyped-call]
                 gradient_norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-                for name, value in (("loss", loss.item()), ("gradient's norm", gradient_norm.item())):
+                logits, losses = logits.detach(), losses.detach()
+                shown = losses  # what is told is of the labels, so that it can be held against the held-out images
+                if teachers:
+                    shown = functional.cross_entropy(logits.float(), targets, reduction="none")
+                due = int(time.monotonic() - saved_at >= checkpoint_seconds and state.batch + 1 < steps_by_epoch[epoch])
+                (losses, shown, right), (signal, due) = ranks.gather(
+                    len(rows),
+                    (losses, shown, logits.argmax(1) == targets),
+                    (stop.received or 0, due if ranks.first else 0),
+                )
+                for name, value in (("loss", losses.mean().item()), ("gradient's norm", gradient_norm.item())):
                     if not math.isfinite(value):
                         raise FloatingPointError(
                             f"the {name} is {value} at step {state.step + 1:,} (epoch {epoch + 1}, learning rate "
@@ -272,16 +316,14 @@ def train(
                 state.step += 1
                 state.batch += 1
                 state.images_seen += len(rows)
-                state.last_losses[rows] = losses.detach()
-                if teachers:  # what is told is of the labels, so that it can be held against the held-out images
-                    losses = functional.cross_entropy(logits.detach().float(), targets, reduction="none")
-                state.epoch_loss += losses.detach().sum()
-                state.epoch_correct += (logits.detach().argmax(1) == targets).sum()
+                state.last_losses[rows] = losses
+                state.epoch_loss += shown.sum()
+                state.epoch_correct += right.sum()
                 display.advance(epoch_task)
                 display.advance(whole_task)
-                if stop.received:
+                if signal:
                     break
-                if time.monotonic() - saved_at >= checkpoint_seconds and state.batch < steps_by_epoch[epoch]:
+                if due:
                     state.epoch_seconds = time.perf_counter() - epoch_start
                     save_all()
                     saved_at, epoch_start = time.monotonic(), time.perf_counter() - state.epoch_seconds
@@ -297,26 +339,29 @@ def train(
                 save_all()
                 break
 
-            if recipe.watch_test or split == "validation":
+            if ranks.first and (recipe.watch_test or split == "validation"):
                 held_out = metrics.summarize(inference.logits(model, held_images), held_labels)
                 entry |= {f"{split}_loss": held_out["loss"], f"{split}_accuracy": held_out["accuracy"]}
+            entry = ranks.exchange(entry)[0]
             state.next_epoch(entry)
             save_all()
             saved_at = time.monotonic()
-            with checkpoint.saving(state.step):
-                run.append_metrics(directory, entry)
+            if ranks.first:
+                with checkpoint.saving(state.step):
+                    run.append_metrics(directory, entry)
             console.print(log_line(entry, recipe.epochs))
-            if stop.received:
+            if ranks.signal(stop):
                 break
 
         evaluation: dict[str, Any] = {}
         complete = state.epoch == epochs
-        if complete:
+        if complete and evaluate and ranks.first:
             scored = inference.evaluate(model, dataset)
             evaluation = scored.content
             with checkpoint.saving(state.step):
                 scored.save(directory)
                 save(evaluation["temperature"])
+        evaluation, stopped_by = ranks.exchange(evaluation)[0], ranks.signal(stop)
     for task in (whole_task, epoch_task):
         display.remove_task(task)
 
@@ -346,15 +391,28 @@ def train(
         **{name: environment[name] for name in ("git_revision", "date", "resumes")},
         "history": history,
     }
-    return Result(directory, record, complete, stop.received)
+    return Result(directory, record, complete, stopped_by)
 
 
-def plan(recipe: Recipe, images: int) -> tuple[list[int], list[int], Callable[[int], tuple[float, float]]]:
-    """Images and steps of each epoch, and the schedule: from a step to the rate's fraction and the momentum."""
+def plan(
+    recipe: Recipe, images: int, ranks: int = 1
+) -> tuple[list[int], list[int], Callable[[int], tuple[float, float]]]:
+    """Images and steps of each epoch, and the schedule: from a step to the rate's fraction and the momentum.
+
+    A last batch that has no image for each of the `ranks` is left out. ValueError if all of them are as small.
+    """
+    if min(recipe.batch_size, images) < ranks:
+        raise ValueError(
+            f"{ranks} processes cannot share a batch of {min(recipe.batch_size, images)} images: start fewer of them"
+        )
     later_images = images - int(recipe.skip_easiest * images)
     if recipe.skip_easiest and later_images > recipe.batch_size:
         later_images -= later_images % recipe.batch_size  # a small last batch would spoil the running statistics
     images_by_epoch = [images] + [later_images] * (recipe.epochs - 1)
+    last_batches = (count % recipe.batch_size for count in images_by_epoch)
+    images_by_epoch = [
+        count - last if last < ranks else count for count, last in zip(images_by_epoch, last_batches, strict=True)
+    ]
     steps_by_epoch = [-(-count // recipe.batch_size) for count in images_by_epoch]
     schedule = partial(
         optim.one_cycle,

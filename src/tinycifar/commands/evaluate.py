@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tinycifar import compare, inference, plots, report, text, trained
+from tinycifar import compare, data, inference, plots, report, run, text, trained
 from tinycifar.commands import terminal
 
 
@@ -15,7 +15,11 @@ from tinycifar.commands import terminal
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write to (default: the run's, else evaluations/MODEL)."
 )
-@click.option("--test", is_flag=True, help="Open the test images of a model that has validation images; not its run's.")
+@click.option(
+    "--test",
+    is_flag=True,
+    help="Open the test images even of a model with validation images; never written to its run.",
+)
 @terminal.data_option("the data that MODEL was trained on")
 @terminal.device_option
 @terminal.threads_option
@@ -63,10 +67,15 @@ def evaluate(
 
 @click.command("report")
 @click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@terminal.data_option("the data that RUN was trained on")
 @terminal.json_option
-def report_command(directory: Path, as_json: bool) -> int:
+def report_command(directory: Path, source: str | None, as_json: bool) -> int:
     """Write RUN's report.html anew: one page with all that is known of it, which needs no network."""
-    path = report.write(directory)
+    dataset = None
+    if source is not None:
+        with terminal.display(to_stderr=True) as display:
+            dataset = data.load(source, image_size=run.read_recipe(directory).image_size, display=display)
+    path = report.write(directory, dataset)
     plots.save_curves(directory)
     if as_json:
         terminal.print_json({"report": str(path)})

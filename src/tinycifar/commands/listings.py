@@ -205,7 +205,7 @@ def _shorter_side(file: Path) -> int | None:
     with warnings.catch_warnings(), contextlib.suppress(OSError):
         warnings.simplefilter("ignore")  # of many pixels, of which none is decoded here
         with Image.open(file, formats=pictures.FORMATS) as picture:
-            return min(picture.size)
+            return int(min(picture.size))
     return None
 
 

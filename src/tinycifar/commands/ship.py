@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tinycifar import c_source, export, text, trained, web
+from tinycifar import c_source, data, export, text, trained, web
 from tinycifar.commands import terminal
 
 
@@ -33,9 +33,15 @@ from tinycifar.commands import terminal
     is_flag=True,
     help="For onnx-int8: signed weights of 7 bits, faster on processors with VNNI or AMX.",
 )
+@terminal.data_option("MODEL's own; of CIFAR-10 the sample")
 @terminal.json_option
-def export_command(model_name: str, kind: str, out: Path | None, signed: bool, as_json: bool) -> None:
-    """Write MODEL, a run, a weights file or a shipped model, as what runs without PyTorch, and check that it does."""
+def export_command(
+    model_name: str, kind: str, out: Path | None, signed: bool, source: str | None, as_json: bool
+) -> None:
+    """Write MODEL, a run, a weights file or a shipped model, as what runs without PyTorch, and check that it does.
+
+    On images of --data it is checked, and ranges of 8 bits are found.
+    """
     if signed and kind != "onnx-int8":
         raise ValueError("--signed is for --format onnx-int8")
     model = trained.load(model_name, "cpu")
@@ -45,15 +51,19 @@ def export_command(model_name: str, kind: str, out: Path | None, signed: bool, a
         raise ValueError(f"--out names the weights themselves, {out}; name another file")
     if out.exists() and out.is_dir() != (kind in ("c", "web")):
         raise ValueError(f"--out {out} must be a {'folder' if kind in ('c', 'web') else 'file'} for --format {kind}")
+    dataset = None
+    if source is not None:
+        with terminal.display(to_stderr=True) as display:
+            dataset = data.load(source, image_size=model.image_size, display=display)
     found: export.Exported | c_source.ExportedC
     if kind == "onnx":
-        found = export.to_onnx(model, out)
+        found = export.to_onnx(model, out, dataset)
     elif kind == "onnx-int8":
-        found = export.to_int8(model, out, signed=signed)
+        found = export.to_int8(model, out, dataset, signed=signed)
     elif kind == "c":
-        found = c_source.export_c(model, out)
+        found = c_source.export_c(model, out, dataset)
     else:
-        found = web.write(model, out)
+        found = web.write(model, out, dataset)
     content = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(found).items()}
     if as_json:
         terminal.print_json(content)

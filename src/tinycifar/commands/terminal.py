@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from tinycifar import run, text, trained
+from tinycifar import distributed, run, text, trained
 from tinycifar.trained import Trained
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -51,14 +51,18 @@ def set_threads(threads: int | None) -> None:
 
 
 def console(to_stderr: bool) -> Console:
-    """What prints lines as they are: a name that looks like markup is none, and none is cut at the terminal's width."""
-    return Console(stderr=to_stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    """What prints lines as they are: a name that looks like markup is none, and none is cut at the terminal's width.
+
+    Of several processes that torchrun started only the first prints.
+    """
+    quiet = not distributed.here().first
+    return Console(stderr=to_stderr, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
 
 
 def display(to_stderr: bool) -> Progress:
     """The live display of a command: bars on a terminal, else lines alone."""
     shown_on = console(to_stderr)
-    return Progress(console=shown_on, transient=True, disable=not shown_on.is_terminal)
+    return Progress(console=shown_on, transient=True, disable=shown_on.quiet or not shown_on.is_terminal)
 
 
 def file_name(model: Trained) -> str:
@@ -78,7 +82,11 @@ def problem(error: OSError) -> str:
     return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
-def fail(message: str, code: int) -> int:
-    """Print one line of what went wrong to standard error, and give the exit code."""
-    click.echo(f"tinycifar: {text.printable(' '.join(message.splitlines()))}", err=True)
+def fail(message: str, code: int, tell: bool | None = None) -> int:
+    """Print one line of what went wrong to standard error, and give the exit code.
+
+    Of several processes that torchrun started only the first prints, unless `tell` says which.
+    """
+    if distributed.here().first if tell is None else tell:
+        click.echo(f"tinycifar: {text.printable(' '.join(message.splitlines()))}", err=True)
     return code

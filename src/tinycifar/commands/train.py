@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from dataclasses import replace
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
-from tinycifar import compare, data, distill, plots, recipes, report, run, text, trained, training
+from tinycifar import compare, data, distill, distributed, jobs, plots, recipes, report, run, text, trained, training
 from tinycifar.commands import terminal
+from tinycifar.recipes import Recipe
 from tinycifar.trained import Trained
 
 
@@ -20,6 +23,13 @@ from tinycifar.trained import Trained
 @click.option("--epochs", type=int, help="Epochs of the whole schedule.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Default: 0.")
 @click.option("--seeds", type=click.IntRange(1), help="Train N seeds one after another, from --seed on.", metavar="N")
+@click.option(
+    "--jobs",
+    "at_once",
+    type=click.IntRange(1),
+    metavar="M",
+    help="So many of the seeds at once, which share the threads.",
+)
 @terminal.device_option
 @terminal.threads_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, new or empty (default: runs/RECIPE/DATE).")
@@ -49,11 +59,13 @@ from tinycifar.trained import Trained
 )
 @click.option("--record", is_flag=True, help="Write results/RECIPE/seed-N.json; for whole, unchanged recipes only.")
 @terminal.json_option
+@distributed.as_one
 def train(
     recipe_name: str | None,
     epochs: int | None,
     seed: int | None,
     seeds: int | None,
+    at_once: int | None,
     device: str,
     threads: int | None,
     out: Path | None,
@@ -73,12 +85,18 @@ def train(
 
     RECIPE is a name, by default minute, or a file as `tinycifar recipes show NAME > FILE.toml` writes it.
     """
+    ranks = distributed.here()
+    if ranks.world > 1 and (seeds or record):
+        raise ValueError("--seeds and --record are for one process: leave them out under torchrun")
+    device = ranks.device(device)
     if max_parameters is not None and any(setting.partition("=")[0] == "width" for setting in settings):
         raise ValueError("--max-parameters finds the width: leave out --set width=, or --max-parameters")
     if resume is not None and (out, seeds) != (None, None):
         raise ValueError("--resume goes on in RUN's own directory: leave out --out and --seeds")
     if resume is not None and (several := run.seeds(resume)):
         raise ValueError(f"{resume} holds several seeds; resume one of them, for example {several[-1]}")
+    if at_once is not None and seeds is None:
+        raise ValueError("--jobs says how many seeds are trained at once: give --seeds too")
     before = run.read_environment(resume) if resume is not None else {}
     if resume is not None and recipe_name is None:
         recipe = run.read_recipe(resume)
@@ -124,6 +142,13 @@ def train(
     terminal.set_threads(threads)
     display = terminal.display(as_json)
     whole = run.place(out, recipe.name) if seeds else None
+    if whole is not None and at_once is not None and at_once > 1:
+        words = [recipe_name or recipes.DEFAULT_RECIPE, "--device", device, *(f"--set={of}" for of in settings)]
+        options = {"epochs": epochs, "data": source, "init": init_name, "teacher": teacher_name}
+        options |= {"max-parameters": max_parameters, "limit": limit, "stop-after-epoch": stop_after_epoch}
+        words += [f"--{name}={value}" for name, value in options.items() if value is not None]
+        only = [f"--checkpoint-seconds={checkpoint_seconds}", *(["--record"] if record else [])]
+        return _at_once(recipe, source, limit, words, only, list(all_seeds), at_once, whole, as_json)
     task = display.add_task("Seeds", total=seeds) if seeds else None
     results: list[training.Result] = []
     code = 0
@@ -150,8 +175,10 @@ def train(
                     raise
                 code = terminal.fail(f"seed {number}: {error}", 1)  # the other seeds may fare better
                 continue
-            results.append(result)
             stopped = not result.complete
+            if not ranks.first:
+                return 128 + result.stopped_by if result.stopped_by and stopped else 0
+            results.append(result)
             if record and not stopped:
                 record_paths[number].parent.mkdir(parents=True, exist_ok=True)
                 run.write_json(record_paths[number], result.record)
@@ -163,7 +190,15 @@ def train(
                 for line in text.closing_summary(recipe, result.record, evaluation, stopped):
                     display.console.print(line)
             if stopped:
-                words = ["tinycifar", "train", "--resume", str(result.directory), *(["--record"] if record else [])]
+                launcher = ["torchrun", "--nproc-per-node", str(ranks.world), "-m"] if ranks.world > 1 else []
+                words = [
+                    *launcher,
+                    "tinycifar",
+                    "train",
+                    "--resume",
+                    str(result.directory),
+                    *(["--record"] if record else []),
+                ]
                 display.console.print(f"Go on with: {shlex.join(words)}")
             code = max(code, _report(result.directory))
             if result.stopped_by and (stopped or number != all_seeds[-1]):
@@ -177,14 +212,76 @@ def train(
         else:
             click.echo(f"Everything lies in {results[0].directory}; open report.html there")
         return code
-    found = compare.over_seeds([result.record for result in results if result.complete])
+    complete = [result.record for result in results if result.complete]
+    _summarize(whole, complete, [result.record for result in results], as_json)
+    return code
+
+
+def _summarize(whole: Path, complete: list[dict[str, Any]], records: list[dict[str, Any]], as_json: bool) -> None:
+    """Write and print what the seeds of a directory come to."""
+    found = compare.over_seeds(complete)
     run.write_json(whole / "summary.json", found)
     if as_json:
-        terminal.print_json({"run": str(whole), **found, "runs": [result.record for result in results]})
+        terminal.print_json({"run": str(whole), **found, "runs": records})
     else:
         for line in ["", *text.over_seeds(found), f"Everything lies in {whole}"]:
             click.echo(line)
-    return code
+
+
+def _at_once(
+    recipe: Recipe,
+    source: str | None,
+    limit: int | None,
+    words: list[str],
+    only: list[str],
+    seeds: list[int],
+    count: int,
+    whole: Path,
+    as_json: bool,
+) -> int:
+    """Train seeds by `count` processes at once, each a `tinycifar train` with `words`; gives the exit code."""
+    threads = torch.get_num_threads()
+    if count > min(threads, len(seeds)):
+        raise ValueError(f"--jobs {count} is too many for {jobs.threads_told(threads)} and {len(seeds)} seeds")
+    display = terminal.display(as_json)
+    images = len(data.load(source, image_size=recipe.image_size, display=display).train_labels)
+    images = min(images - recipe.validation_images, jobs.TRIED_STEPS * recipe.batch_size, limit or images)
+    complete: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    code = 0
+    with display, run.StopSignal() as stop:
+        task = display.add_task("Seeds", total=len(seeds))
+        speed = jobs.compare(
+            ["train", *(word for word in words if not word.startswith(("--limit=", "--stop-after-epoch=")))],
+            images=images,
+            threads=threads,
+            jobs=count,
+            stop=stop,
+        )
+        if speed is not None:
+            display.console.print(speed.told())
+        shared = [*words, *only, "--json", f"--threads={threads // count}"]
+        commands = [["train", *shared, f"--seed={seed}", f"--out={whole / f'seed-{seed}'}"] for seed in seeds]
+        for ended in jobs.run_all(commands, count, stop):
+            seed, directory = seeds[ended.index], whole / f"seed-{seeds[ended.index]}"
+            for line in ended.err.splitlines():
+                if line.startswith("Warning: "):
+                    display.console.print(f"Seed {seed}: {line}")
+            if ended.out:
+                records.append(json.loads(ended.out))
+            if (directory / "evaluation.json").exists():
+                complete.append(records[-1])
+                display.console.print(f"Seed {seed}: {text.accuracy(run.read_evaluation(directory))}")
+            elif ended.out:
+                resume = ["tinycifar", "train", "--resume", str(directory)]
+                display.console.print(f"Seed {seed} stopped; go on with: {shlex.join(resume)}")
+            if ended.code and not stop.received:
+                code = max(code, terminal.fail(f"seed {seed}: {jobs.last_line(ended)}", ended.code))
+            display.advance(task)
+    whole.mkdir(parents=True, exist_ok=True)
+    complete, records = (sorted(of, key=lambda record: int(record["seed"])) for of in (complete, records))
+    _summarize(whole, complete, records, as_json)
+    return 128 + stop.received if stop.received else code
 
 
 def _before(of: dict[str, Any], device: str, what: str, option: str) -> Trained:

@@ -239,6 +239,7 @@ async function main() {
     return new File([await answer.blob()], sample.label, { type: "image/png" });
   };
 
+  $("or-sample").hidden = !about.samples.length;
   for (const sample of about.samples) {
     const button = document.createElement("button");
     const image = document.createElement("img");
