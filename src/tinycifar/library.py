@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from tinycifar import distill, inference, pictures, plots, recipes, report, trained, training
+from tinycifar import distill, distributed, inference, pictures, plots, recipes, report, trained, training
 from tinycifar.data import Dataset
 from tinycifar.models import Classifier
 from tinycifar.recipes import Recipe
@@ -72,8 +72,9 @@ def train(
             tensorboard=tensorboard,
             display=display,
         )
-    plots.save_curves(result.directory)
-    report.write(result.directory, data if isinstance(data, Dataset) else None)
+    if distributed.here().first:
+        plots.save_curves(result.directory)
+        report.write(result.directory, data if isinstance(data, Dataset) else None)
     return result
 
 

@@ -306,6 +306,7 @@ def train(
                 if teachers:
                     shown = functional.cross_entropy(logits.float(), targets, reduction="none")
                 due = int(time.monotonic() - saved_at >= checkpoint_seconds and state.batch + 1 < steps_by_epoch[epoch])
+                # From here on all processes know of the whole batch, and act alike.
                 (losses, shown, right), (signal, due) = ranks.gather(
                     len(rows),
                     (losses, shown, logits.argmax(1) == targets),
@@ -411,16 +412,14 @@ def plan(
 ) -> tuple[list[int], list[int], Callable[[int], tuple[float, float]]]:
     """Images and steps of each epoch, and the schedule: from a step to the rate's fraction and the momentum.
 
-    A last batch that has no image for each of the `ranks` is left out. ValueError if all of them are as small.
+    A last batch that has no image for each of the `ranks` is left out. ValueError if an epoch has no others.
     """
-    if min(recipe.batch_size, images) < ranks:
-        raise ValueError(
-            f"{ranks} processes cannot share a batch of {min(recipe.batch_size, images)} images: start fewer of them"
-        )
     later_images = images - int(recipe.skip_easiest * images)
     if recipe.skip_easiest and later_images > recipe.batch_size:
         later_images -= later_images % recipe.batch_size  # a small last batch would spoil the running statistics
     images_by_epoch = [images] + [later_images] * (recipe.epochs - 1)
+    if (largest := min(recipe.batch_size, *images_by_epoch)) < ranks:
+        raise ValueError(f"{ranks} processes cannot share a batch of {largest} images: start fewer of them")
     last_batches = (count % recipe.batch_size for count in images_by_epoch)
     images_by_epoch = [
         count - last if last < ranks else count for count, last in zip(images_by_epoch, last_batches, strict=True)
