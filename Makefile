@@ -19,7 +19,7 @@ train: $(INSTALLED)
 	@$(BIN)/tinycifar train $(ARGS)
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -m "not end_to_end" $(ARGS)
+	@$(BIN)/python -m pytest -m "not end_to_end" --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(INSTALLED)
 	@$(BIN)/ruff format --check .
