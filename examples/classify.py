@@ -9,9 +9,9 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1])
 about = session.get_modelmeta().custom_metadata_map
-picture = ImageOps.fit(
-    ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB"), (32, 32), Image.Resampling.LANCZOS
-)
+size = session.get_inputs()[0].shape[2:]
+picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
+picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 images = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255
 (logits,) = session.run(["logits"], {"images": images})
 powers = np.exp((logits[0] - logits[0].max()) / (json.loads(about["temperature"]) or 1))

@@ -6,13 +6,18 @@ Exit code 1 if a check finds one that is stale.
 from __future__ import annotations
 
 import argparse
+import ast
 import csv
 import hashlib
+import inspect
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import MISSING, fields, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,7 @@ from PIL import Image
 from tinycifar.metrics import mean_interval, wilson_interval
 from tinycifar.models import build, written_out
 from tinycifar.plots import BLUE, ORANGE
-from tinycifar.recipes import RECIPES
+from tinycifar.recipes import RECIPES, SETTABLE, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -160,6 +165,32 @@ def inference() -> str:
             f"Medians of {bench['rounds']} rounds, every model in every form in turn. Measured on: {place(bench)}, "
             f"onnxruntime {bench['onnxruntime_version']}.",
         ]
+    )
+
+
+def own_images() -> str:
+    """What `minute` reaches on Fashion-MNIST, and what shipped weights do for few images."""
+    path = RESULTS / "fashion-mnist.json"
+    if not path.exists():
+        return f"Fashion-MNIST: {NOT_MEASURED}."
+    found = json.loads(path.read_text(encoding="utf-8"))
+    runs, few = found["minute"], found["few"]
+    low, high = mean_interval([run["test_accuracy"] for run in runs])
+    scratch, begun = ([run["test_accuracy"] for run in few[kind]["runs"]] for kind in ("scratch", "init"))
+    gains = [after - before for before, after in zip(scratch, begun, strict=True)]
+    least, most = mean_interval(gains)
+    seconds = mean_of(few["init"]["runs"], "train_seconds")
+    return (
+        f"**`minute` on Fashion-MNIST: {percent([run['test_accuracy'] for run in runs])}%** on its "
+        f"{found['data']['test_images']:,} test images after {mean_of(runs, 'train_seconds'):.1f} seconds of training "
+        f"({len(runs)} seeds; 95% interval of the mean {100 * low:.2f} to {100 * high:.2f}). **With "
+        f"{few['images_a_class']} images a class** {few['scratch']['recipe']['epochs']} epochs of "
+        f"`{few['scratch']['recipe']['model']}` reach {percent(scratch)}% from random weights and {percent(begun)}% "
+        f"from those of `{few['init']['model']}`, in {seconds:.0f} seconds: a gain of "
+        f"{100 * statistics.mean(gains):.2f} points ({len(gains)} seeds, each with images of its own; 95% interval "
+        f"{100 * least:.2f} to {100 * most:.2f}), the former "
+        f"with learning rates chosen for it on other images, the latter with those of `minute`. "
+        f"Measured on: {place(found)}."
     )
 
 
@@ -365,6 +396,44 @@ def pareto() -> tuple[Figure, str]:
     return figure, hashlib.sha256(json.dumps([title, ours, shared, theirs]).encode()).hexdigest()
 
 
+def recipe_fields() -> str:
+    """Every field of a recipe: what it means, what it may be, and what it is unless told otherwise."""
+    (declared,) = ast.parse(inspect.getsource(Recipe)).body
+    assert isinstance(declared, ast.ClassDef)
+    meanings = {
+        line.target.id: " ".join(doc.value.value.split())
+        for line, doc in pairwise(declared.body)
+        if isinstance(line, ast.AnnAssign)
+        and isinstance(line.target, ast.Name)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+        and isinstance(doc.value.value, str)
+    }
+    lines = ["| field | meaning | allowed | default |", "|---|---|---|---|"]
+    for field in fields(Recipe):
+        default = "" if field.default in (MISSING, None) else f"`{json.dumps(field.default)}`"
+        lines.append(f"| `{field.name}` | {meanings[field.name]} | {allowed(field.name)} | {default} |")
+    return "\n".join(lines)
+
+
+def allowed(field: str) -> str:
+    """What a field may be, as `Recipe` itself says it of what it is not."""
+    told = {
+        "name": "letters, digits, - and _",
+        "teacher": "a recipe's name, or nothing",
+        "hold_fraction": "0 to 0.99 less `warmup_fraction`",
+    }
+    if field in told or field not in SETTABLE:
+        return told.get(field, "told, not set")
+    nonsense: Any = {"int": -1, "float": -1.0}.get(SETTABLE[field], "?")
+    try:
+        replace(RECIPES[HEADLINE], **{field: nonsense})
+    except ValueError as error:
+        (found,) = re.findall(r"must lie between (.+), not|allowed are: (.+)|takes (.+), not", str(error))
+        return "".join(found).replace(" and ", " to ", 1)
+    raise AssertionError(f"{field} takes {nonsense!r}")
+
+
 def drawn_from(path: Path) -> str | None:
     """The digest that a picture of ours carries; None if there is none."""
     if not path.exists():
@@ -374,7 +443,11 @@ def drawn_from(path: Path) -> str | None:
         return digest
 
 
-TEXTS = {"README.md": (headline, frontier, table, sources, inference), "docs/LEADERBOARD.md": (leaderboard,)}
+TEXTS = {
+    "README.md": (headline, frontier, table, sources, inference, own_images),
+    "docs/LEADERBOARD.md": (leaderboard,),
+    "docs/RECIPES.md": (recipe_fields,),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,15 +1,21 @@
 """What several test files share."""
 
+import json
 import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from tinycifar import cifar10
+
+if TYPE_CHECKING:
+    from tinycifar.data import Dataset
 
 # Tests are small: more threads gain nothing, and where other processes hold the cores they wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -28,6 +34,129 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export.to_onnx(model, folder / "minute.onnx")
     export.to_int8(model, folder / "minute-int8.onnx")
     c_source.write(c_source.read(folder / "minute-int8.onnx"), folder / "c", "minute")
+    return folder
+
+
+@dataclass(frozen=True)
+class Own:
+    """A run on own data, and the data."""
+
+    directory: Path
+    dataset: "Dataset"
+
+
+@pytest.fixture(scope="session")
+def own_run(tmp_path_factory: pytest.TempPathFactory) -> Own:
+    """A run on images of 24x24 pixels in three classes, whose names are not in ASCII, with images held out."""
+    from tinycifar import data, recipes, report, training
+
+    sample = data.sample(image_size=24)
+    names = {
+        split: tuple(f"{split}/käse/bild {index}.png" for index in range(len(labels)))
+        for split, labels in (("train", sample.train_labels), ("test", sample.test_labels))
+    }
+    dataset = data.Dataset(
+        "mine",
+        ("käse", "größe <1>", "猫"),
+        sample.train_images,
+        sample.train_labels % 3,
+        sample.test_images,
+        sample.test_labels % 3,
+        names=names,
+    )
+    recipe = recipes.with_settings(
+        recipes.get("minute"), ["epochs=2", "image_size=24", "width=0.5", "validation_images=60"]
+    )
+    directory = tmp_path_factory.mktemp("own") / "run"
+    training.train(recipe, dataset, out=directory)
+    report.write(directory, dataset)
+    return Own(directory, dataset)
+
+
+@pytest.fixture(scope="session")
+def thousand(tmp_path_factory: pytest.TempPathFactory) -> Own:
+    """A run, as far as there is one without training, whose model has a thousand classes."""
+    import torch
+
+    from tinycifar import data, models, recipes, run
+
+    torch.manual_seed(0)
+    sample = data.sample()
+    classes = tuple(f"class {index:03d}" for index in range(1000))
+    labels = torch.arange(400) * 5 % 1000, torch.arange(200) * 5
+    dataset = data.Dataset("many", classes, sample.train_images, labels[0], sample.test_images, labels[1])
+    model = models.build("whitenet", 1000)
+    model.prepare(sample.train_images)
+    directory = tmp_path_factory.mktemp("thousand") / "run"
+    directory.mkdir()
+    recipe = recipes.get("minute")
+    environment = {
+        "data": "many",
+        "seed": 0,
+        "train_images": 400,
+        "threads": 1,
+        "device": "cpu",
+        "precision": "float32",
+    }
+    run.start(directory, recipe, {**environment, "data_digest": dataset.digest, "resumes": []})
+    run.save_weights(
+        directory / "model.safetensors",
+        model,
+        model_name="whitenet",
+        recipe="minute",
+        classes=classes,
+        data="many",
+        data_digest=dataset.digest,
+        validation_images=0,
+    )
+    return Own(directory, dataset)
+
+
+class Outcome:
+    """What a command did: exit code and what it printed."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def tinycifar(capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line with the given words, in this process."""
+
+    def command(*words: str | Path) -> Outcome:
+        from tinycifar.cli import main
+
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        return Outcome(int(ended.value.code or 0), *capfd.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def trained(tinycifar: Any, tmp_path: Path) -> Path:
+    """A run directory trained on the sample for an epoch."""
+    out = tmp_path / "a run with spaces and ü"
+    assert tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "64", "--out", out).code == 0
+    return out
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder of pictures of three classes, 41 to 60 pixels a side: 20 of each in train, 5 in val, more in test."""
+    from tinycifar import data, pictures
+
+    sample, folder = data.sample(), tmp_path / "own"
+    for label, kind in enumerate(("car", "cat", "dog")):
+        images = sample.train_images[sample.train_labels == label]
+        for number, image in enumerate(images[:35]):
+            file = folder / ("train" if number < 20 else "val" if number < 25 else "test") / kind / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pictures.to_image(image).resize((60, 41 + number % 7)).save(file)
     return folder
 
 

@@ -60,7 +60,7 @@ def directly(service: serve.Service, content: bytes) -> float:
     def work(_: int) -> int:
         count = 0
         while time.perf_counter() < end:
-            service.classify([service.decode(content)], activation=False)
+            service.classify([service.decode(content)], [serve.Asked()])
             count += 1
         return count
 

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 
+from conftest import Own
 from tinycifar import c_source, cifar10, data, export, trained
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -106,7 +107,7 @@ def test_a_scale_that_is_a_whole_number_compiles(exports: Path, tmp_path: Path) 
 
 @needs_compiler
 def test_code_that_disagrees_is_not_written(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def copied(_: object, path: Path) -> None:
+    def copied(_: object, path: Path, __: object) -> None:
         shutil.copyfile(exports / "minute-int8.onnx", path)
 
     monkeypatch.setattr(export, "to_int8", copied)
@@ -137,3 +138,24 @@ def test_the_compiled_code_agrees_on_a_thousand_test_images(name: str, tmp_path:
     if name == "nano":
         assert exported.weight_bytes <= 96 * 1024
         assert exported.memory_bytes <= 64 * 1024
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["own_run", "thousand"])
+def test_c_of_other_sizes_and_of_a_thousand_classes_agrees(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    own: Own = request.getfixturevalue(name)
+    exported = c_source.export_c(trained.load(own.directory, "cpu"), tmp_path, own.dataset)
+    size, classes = own.dataset.image_size, own.dataset.classes
+    header = exported.header.read_text()
+    assert f"for {size}x{size} pictures" in header
+    assert f"pixels: {size} * {size} * 3 bytes" in header
+    assert f"#define RUN_CLASSES {len(classes)}\n" in header
+    loop = "int main(void) { for (int i = 0; i < RUN_CLASSES; i++) puts(run_class_names[i]); }"
+    (tmp_path / "main.c").write_text(f'#include <stdio.h>\n#include "run.h"\n{loop}')
+    subprocess.run(["gcc", *STRICT, "-o", tmp_path / "names", tmp_path / "main.c", exported.source], check=True)
+    done = subprocess.run([tmp_path / "names"], check=True, capture_output=True)
+    assert done.stdout.decode().splitlines() == list(classes)
+    assert exported.parity_int8 is not None
+    assert exported.parity_int8.images == 200

@@ -36,7 +36,7 @@ def make(directory: Path, recipe: Recipe, right: range | list[int], seed: int = 
     }
     evaluation |= {"ece": 0.05, "calibrated": None, "correct": len(right), "images": 1000} | changes
     names = ("loss", "accuracy_tta", "top2_accuracy", "top3_accuracy", "brier", "images_per_second")
-    evaluation |= dict.fromkeys(names, 0.5) | {"classes": [], "confusion": [], "reliability": []}
+    evaluation |= dict.fromkeys(names, 0.5) | {"classes": [{}] * 10, "confusion": [], "reliability": []}
     run.write_json(directory / "evaluation.json", evaluation)
     return directory
 

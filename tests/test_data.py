@@ -111,3 +111,26 @@ def test_the_hardest_images_stay_in_their_order():
 
 def test_of_equal_losses_as_many_stay_as_asked():
     assert data.hardest(torch.arange(10).flip(0), torch.zeros(10), 5).tolist() == [9, 8, 7, 6, 5]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (None, "own does not exist; allowed are cifar10, sample, a folder with train/CLASS/.* CIFAR-10's folder"),
+        ([], "own holds no images that are known here; allowed are .*train-images-idx3-ubyte"),
+        (["a/b/c.png", "notes.txt"], "own holds no images that are known here"),
+        (["cat/1.png"], "own has pictures, but no folder train; what it needs is train/CLASS/"),
+        (["1.JPG"], "own has pictures, but no folder train"),
+        (["train"], "own holds no images that are known here"),
+        (["batches.meta"], "own is the pickled version, refused"),
+    ],
+)
+def test_paths_that_hold_no_known_data_are_refused_with_what_is_allowed(tmp_path, files, words):
+    for name in files or []:
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / name).write_bytes(b"")
+    if files == []:
+        (tmp_path / "own").mkdir()
+    with pytest.raises(cifar10.DataError, match=words) as told:
+        data.load(tmp_path / "own")
+    assert len(str(told.value).splitlines()) == 1

@@ -6,6 +6,7 @@ from captum.attr import LayerGradCam
 from PIL import Image
 from torch import nn
 
+from conftest import Own
 from tinycifar import data, explain, inference, models, pictures, summary, trained
 from tinycifar.models import Classifier
 
@@ -128,3 +129,18 @@ def test_another_class_than_the_predicted_one_can_be_explained_and_an_unknown_on
     assert found["probability"] < 0.5
     with pytest.raises(ValueError, match="unknown class 'unicorn'; the classes are: airplane, "):
         list(explain.explain_files(model, [tmp_path / "x.png"], tmp_path, "unicorn"))
+
+
+def test_a_model_of_another_size_is_explained_and_many_classes_are_not_all_listed(
+    own_run: Own, thousand: Own, tmp_path: Path
+) -> None:
+    model = trained.load(own_run.directory, "cpu")
+    images = own_run.dataset.test_images[:3]
+    assert explain.heat_maps(model.model, images, torch.tensor([0, 1, 2])).shape == (3, 24, 24)
+    pictures.to_image(images[0]).resize((80, 60)).save(tmp_path / "x.png")
+    (found,) = explain.explain_files(model, [tmp_path / "x.png"], tmp_path, "猫")
+    assert found["class"] == "猫"
+    assert Path(found["picture"]).exists()
+    many = trained.load(thousand.directory, "cpu")
+    with pytest.raises(ValueError, match=r"unknown class 'x'; the classes are: 1,000 classes \(class 000, .{,40}$"):
+        list(explain.explain_files(many, [tmp_path / "x.png"], tmp_path, "x"))

@@ -1,5 +1,6 @@
 """ONNX files, in float and in int8, against `inference.logits`."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
+from conftest import Own
 from tinycifar import cifar10, data, explain, export, inference, pictures, trained
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -165,3 +167,70 @@ def test_what_is_no_file_is_not_written_over(kind: str, tmp_path: Path) -> None:
         export.to_onnx(trained.load("minute", "cpu"), path)
     assert path.stat().st_ino == before
     assert [path] == list(tmp_path.iterdir())
+
+
+def test_a_model_of_own_data_is_exported_at_its_size_and_tried_on_its_own_images(own_run: Own, tmp_path: Path) -> None:
+    model, dataset = trained.load(own_run.directory, "cpu"), own_run.dataset
+    exported = export.to_onnx(model, tmp_path / "own.onnx", dataset)
+    assert (exported.parity.images, exported.parity.same_class) == (200, 200)
+    int8 = export.to_int8(model, tmp_path / "int8.onnx", dataset)
+    expected = inference.logits(model.model, dataset.test_images)
+    assert int8.parity == export.parity(expected, export.logits(tmp_path / "int8.onnx", dataset.test_images))
+    for name in ("own.onnx", "int8.onnx"):
+        about = {item.key: item.value for item in onnx.load(tmp_path / name).metadata_props}
+        assert json.loads(about["classes"]) == ["käse", "größe <1>", "猫"]
+        assert (about["image_size"], about["data"]) == ("24", "mine")
+        assert "24x24 pixels" in about["preprocessing"]
+
+
+def test_ranges_are_those_of_images_that_were_trained_on(
+    own_run: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    quantized = export.quantized
+    monkeypatch.setattr(
+        export, "quantized", lambda model, images, **of: (seen.append(images), quantized(model, images, **of))[1]
+    )
+    export.to_int8(trained.load(own_run.directory, "cpu"), tmp_path / "int8.onnx", own_run.dataset)
+    assert torch.equal(seen[0], own_run.dataset.train_images[:340])  # the others were held out
+
+
+def test_of_many_images_some_from_all_over_them_are_taken() -> None:
+    assert export.some(torch.arange(10), 4).tolist() == [0, 2, 5, 7]
+    assert export.some(torch.arange(400), 400).tolist() == list(range(400))
+    assert export.some(torch.arange(3), 400).tolist() == [0, 1, 2]
+
+
+def test_where_own_data_is_gone_or_of_another_size_the_line_says_what_to_name(own_run: Own, tmp_path: Path) -> None:
+    model = trained.load(own_run.directory, "cpu")
+    with pytest.raises(ValueError, match="say where it is now with --data"):
+        export.to_onnx(model, tmp_path / "own.onnx")
+    with pytest.raises(ValueError, match="run takes images of 24 pixels a side, those of sample have 32"):
+        export.to_onnx(model, tmp_path / "own.onnx", data.sample())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_of_this_machine_is_not_told(own_run: Own) -> None:
+    model = trained.load(own_run.directory, "cpu")
+    assert export.data_name(dataclasses.replace(model, data="/home/me/pets")) == "pets"
+    assert export.data_name(dataclasses.replace(model, data="/home/me/cifar.tar.gz", data_digest="")) == "cifar10"
+
+
+def test_logits_that_are_nearly_alike_may_change_places_in_int8_but_not_where_they_are_far_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained.load("minute", "cpu")
+    torch.manual_seed(0)
+    expected = torch.randn(200, 1000)
+    monkeypatch.setattr(inference, "logits", lambda *_: expected)
+    monkeypatch.setattr(export, "_described", lambda _: onnx.ModelProto())
+    monkeypatch.setattr(export, "quantized", lambda *_, **__: onnx.ModelProto())
+    found = expected + 0.09 * torch.randn(200, 1000)
+    monkeypatch.setattr(export, "logits", lambda *_: found)
+    assert export.parity(expected, found).agreement < export.LEAST_AGREEMENT
+    assert export.to_int8(model, tmp_path / "close.onnx").path.exists()
+    found = expected + 0.12 * torch.randn(200, 1000)
+    with pytest.raises(export.ParityError, match="it is not written"):
+        export.to_int8(model, tmp_path / "far.onnx")
+    with pytest.raises(export.ParityError, match="it is not written"):
+        export.to_onnx(model, tmp_path / "float.onnx")

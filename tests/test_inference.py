@@ -4,8 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import Own
 from test_trained import ABOUT
-from tinycifar import cifar10, data, inference, models, run, trained
+from tinycifar import cifar10, data, inference, models, pictures, run, trained
 
 
 @pytest.fixture
@@ -114,3 +115,14 @@ def test_an_evaluation_keeps_what_was_measured_on_corrupted_images_of_the_same_w
     assert run.read_json(tmp_path / "evaluation.json")["robustness"] == {"images": 5}
     inference.evaluate(models.build("c1c2c3c4o"), sample).save(tmp_path)
     assert "robustness" not in run.read_json(tmp_path / "evaluation.json")
+
+
+def test_pictures_are_seen_at_the_models_own_size_and_named_with_its_own_classes(own_run: Own, tmp_path: Path) -> None:
+    large = Image.effect_noise((90, 70), 60).convert("RGB")
+    large.save(tmp_path / "large.png")
+    model = trained.load(own_run.directory, "cpu")
+    (found,) = inference.predict(model, [tmp_path / "large.png"], top=9)
+    assert {of["class"] for of in found["classes"]} == {"käse", "größe <1>", "猫"}
+    seen = pictures.to_tensor(large.crop((10, 0, 80, 70)), 24)
+    expected = (inference.logits(model.model, seen[None]) / (model.temperature or 1)).softmax(1).max()
+    assert found["classes"][0]["probability"] == pytest.approx(float(expected), abs=1e-6)

@@ -151,3 +151,15 @@ def test_the_prediction_interval_is_wider_than_that_of_the_mean_by_the_root_of_n
     wide = metrics.prediction_interval(values)
     assert (wide[1] - wide[0]) == pytest.approx(2 * (high - low))
     assert sum(wide) == pytest.approx(low + high)
+
+
+def test_the_best_and_the_worst_classes_share_none_and_leave_out_those_without_images() -> None:
+    rows = [{"images": 10, "f1": index / 20} for index in range(12)] + [{"images": 0, "f1": 0.0}]
+    best, worst = metrics.best_and_worst(rows)
+    assert [row["f1"] for row in best] == [index / 20 for index in range(11, 1, -1)]
+    assert [row["f1"] for row in worst] == [0.0, 0.05]
+
+
+def test_the_most_confused_pairs_are_told_by_count_and_right_answers_are_not() -> None:
+    assert metrics.most_confused([[9, 2, 0], [3, 9, 0], [0, 0, 5]]) == [(1, 0, 3), (0, 1, 2)]
+    assert metrics.most_confused([[9, 2, 0], [3, 9, 0], [0, 0, 5]], 1) == [(1, 0, 3)]

@@ -300,6 +300,6 @@ def test_on_grey_images_the_whitening_stem_leaves_out_the_colours_that_are_not_t
     whitened = stem(model.normalize(grey / 255))[:, :16]
     deviations = whitened.transpose(0, 1).flatten(1).square().mean(1).sqrt()
     assert deviations.min() > 0.5
-    assert deviations.max() < 1.2
+    assert deviations.max() < 1.5
     assert stem.weight.isfinite().all()
     assert stem.weight.abs().max() < 50

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import shutil
 from html.parser import HTMLParser
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
+from conftest import Own
 from tinycifar import cifar10, data, inference, recipes, report, run, trained, training
 
 RECIPE = recipes.with_settings(recipes.get("minute"), ["epochs=2", "validation_images=100"])
@@ -127,7 +129,7 @@ def test_a_report_begins_no_download(finished: Path, tmp_path: Path) -> None:
 
 
 def test_images_that_are_not_at_hand_cost_the_gallery_alone(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(source: str) -> None:
+    def gone(source: str, **_: object) -> None:
         raise cifar10.DataError(f"{source} is gone")
 
     monkeypatch.setattr(data, "load", gone)
@@ -142,7 +144,8 @@ def test_images_that_are_not_at_hand_cost_the_gallery_alone(finished: Path, monk
 
 def test_logits_of_other_images_and_a_folder_of_seeds_are_refused(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    inference.evaluate(trained.load(finished).model, data.sample()).save(tmp_path / "run")
+    other = dataclasses.replace(data.sample(), test_labels=data.sample().test_labels.flip(0))
+    inference.evaluate(trained.load(finished).model, other).save(tmp_path / "run")
     with pytest.raises(ValueError, match="is not of the run's own data"):
         report.write(tmp_path / "run")
     (tmp_path / "run" / "evaluation.safetensors").write_bytes(b"damaged")
@@ -172,3 +175,53 @@ def test_in_a_browser_the_page_opens_from_disk_without_error_or_overflow(
     assert page.locator("figure svg").count() == 6
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
     assert dark == (scheme == "dark")
+
+
+def test_a_run_on_own_data_is_reported_with_its_names_and_what_was_changed(own_run: Own) -> None:
+    page = (own_run.directory / "report.html").read_text()
+    assert "<dt>data</dt><dd>mine</dd>" in page
+    assert "<dt>image size</dt><dd>24 x 24 pixels</dd>" in page
+    assert "fields were changed: epochs = 2, width = 0.5, image_size = 24, validation_images = 60." in page
+    assert re.search(r"is (käse|größe &lt;1&gt;|猫) <span class=\"soft\">\(train/käse/bild 3[4-9]\d\.png\)", page)
+    assert "größe <1>" not in page
+    assert "CIFAR-10" not in page
+
+
+def test_a_run_can_be_reported_on_the_images_it_opened_last_and_without_its_data(own_run: Own, tmp_path: Path) -> None:
+    directory = shutil.copytree(own_run.directory, tmp_path / "run")
+    inference.evaluate(trained.load(directory, "cpu").model, own_run.dataset).save(directory)
+    page = report.write(directory, own_run.dataset).read_text()
+    assert "of 200 test images right" in page
+    assert "(test/käse/bild " in page
+    assert "near-duplicates" not in page
+    page = report.write(directory).read_text()
+    assert re.search("The images are not at hand: .*mine.*with --data", page)
+    assert "Confusion: most often" in page
+    with pytest.raises(ValueError, match="is not of the run's own data"):
+        report.write(directory, data.sample(image_size=24))
+
+
+def test_data_that_is_called_as_cifar10_is_not_taken_for_it(own_run: Own, tmp_path: Path) -> None:
+    directory = shutil.copytree(own_run.directory, tmp_path / "run")
+    for name in ("cifar10", "sample"):
+        evaluation = {**run.read_evaluation(directory), "data": name, "split": "test"}
+        run.write_json(directory / "evaluation.json", evaluation)
+        page = report.write(directory).read_text()
+        assert "near-duplicates" not in page
+        assert "a trial, no result" not in page
+
+
+def test_a_thousand_classes_are_reported_by_their_best_and_worst(
+    thousand: Own, tmp_path: Path, chromium: Browser
+) -> None:
+    directory = shutil.copytree(thousand.directory, tmp_path / "run")
+    inference.evaluate(trained.load(directory, "cpu").model, thousand.dataset).save(directory)
+    path = report.write(directory, thousand.dataset)
+    page = path.read_text()
+    assert len(page) < 600_000
+    for expected in ("The 10 worst of 1,000 classes", "The 10 best", "Most often confused", "evaluation.json"):
+        assert expected in page
+    assert page.count("<td>class ") == 30  # ten in each table
+    shown = chromium.new_page(viewport={"width": 390, "height": 900})
+    shown.goto(path.as_uri())
+    assert shown.evaluate("document.documentElement.scrollWidth") == 390

@@ -150,7 +150,8 @@ def test_weights_name_their_model_recipe_and_classes(tmp_path: Path) -> None:
     run.save_weights(path, models.build("c1c2c3c4o"), **about, validation_images=7)
     with safe_open(path, framework="pt") as stored:
         found = json.loads(stored.metadata()["tinycifar"])
-    expected = {"model": "c1c2c3c4o", "recipe": "mine", "classes": ["a", "b"], "data": "sample"}
+    expected: dict[str, Any] = {"model": "c1c2c3c4o", "recipe": "mine", "classes": ["a", "b"], "data": "sample"}
+    expected |= {"width": 1.0, "image_size": 32, "data_digest": ""}
     assert found == expected | {"validation_images": 7, "temperature": None}
 
 

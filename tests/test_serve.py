@@ -20,13 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 from starlette.requests import Request
 
-from tinycifar import cifar10, data, inference, pictures, serve, trained
+from conftest import Own
+from tinycifar import cifar10, data, export, inference, pictures, serve, trained, web
 
 
 class Running:
@@ -293,32 +295,14 @@ def test_every_request_is_one_line_of_json_in_the_log(exports: Path, tmp_path: P
     assert all(line["milliseconds"] >= 0 and line["client"] == "127.0.0.1" for line in lines)
 
 
-def test_a_signal_lets_the_requests_at_hand_finish(exports: Path, tmp_path: Path) -> None:
-    running = start(exports / "minute.onnx", tmp_path / "log")
-    content = png()
-    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as connection:
-        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-        connection.sendall(head.encode() + content[:100])
-        time.sleep(0.5)
-        running.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        connection.sendall(content[100:])
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    assert answer.startswith(b"HTTP/1.1 200")
-    assert b'"probability"' in answer
-    assert running.stop() == 0
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", running.port), timeout=5)
-
-
-def request(content: bytes, seconds: float = 0.0) -> Request:
+def request(content: bytes, seconds: float = 0.0, query: bytes = b"") -> Request:
     """A request whose picture has come after that time."""
 
     async def receive() -> dict[str, Any]:
         await asyncio.sleep(seconds)
         return {"type": "http.request", "body": content, "more_body": False}
 
-    return Request({"type": "http", "headers": [], "query_string": b""}, receive)
+    return Request({"type": "http", "headers": [], "query_string": query}, receive)
 
 
 def test_an_upload_that_takes_too_long_is_ended(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,22 +394,6 @@ def test_every_answer_says_that_it_is_what_it_says(running: Running) -> None:
         assert not any(name.startswith("access-control") for name in about)
 
 
-@pytest.mark.parametrize("seconds", [*(pytest.param(of, marks=pytest.mark.end_to_end) for of in (0.0, 0.3)), 1.5])
-def test_an_interrupt_while_it_starts_ends_it_quietly(exports: Path, seconds: float) -> None:
-    command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", "0", "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    until = time.monotonic() + 30
-    while not children.read_text().split() and time.monotonic() < until:
-        time.sleep(0.01)
-    time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.wait(20) in (0, 130)
-    assert process.stderr is not None
-    assert "Traceback" not in process.stderr.read()
-    process.stderr.close()
-
-
 def test_pictures_that_come_together_get_each_its_own_answer(running: Running, tmp_path: Path) -> None:
     files = [tmp_path / f"{index}.png" for index in range(60)]
     for index, file in enumerate(files):
@@ -441,24 +409,6 @@ def test_pictures_that_come_together_get_each_its_own_answer(running: Running, t
             assert ours == pytest.approx({entry["class"]: entry["probability"] for entry in of["classes"]}, abs=1e-5)
 
 
-def test_a_worker_that_is_killed_is_replaced_and_none_outlives_the_service(exports: Path, tmp_path: Path) -> None:
-    running = start(exports / "minute.onnx", tmp_path / "log")
-    assert running.ask("POST", "/predict", png())[0] == 200
-    first, second = running.workers()
-    os.kill(first, signal.SIGKILL)
-    until = time.monotonic() + 20
-    while len(workers := set(running.workers()) - {first}) < 2 and time.monotonic() < until:
-        time.sleep(0.1)
-    assert len(workers) == 2
-    assert second in workers
-    for _ in range(20):
-        assert running.ask("POST", "/predict", png())[0] == 200
-    running.stop(signal.SIGKILL)
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-
-
 def test_the_client_in_the_readme_names_the_class(running: Running, tmp_path: Path) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     (client,) = re.findall(r"A client in ten lines.*?```python\n(.*?)```", readme, flags=re.DOTALL)
@@ -469,50 +419,6 @@ def test_the_client_in_the_readme_names_the_class(running: Running, tmp_path: Pa
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "cat.png"], top=3)
     assert done.stdout.splitlines() == [f"{of['class']} {of['probability']:.1%}" for of in expected["classes"]]
-
-
-def test_another_address_needs_names(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tinycifar", "serve", "minute", "--host", "0.0.0.0"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "tinycifar: --host 0.0.0.0 lets other machines in: say by which names they ask, with --allow-host NAME\n"
-    )
-
-
-@pytest.mark.parametrize("name", ["http://a.example", "a.example:80", "", "a b"])
-def test_a_name_to_be_asked_by_has_no_scheme_and_no_port(name: str) -> None:
-    with pytest.raises(ValueError, match="takes a name or an address without scheme and port"):
-        serve.check_hosts("0.0.0.0", [name])
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the processes share one socket")
-def test_connections_are_shared_out_among_the_processes() -> None:
-    sockets = serve._listen("127.0.0.1", 0, 2)
-    address = sockets[0].getsockname()
-    clients = [socket.create_connection(address) for _ in range(40)]
-    taken = []
-    for one in sockets:
-        one.setblocking(False)
-        taken.append(0)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                one.accept()[0].close()
-                taken[-1] += 1
-    assert sum(taken) == 40
-    assert min(taken) > 1  # by chance less often than once in a billion
-    with pytest.raises(OSError, match="in use"):
-        serve._listen("127.0.0.1", address[1], 2)
-    for one in [*clients, *sockets]:
-        one.close()
-
-
-def test_a_port_in_use_is_told_in_one_line(exports: Path, running: Running) -> None:
-    command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", str(running.port)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "Address already in use" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
@@ -528,6 +434,9 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
         ("classes", "5"),
         ("classes", '["one", "two"]'),
         ("classes", json.dumps(["\n"] * 10)),
+        ("image_size", "48"),
+        ("image_size", "1000000"),
+        ("image_size", "null"),
         ("temperature", '"x"'),
         ("temperature", "-1"),
     ],
@@ -557,3 +466,79 @@ def test_in_a_browser_the_page_asks_the_server(running: Running, chromium: Brows
     page.locator("#samples button").nth(2).click()
     page.wait_for_selector("html[data-answers='2']")
     assert said == []
+
+
+def test_in_a_browser_a_model_of_other_pixels_sees_what_python_sees_and_needs_not_its_data(
+    own_run: Own, chromium: Browser, tmp_path: Path
+) -> None:
+    running = start(own_run.directory, tmp_path / "log")
+    try:
+        (about,) = running.ask("GET", "/models")[1]["models"]
+        assert (about["image_size"], about["data"], about["classes"]) == (24, "mine", list(own_run.dataset.classes))
+        page = chromium.new_page()
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(f"http://127.0.0.1:{running.port}/")
+        page.wait_for_selector("html[data-ready]")
+        assert page.locator("#samples button").count() == 0
+        paths = []
+        for index, size in enumerate([(24, 24), (7, 9), (23, 23), (25, 40), (64, 31), (301, 200)]):
+            paths.append(tmp_path / f"{index}.png")
+            Image.merge("RGB", [Image.effect_noise(size, 90) for _ in range(3)]).save(paths[-1])
+        expected = inference.predict(trained.load(own_run.directory, "cpu"), paths)
+        for turn, (path, of) in enumerate(zip(paths, expected, strict=True), 1):
+            page.set_input_files("#file", path)
+            page.wait_for_selector(f"html[data-answers='{turn}']")
+            seen = page.evaluate("[...$('seen').getContext('2d').getImageData(0, 0, 24, 24).data]")
+            python = pictures.to_array(pictures.read_square(path), 24).transpose(1, 2, 0)
+            assert np.array_equal(np.array(seen).reshape(24, 24, 4)[:, :, :3], python), path
+            bars = page.evaluate("[...document.querySelectorAll('#bars button')].map(bar => bar.dataset.class)")
+            assert bars == [each["class"] for each in of["classes"]]
+        assert page.inner_text("#seen-caption") == "What the model sees: 24 × 24 pixels"
+        assert not page.is_visible("#left")
+        assert said == []
+    finally:
+        running.stop()
+
+
+def test_of_a_thousand_classes_ten_are_told_or_as_many_as_asked(thousand: Own, tmp_path: Path) -> None:
+    model = trained.load(thousand.directory, "cpu")
+    path = export.to_onnx(model, tmp_path / "many.onnx", thousand.dataset).path
+    service = serve.Service(serve.open_model(str(path)))
+
+    def ask(query: bytes) -> tuple[int, Any]:
+        body = asyncio.run(service.predict(request(png(), query=query))).body
+        return len(body), json.loads(bytes(body))
+
+    (tmp_path / "picture.png").write_bytes(png())
+    (expected,) = inference.predict(model, [tmp_path / "picture.png"], top=1000)
+    for query, count in ((b"", 10), (b"top=3", 3), (b"top=9999", 1000)):
+        names = [of["class"] for of in ask(query)[1]["classes"]]
+        assert names == [of["class"] for of in expected["classes"]][:count]
+    size, found = ask(b"activation=1")
+    assert size < 20_000
+    assert [len(of["activation"]) for of in found["classes"]] == [16] * 10
+    for query in (b"top=0", b"top=x", b"top=-1", b"top=10000"):
+        with pytest.raises(serve.HTTPException, match="top takes the number of classes"):
+            ask(query)
+
+
+def test_pictures_in_one_batch_get_what_each_asked_for(exports: Path) -> None:
+    service = serve.Service(serve.open_model(str(exports / "minute.onnx")))
+    pixels = [service.decode(png(index)) for index in range(2)]
+    one, other = service.classify(pixels, [serve.Asked(), serve.Asked(top=2, activation=True)])
+    assert (len(one["classes"]), len(other["classes"])) == (10, 2)
+    assert all("activation" not in of for of in one["classes"])
+    assert all(len(of["activation"]) == 16 for of in other["classes"])
+
+
+def test_samples_are_of_ten_classes_at_most_and_of_those_that_have_images(own_run: Own, thousand: Own) -> None:
+    own = web.samples(own_run.dataset)
+    assert [label for _, label, _ in own] == ["käse", "größe <1>", "猫"]
+    with Image.open(io.BytesIO(own[0][2])) as image:
+        assert image.size == (24, 24)
+    assert [label for _, label, _ in web.samples(thousand.dataset)] == [
+        f"class {index:03d}" for index in range(0, 1000, 100)
+    ]
+    assert [label for _, label, _ in web.samples(data.sample())] == list(cifar10.CLASSES)

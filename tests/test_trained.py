@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinycifar import cifar10, data, inference, models, run, trained
+from tinycifar import cifar10, data, inference, models, pictures, run, trained
 
 ABOUT: dict[str, Any] = {
     "model_name": "c1c2c3c4o",
@@ -116,3 +117,87 @@ def test_a_folder_of_several_seeds_asks_for_one_of_them(tmp_path: Path) -> None:
         (tmp_path / f"seed-{seed}").mkdir()
     with pytest.raises(ValueError, match=r"holds several seeds; name one of them, for example .*seed-2$"):
         trained.load(tmp_path)
+
+
+def own_data(folder: Path, images: int = 6) -> Path:
+    """A folder of pictures in two classes, made from the sample."""
+    sample = data.sample()
+    for split in ("train", "test"):
+        for number in range(2 * images):
+            path = folder / split / ("käse", "wurst")[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pictures.to_image(sample.train_images[number]).save(path)
+    return folder
+
+
+def trained_on(folder: Path, out: Path, **about: Any) -> trained.Trained:
+    own = data.load(folder)
+    model = models.build("whitenet", num_classes=2)
+    out.mkdir()
+    run.save_weights(
+        out / "model.safetensors",
+        model,
+        model_name="whitenet",
+        recipe="minute",
+        classes=own.classes,
+        data=own.path,
+        data_digest=own.digest,
+        validation_images=0,
+        **about,
+    )
+    return trained.load(out, "cpu")
+
+
+def test_a_model_finds_its_own_data_again_and_notices_that_it_moved_or_changed(tmp_path: Path) -> None:
+    model = trained_on(own_data(tmp_path / "mine"), tmp_path / "run")
+    own = model.dataset()
+    assert own.classes == model.classes == ("käse", "wurst")
+    assert model.trained_on(own)
+    assert not model.trained_on(data.sample())
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    with pytest.raises(
+        ValueError, match=r"mine does not exist.*run was trained on it: say where it is now with --data"
+    ):
+        model.dataset()
+    assert model.trained_on(data.load(tmp_path / "moved"))
+    own_data(tmp_path / "mine", images=7)
+    with pytest.raises(ValueError, match="mine is not what run was trained on: its pictures have changed"):
+        model.dataset()
+
+
+def test_weights_of_other_widths_and_sizes_are_built_as_they_were(tmp_path: Path) -> None:
+    about = {**ABOUT, "model_name": "whitenet", "width": 0.5, "image_size": 40}
+    run.save_weights(tmp_path / "model.safetensors", models.build("whitenet", image_size=40, width=0.5), **about)
+    model = trained.load(tmp_path / "model.safetensors", "cpu")
+    assert (model.width, model.image_size, model.model.image_size) == (0.5, 40, 40)
+    assert model.model(torch.rand(1, 3, 40, 40)).shape == (1, 10)
+
+
+def test_a_start_takes_all_weights_for_the_same_classes_and_all_but_the_head_for_others() -> None:
+    known = trained.load("minute", "cpu")
+    head = f"{len(known.model) - 1}.weight"
+    for classes, taken in ((known.classes, True), (known.classes[::-1], False), (("a", "b", "c"), False)):
+        model = models.build("whitenet", num_classes=len(classes), image_size=48)
+        drawn = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        assert trained.start_from(model, known, classes) == taken
+        for name, tensor in model.state_dict().items():
+            from_known = not name.startswith(head.removesuffix("weight")) or taken
+            assert torch.equal(tensor, (known.model.state_dict() if from_known else drawn)[name]), name
+
+
+@pytest.mark.parametrize(("name", "width"), [("nanonet", 1.0), ("whitenet", 0.5)])
+def test_a_start_from_another_architecture_or_width_is_refused_with_what_would_do(name: str, width: float) -> None:
+    model = models.build(name, width=width)
+    with pytest.raises(ValueError, match=r"minute is a whitenet of width 1, .* --set model=whitenet --set width=1, w"):
+        trained.start_from(model, trained.load("minute", "cpu"), cifar10.CLASSES)
+
+
+def test_a_model_that_may_have_seen_what_is_held_out_is_no_start_and_no_teacher(weights: Path) -> None:
+    known = trained.load(weights, "cpu")  # of the sample, with nothing held out
+    trained.check_unseen(known, "model", data.sample(), 0)
+    with pytest.raises(ValueError, match="trained with 0 validation images held out, fewer than the 40 of this run"):
+        trained.check_unseen(known, "model", data.sample(), 40)
+    trained.check_unseen(replace(known, validation_images=40), "model", data.sample(), 40)
+    with pytest.raises(ValueError, match="the teacher a run was trained on sample and may have seen what is held out"):
+        trained.check_unseen(known, "teacher", replace(data.sample(), name="cifar10"), 40)
+    trained.check_unseen(known, "model", replace(data.sample(), name="mine", digest="0" * 64), 40)

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -6,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from safetensors.torch import load_file
 
 import faults
@@ -123,7 +127,7 @@ def test_later_epochs_leave_out_the_images_with_the_least_loss_in_the_epoch_befo
         asked.append(losses.clone())
         return real(order, losses, count)
 
-    monkeypatch.setitem(augment.AUGMENTATIONS, "none", Watching)
+    monkeypatch.setitem(augment.AUGMENTATIONS, "none", lambda *_: Watching())
     monkeypatch.setattr(data, "hardest", watched)
     recipe = recipes.with_settings(MINUTE, ["skip_easiest=0.5", "augmentation=none"])
     record = training.train(recipe, data.sample(), out=tmp_path / "run", limit=80).record
@@ -213,15 +217,15 @@ def test_what_is_not_finite_stops_a_run_before_the_update_and_it_can_go_on_from_
         def apply(self, images: torch.Tensor, parameters: augment.Parameters) -> torch.Tensor:
             return spoil(super().apply(images, parameters))
 
-    def spoiled_model(name: str, num_classes: int) -> models.Classifier:
-        model = build(name, num_classes)
+    def spoiled_model(*arguments: Any, **settings: Any) -> models.Classifier:
+        model = build(*arguments, **settings)
         next(model.parameters()).register_hook(spoil)
         return model
 
     build, cross_entropy = models.build, torch.nn.functional.cross_entropy
     with monkeypatch.context() as patch:
         if where == "input":
-            patch.setitem(augment.AUGMENTATIONS, "none", Spoiled)
+            patch.setitem(augment.AUGMENTATIONS, "none", lambda *_: Spoiled())
         elif where == "loss":
             patch.setattr(training.functional, "cross_entropy", lambda *a, **k: spoil(cross_entropy(*a, **k)))
         else:
@@ -356,7 +360,7 @@ def test_a_signal_ends_the_run_after_its_step_with_what_was_learned_saved(
                 os.kill(os.getpid(), number)
             return super().apply(images, parameters)
 
-    monkeypatch.setitem(augment.AUGMENTATIONS, "none", Interrupting)
+    monkeypatch.setitem(augment.AUGMENTATIONS, "none", lambda *_: Interrupting())
     result = training.train(SMALL, data.sample(), out=tmp_path / "run", limit=64)
     assert result.stopped_by == number
     assert len(run.read_metrics(result.directory)) == 1
@@ -395,7 +399,7 @@ def test_what_fails_after_an_epoch_leaves_the_weights_of_that_epoch(
 def test_what_can_be_refused_is_refused_before_any_data_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def loaded(*arguments: Any) -> None:
+    def loaded(*arguments: Any, **settings: Any) -> None:
         raise AssertionError("the data was asked for")
 
     monkeypatch.setattr(data, "load", loaded)
@@ -407,7 +411,7 @@ def test_what_can_be_refused_is_refused_before_any_data_is_loaded(
 
 def test_a_run_remembers_the_data_it_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(data, "load", lambda source: asked.append(source) or data.sample())
+    monkeypatch.setattr(data, "load", lambda source, **_: asked.append(source) or data.sample())
     for source, expected in (("sample", "sample"), (None, "sample"), ("a folder", str(tmp_path / "a folder"))):
         training.train(SMALL, source, out=tmp_path / f"run {source}", limit=32)
         inference.evaluate_model(trained.load(tmp_path / f"run {source}"))
@@ -460,3 +464,54 @@ def test_every_recipe_can_take_a_step(tmp_path: Path) -> None:
             recipe, data.sample(), out=tmp_path / name, limit=2, stop_after_epoch=1, teachers=teachers
         )
         assert result.record["epochs"] == 1
+
+
+def test_a_run_begins_with_the_weights_it_is_given_and_remembers_whose_they_are(tmp_path: Path) -> None:
+    recipe = recipes.with_settings(MINUTE, ["max_learning_rate=1e-9", "muon_learning_rate=1e-9"])
+    known = trained.load("minute", "cpu")
+    result = training.train(recipe, data.sample(), out=tmp_path / "run", init=known, limit=64)
+    found, weights = trained.load(result.directory, "cpu").model.state_dict(), known.model.state_dict()
+    for name in weights:
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(found[name], weights[name], rtol=1e-4, atol=1e-5)
+    about = run.read_environment(result.directory)["init"]
+    assert (about["name"], about["sha256"]) == ("minute", known.sha256)
+    with pytest.raises(ValueError, match=r"trained otherwise: init is .* there, not None"):
+        training.train(recipe, data.sample(), resume=result.directory, limit=64)
+
+
+def test_a_start_that_has_seen_the_validation_images_is_refused(tmp_path: Path) -> None:
+    recipe = recipes.with_settings(MINUTE, ["validation_images=40"])
+    with pytest.raises(ValueError, match=r"the model minute was trained .*held out"):
+        training.train(recipe, data.sample(), out=tmp_path / "run", init=trained.load("minute", "cpu"))
+
+
+def test_of_a_budget_the_widest_model_is_trained_and_told(tmp_path: Path) -> None:
+    display = Progress(console=Console(record=True, width=200, file=io.StringIO()))
+    result = training.train(
+        MINUTE, data.sample(), out=tmp_path / "run", max_parameters=20_000, limit=64, display=display
+    )
+    width = run.read_recipe(result.directory).width
+    assert 18_000 < result.record["parameters"] <= 20_000
+    assert f"Width {width:g} is the largest with at most 20,000 parameters" in display.console.export_text()
+    assert trained.load(result.directory, "cpu").width == width
+
+
+def test_images_in_memory_of_any_size_are_trained_on_with_their_own_mean_and_deviation(tmp_path: Path) -> None:
+    sample = data.sample(24)
+    own = replace(sample, name="dark", train_images=sample.train_images // 4, test_images=sample.test_images // 4)
+    recipe = recipes.with_settings(MINUTE, ["image_size=24"])
+    model = trained.load(training.train(recipe, own, out=tmp_path / "run").directory, "cpu")
+    mean, std = own.statistics()
+    torch.testing.assert_close(model.model.mean.flatten(), torch.tensor(mean))
+    torch.testing.assert_close(model.model.std.flatten(), torch.tensor(std))
+    assert max(mean) < 0.13
+    assert model.data_digest == own.digest
+    with pytest.raises(ValueError, match="the images have 24 pixels a side, the recipe's 32"):
+        training.train(MINUTE, own, out=tmp_path / "other")
+
+
+def test_few_steps_are_told_with_what_may_help(tmp_path: Path) -> None:
+    display = Progress(console=Console(record=True, width=200, file=io.StringIO()))
+    training.train(MINUTE, data.sample(), out=tmp_path / "run", limit=64, display=display)
+    assert "steps are few for so few images: more --epochs may help" in display.console.export_text()

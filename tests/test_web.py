@@ -2,9 +2,11 @@
 
 import functools
 import http.server
+import io
 import json
 import re
 import shutil
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
+from conftest import Own
 from tinycifar import cifar10, data, export, inference, pictures, trained, web
 
 
@@ -22,7 +25,7 @@ from tinycifar import cifar10, data, export, inference, pictures, trained, web
 def folder(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A page of the shipped `minute`."""
 
-    def copied(_: object, path: Path) -> export.Exported:
+    def copied(_: object, path: Path, __: object) -> export.Exported:
         shutil.copyfile(exports / "minute.onnx", path)
         return export.Exported(path, path.stat().st_size, export.OPSET, export.Parity(200, 0.0, 200, 0))
 
@@ -240,3 +243,25 @@ def test_a_runtime_that_is_not_the_published_one_is_refused(
         web.write(trained.load("minute", "cpu"), tmp_path / "page")
     assert not (tmp_path / "page").exists()
     assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_a_page_of_own_data_names_its_size_classes_and_samples(
+    own_run: Own, thousand: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = io.BytesIO()
+    with tarfile.open(fileobj=package, mode="w:gz") as tar:
+        for name in web.FILES:
+            tar.addfile(tarfile.TarInfo(f"package/dist/{name}"))
+    monkeypatch.setattr(web, "_package", package.getvalue)
+    for own in (own_run, thousand):
+        folder = tmp_path / str(len(own.dataset.classes))
+        exported = web.write(trained.load(own.directory, "cpu"), folder, own.dataset)
+        assert exported.parity.images == 200
+        about = json.loads((folder / "model.json").read_text())
+        assert about["classes"] == list(own.dataset.classes)
+        assert about["image_size"] == own.dataset.image_size
+        for sample in about["samples"]:
+            with Image.open(folder / sample["file"]) as image:
+                assert image.size == (own.dataset.image_size,) * 2
+    assert "knows 1,000 classes, among them class 000, class 001 and class 002, and takes" in about["text"]
+    assert len(about["samples"]) == 10

@@ -9,7 +9,7 @@ import sys
 import click
 
 from tinycifar import __version__, bench, checkpoint, distributed, export
-from tinycifar.commands import evaluate, listings, predict, ship, terminal, timings, train
+from tinycifar.commands import evaluate, listings, predict, ship, sweep, terminal, timings, train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,6 +20,7 @@ def cli() -> None:
 
 for command in (
     train.train,
+    sweep.sweep_command,
     evaluate.evaluate,
     evaluate.report_command,
     evaluate.compare_command,
@@ -29,7 +30,7 @@ for command in (
     ship.serve_command,
     listings.summary_command,
     listings.models_command,
-    listings.recipes_command,
+    listings.recipes_group,
     listings.data_group,
     timings.bench_group,
 ):

@@ -60,7 +60,22 @@ def load(
         for recognises, load_own in ((folders.recognises, folders.load), (idx.recognises, idx.load)):
             if recognises(path):
                 return load_own(path, cifar10.cache_directory() if cache is None else cache, image_size, display)
+        _check_cifar10(path)
     return _dataset("cifar10", cifar10.read(None if source == "cifar10" else source, cache), image_size)
+
+
+def _check_cifar10(path: Path) -> None:
+    """Raise DataError, with what is allowed, for a path that has nothing of CIFAR-10, whose reader judges the rest."""
+    known = {cifar10.FOLDER, *cifar10.FILES, *cifar10.PICKLED}
+    if path.is_file() or (path.is_dir() and known & {path.name, *(inside.name for inside in path.iterdir())}):
+        return
+    if path.is_dir() and folders.misplaced(path):
+        raise cifar10.DataError(f"{path} has pictures, but no folder train; what it needs is {folders.LAYOUT}")
+    problem = "holds no images that are known here" if path.exists() else "does not exist"
+    raise cifar10.DataError(
+        f"{path} {problem}; allowed are cifar10, sample, a folder with {folders.LAYOUT}, one with the four files of an "
+        f"MNIST ({idx.FILES['train'][0]}, ...), and CIFAR-10's folder {cifar10.FOLDER} or its archive"
+    )
 
 
 def sample(image_size: int = 32) -> Dataset:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,3 +108,28 @@ class Dataset:
             means.append(mean.item())
             deviations.append(max((shares * (levels - mean) ** 2).sum().sqrt().item(), 1 / 255))
         return (means[0], means[1], means[2]), (deviations[0], deviations[1], deviations[2])
+
+
+def ranks(labels: Tensor, seed: int) -> Tensor:
+    """The place (N,) of each image among those of its class, from 0, shuffled: a function of (labels, seed) only."""
+    return _ranks(labels, seed)[0]
+
+
+def stratified(labels: Tensor, seed: int) -> Tensor:
+    """Indices (N,) that put images into an order of which every part has each class in proportion, shuffled else.
+
+    The first and the last images of any number have, to within an image or so, each class's share.
+    """
+    places, draws = _ranks(labels, seed)
+    counts = np.bincount(labels.numpy())
+    return torch.from_numpy(np.lexsort((draws, (places.numpy() + 0.5) / counts[labels.numpy()])))
+
+
+def _ranks(labels: Tensor, seed: int) -> tuple[Tensor, np.ndarray[tuple[int], np.dtype[np.uint64]]]:
+    """Places as of `ranks`, and the draws they come from: raw ones, as only those are promised to stay the same."""
+    draws = np.random.PCG64(seed).random_raw(len(labels))
+    by_class = np.lexsort((draws, labels.numpy()))
+    counts = np.bincount(labels.numpy())
+    places = np.empty(len(labels), np.int64)
+    places[by_class] = np.arange(len(labels)) - np.repeat(counts.cumsum() - counts, counts)
+    return torch.from_numpy(places), draws

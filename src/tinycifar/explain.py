@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinycifar import inference, pictures, plots
+from tinycifar import inference, metrics, pictures, plots
 from tinycifar.models import Classifier
 from tinycifar.text import printable
 from tinycifar.trained import Trained
@@ -21,7 +21,7 @@ def split_head(model: Classifier) -> tuple[nn.Sequential, nn.Sequential]:
 
     Raises ValueError for a model without such a map.
     """
-    features = torch.zeros(1, 3, 32, 32, device=model.mean.device)
+    features = torch.zeros(1, 3, model.image_size, model.image_size, device=model.mean.device)
     last = None
     layers = list(model.children())
     with torch.no_grad():
@@ -91,7 +91,9 @@ def explain_files(
     file is no picture, the reason as `problem`. Raises ValueError for a class that the model does not know.
     """
     if class_name is not None and class_name not in trained.classes:
-        raise ValueError(f"unknown class {class_name!r}; the classes are: {', '.join(trained.classes)}")
+        many = len(trained.classes) > metrics.MANY_CLASSES
+        known = inference.several(trained.classes) if many else ", ".join(trained.classes)
+        raise ValueError(f"unknown class {class_name!r}; the classes are: {known}")
     taken = {path.resolve() for path in paths}
     for path in paths:
         try:
@@ -99,7 +101,7 @@ def explain_files(
         except ValueError as error:
             yield {"file": str(path), "problem": str(error)}
             continue
-        image = pictures.to_tensor(square)
+        image = pictures.to_tensor(square, trained.image_size)
         logits = inference.logits(trained.model, image[None]) / (trained.temperature or 1)
         index = int(logits.argmax()) if class_name is None else trained.classes.index(class_name)
         (heat,) = heat_maps(trained.model, image[None], torch.tensor([index]))

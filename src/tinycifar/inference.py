@@ -177,8 +177,7 @@ def evaluate_model(
     dataset = trained.dataset() if source is None else data.load(source, image_size=trained.image_size)
     if dataset.classes != trained.classes:
         raise ValueError(
-            f"{trained.name} knows {_several(trained.classes)}, "
-            f"{source or trained.data} has {_several(dataset.classes)}"
+            f"{trained.name} knows {several(trained.classes)}, {source or trained.data} has {several(dataset.classes)}"
         )
     if test:
         dataset = replace(dataset, validation_images=None, validation_labels=None)
@@ -190,7 +189,7 @@ def evaluate_model(
     return found
 
 
-def _several(classes: Sequence[str]) -> str:
+def several(classes: Sequence[str]) -> str:
     """So many classes, and what the first ones are."""
     more = ", ..." if len(classes) > 3 else ""
     return f"{len(classes):,} classes ({', '.join(classes[:3])}{more})"
@@ -209,7 +208,7 @@ def predict(trained: Trained, paths: Sequence[str | Path], top: int = 3) -> Iter
         images = []
         for path in part:
             try:
-                images.append(pictures.to_tensor(pictures.read_square(path)))
+                images.append(pictures.to_tensor(pictures.read_square(path), trained.image_size))
                 found.append({"file": str(path), "classes": []})
             except ValueError as error:
                 found.append({"file": str(path), "problem": str(error)})

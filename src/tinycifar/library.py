@@ -50,7 +50,11 @@ def train(
     for name in settings:
         if name not in recipes.SETTABLE:
             raise ValueError(f"unknown recipe field {name!r}; allowed are: {', '.join(recipes.SETTABLE)}")
-    console = Console(quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    if max_parameters is not None and "width" in settings:
+        raise ValueError("max_parameters finds the width: leave out width, or max_parameters")
+    console = Console(  # in a notebook too it prints lines, for which Rich would want widgets
+        quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True, force_jupyter=False
+    )
     display = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
     with display:
         result = training.train(
@@ -68,7 +72,7 @@ def train(
         )
     if distributed.here().first:
         plots.save_curves(result.directory)
-        report.write(result.directory)
+        report.write(result.directory, data if isinstance(data, Dataset) else None)
     return result
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 RELIABILITY_BINS = 15
+MANY_CLASSES = 30  # with more, the best and worst of them are told, and not the whole confusion matrix
 
 
 def correct_count(logits: Tensor, labels: Tensor) -> int:
@@ -80,6 +81,24 @@ def per_class(confusion: Tensor) -> list[dict[str, float]]:
         }
         for hit, n, guesses in zip(hits.tolist(), true.tolist(), predicted.tolist(), strict=True)
     ]
+
+
+def best_and_worst(rows: Sequence[dict[str, Any]], count: int = 10) -> tuple[list[Any], list[Any]]:
+    """The `count` classes with the largest F1 and those with the smallest, worst first, of rows as of `per_class`.
+
+    Classes without images are left out; of those that are alike, the ones with more images come first.
+    """
+    ranked = sorted((row for row in rows if row["images"]), key=lambda row: (-row["f1"], -row["images"]))
+    worst = sorted(ranked[count:], key=lambda row: (row["f1"], -row["images"]))
+    return ranked[:count], worst[:count]
+
+
+def most_confused(confusion: Sequence[Sequence[int]], count: int = 10) -> list[tuple[int, int, int]]:
+    """The `count` pairs of classes that are confused most often: true class, predicted class, images."""
+    counts = torch.tensor(confusion)
+    wrong = (counts - counts.diagonal().diag()).flatten()
+    largest = wrong.argsort(descending=True, stable=True)[:count].tolist()
+    return [(*divmod(place, len(counts)), int(wrong[place])) for place in largest if wrong[place]]
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:

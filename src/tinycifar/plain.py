@@ -32,13 +32,15 @@ class Plain(nn.Module):
 
     Images (N, 3, H, W) in [0, 1] -> logits (N, num_classes) and class activation maps (N, num_classes, h, w) (Zhou et
     al. 2016, arXiv:1512.04150), whose mean over all positions is what the logits are without the head's bias.
+    `image_size` is the side of the images in pixels.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Tensor, std: Tensor, trunk: nn.Sequential, head: nn.Linear) -> None:
+    def __init__(self, mean: Tensor, std: Tensor, trunk: nn.Sequential, head: nn.Linear, image_size: int = 32) -> None:
         super().__init__()
+        self.image_size = image_size
         self.register_buffer("mean", mean.clone())
         self.register_buffer("std", std.clone())
         self.trunk = trunk
@@ -60,7 +62,7 @@ def write_out(model: Classifier) -> Plain:
         raise ValueError("only models that end in global average pooling and a linear layer can be exported")
     head = layers[-1]
     assert isinstance(head, nn.Linear)
-    return Plain(model.mean, model.std, nn.Sequential(*layers[:-3]), head).eval()
+    return Plain(model.mean, model.std, nn.Sequential(*layers[:-3]), head, model.image_size).eval()
 
 
 def _plain(layers: Iterable[nn.Module]) -> list[nn.Module]:

@@ -30,6 +30,7 @@ STYLES = ("-", "--", ":", "-.")
 SPLITS = {"train": ("training", BLUE, "-"), "validation": ("validation", ORANGE, "--"), "test": ("test", ORANGE, "--")}
 INK = "#010203"  # stands for the text colour of the page that a figure is put into
 SHADES = LinearSegmentedColormap.from_list("shades", [f"{BLUE}00", f"{BLUE}ff"])  # from nothing to blue
+LONGEST_NAME = 24  # of a class, in a figure
 EXAMPLE = 0  # of the sample's test images, a cat in the middle of the picture
 
 
@@ -144,9 +145,10 @@ def learning_rates(epochs: Sequence[float], rates: Mapping[str, Sequence[float]]
 
 
 def confusion(evaluation: Mapping[str, Any]) -> Figure:
-    """The confusion matrix, each row shaded by its share of the true class, counts in the cells of small ones."""
+    """The confusion matrix with its counts, each row shaded by its share of the true class; for no more than 30."""
     counts = np.array(evaluation["confusion"])
     names = [row["class"] for row in evaluation["classes"]]
+    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
     wrong = counts - np.diag(counts.diagonal())
     title = "Confusion: no image taken for another class"
     if wrong.any():
@@ -160,12 +162,11 @@ def confusion(evaluation: Mapping[str, Any]) -> Figure:
     axes.grid(False)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap=SHADES, vmin=0, vmax=1)
-    if len(names) <= 20:
-        for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if share[row, column] > 0.5 else matplotlib.rcParams["text.color"]
-            axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(names)), names)
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if share[row, column] > 0.5 else matplotlib.rcParams["text.color"]
+        axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
     return figure_of(axes)
 
 

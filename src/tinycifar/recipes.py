@@ -36,9 +36,13 @@ class Recipe:
     """
 
     name: str
+    """What its runs and records are called."""
     model: str
+    """One of `tinycifar.models.MODELS`, in any case of letters."""
     epochs: int
+    """How often the training images are gone through; the learning rates are scheduled over all of them."""
     augmentation: str
+    """How training images are changed at random, one of `tinycifar.augment.AUGMENTATIONS`."""
 
     width: float = 1.0
     """A factor on the model's channels; parameters grow with about its square."""
@@ -46,7 +50,9 @@ class Recipe:
     """Pixels a side that every image is resized to."""
 
     batch_size: int = 128
+    """Images a step; what is left over at the end of an epoch is a smaller batch, unless easy images are left out."""
     label_smoothing: float = 0.0
+    """The part of each target that is spread evenly over all classes."""
     skip_easiest: float = 0.0
     """Part of the images that an epoch after the first leaves out: those with the least loss when last trained on. The
     rest is cut to whole batches."""
@@ -66,17 +72,29 @@ class Recipe:
     optimizer: str = "sgd"
     """Either "sgd" for all parameters, or "muon" for the convolutions' filters and SGD for the rest."""
     muon_learning_rate: float = 0.1
+    """Muon's learning rate at the height of the schedule."""
     muon_momentum: float = 0.7
+    """Muon's momentum, the same at every step."""
     nesterov: bool = False
+    """Whether SGD looks ahead along its momentum."""
     weight_decay: float = 5e-4
+    """Added to the gradient, as a part of each value; not of what Muon trains, whose norms are fixed."""
     max_learning_rate: float = 0.02
+    """SGD's learning rate at the height of the schedule."""
     anneal: str = "cosine"
+    """The shape of rise and fall: "cosine" or "linear"."""
     warmup_fraction: float = 0.3
+    """The part of all steps in which the learning rate rises."""
     hold_fraction: float = 0.0
+    """The part of all steps, behind the rise, in which the learning rate stays at its largest."""
     div_factor: float = 25.0
+    """The first learning rate is the largest divided by this."""
     final_div_factor: float = 1000.0
+    """The last learning rate is the first divided by this."""
     base_momentum: float = 0.85
+    """SGD's momentum at the height of the schedule."""
     max_momentum: float = 0.95
+    """SGD's momentum at its ends."""
 
     validation_images: int = 0
     """Training images held out from the end of the training set; with any, the test set is not looked at."""

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tinycifar import cifar10, data, explain, inference, pictures, plots, run, text, trained, training
-from tinycifar.models import build
+from tinycifar import cifar10, explain, inference, metrics, pictures, plots, recipes, run, text, trained, training
+from tinycifar.data import Dataset
 from tinycifar.recipes import Recipe
 from tinycifar.summary import summarize
 
@@ -42,24 +42,24 @@ def render(template: str, **content: Any) -> str:
         raise KeyError(str(error)) from None
 
 
-def write(directory: Path) -> Path:
+def write(directory: Path, dataset: Dataset | None = None) -> Path:
     """Write `report.html` of a run, from what lies in its directory and the images it was evaluated on; gives its path.
 
-    Raises ValueError, naming the file, if `directory` is no run directory or a file in it is damaged.
+    These are of `dataset`, not split, by default of the data it was trained on; where that is gone, the page has no
+    images. Raises ValueError, naming the file, if `directory` is no run directory or a file in it is damaged.
     """
     if seeds := run.seeds(directory):
         raise ValueError(f"{directory} holds several seeds; name one of them, for example {seeds[0]}")
     with run.as_written(directory):
-        page = _page(directory)
+        page = _page(directory, dataset)
     path = directory / "report.html"
     run.write_bytes(path, page.encode())
     return path
 
 
-def _page(directory: Path) -> str:
+def _page(directory: Path, dataset: Dataset | None) -> str:
     recipe, environment = run.read_recipe(directory), run.read_environment(directory)
     history = run.read_metrics(directory)
-    table = summarize(build(recipe.model))
     evaluation = None
     robustness = None
     mistakes: list[dict[str, Any]] = []
@@ -68,16 +68,30 @@ def _page(directory: Path) -> str:
         evaluation = run.read_evaluation(directory)
         robustness = evaluation.get("robustness")
         try:
-            mistakes = _mistakes(directory)
-        except cifar10.DataError as error:
+            mistakes = _mistakes(directory, evaluation, _dataset(directory) if dataset is None else dataset)
+        except _MissingError as error:
             missing = str(error)
+    classes = 10
+    if evaluation is not None:
+        classes = len(evaluation["classes"])
+    elif (directory / "model.safetensors").exists():
+        classes = len(trained.load(directory, "cpu").classes)
+    many = evaluation is not None and classes > metrics.MANY_CLASSES
+    best, worst = metrics.best_and_worst(evaluation["classes"]) if evaluation is not None else ([], [])
     return render(
         "report.html",
         recipe=recipe,
         environment=environment,
         history=history,
-        table=table,
+        table=summarize(recipe.build(classes)),
+        changed=recipes.changed(recipe),
+        data=Path(environment["data"]).name or environment["data"],
+        classes=classes,
         evaluation=evaluation,
+        many=many,
+        best=best,
+        worst=worst,
+        confused=metrics.most_confused(evaluation["confusion"]) if evaluation is not None and many else [],
         accuracy=text.accuracy(evaluation) if evaluation else None,
         calibration=text.calibration(evaluation) if evaluation else None,
         robustness=robustness,
@@ -105,7 +119,8 @@ def _figures(
     epochs, rates = _learning_rates(recipe, environment["train_images"])
     figures["rate"] = plots.svg("rate", plots.learning_rates, epochs, rates)
     if evaluation is not None:
-        figures["confusion"] = plots.svg("confusion", plots.confusion, evaluation)
+        if len(evaluation["classes"]) <= metrics.MANY_CLASSES:
+            figures["confusion"] = plots.svg("confusion", plots.confusion, evaluation)
         figures["reliability"] = plots.svg("reliability", plots.reliability, evaluation)
         if "robustness" in evaluation:
             figures["robustness"] = plots.svg("robustness", plots.robustness, evaluation["robustness"])
@@ -127,15 +142,34 @@ def _learning_rates(recipe: Recipe, images: int) -> tuple[list[float], dict[str,
     return [passed[step] for step in steps], rates
 
 
-def _mistakes(directory: Path) -> list[dict[str, Any]]:
+class _MissingError(Exception):
+    """Images that are not at hand."""
+
+
+def _dataset(directory: Path) -> Dataset:
+    """What a run was trained on, not split; `_MissingError` where that is gone."""
+    model = trained.load(directory, "cpu")
+    if not model.data_digest and model.data == "cifar10" and not cifar10.in_cache():  # a report begins no download
+        raise _MissingError("CIFAR-10 is not in the cache; `tinycifar data fetch` brings it")
+    try:
+        return model.dataset()
+    except (ValueError, OSError) as error:
+        raise _MissingError(str(error)) from None
+
+
+def _mistakes(directory: Path, evaluation: dict[str, Any], dataset: Dataset) -> list[dict[str, Any]]:
     """The run's most confident mistakes on the images it was evaluated on, with pictures as data URIs."""
     model = trained.load(directory, "cpu")
     stored = read_logits(directory / "evaluation.safetensors")
-    if model.data == "cifar10" and not cifar10.in_cache():  # a report must not begin a download
-        raise cifar10.DataError("CIFAR-10 is not in the cache; `tinycifar data fetch` brings it")
-    dataset = data.load(model.data).split(model.validation_images)
-    _, images, labels = inference.evaluation_split(dataset)
-    if not torch.equal(stored["labels"], labels):
+    split = evaluation["split"]
+    if split == "test":
+        images, labels = dataset.test_images, dataset.test_labels
+    else:
+        dataset = dataset.split(model.validation_images)
+        _, images, labels = inference.evaluation_split(dataset)
+    names = dataset.names.get(split, ())
+    digest = evaluation.get("data_digest", dataset.digest)  # earlier versions told none
+    if digest != dataset.digest or not torch.equal(stored["labels"], labels):
         raise ValueError(f"{directory / 'evaluation.safetensors'} is not of the run's own data: evaluate it again")
     probabilities = (stored["logits"] / (model.temperature or 1)).softmax(1)
     confidence, predicted = probabilities.max(1)
@@ -149,7 +183,7 @@ def _mistakes(directory: Path) -> list[dict[str, Any]]:
         picture = pictures.to_image(images[index])
         found.append(
             {
-                "index": index,
+                "name": names[index] if names else f"#{index}",
                 "image": _data_uri(picture),
                 "heat": _data_uri(plots.heat_overlay(picture, heat)),
                 "true": model.classes[int(labels[index])],

@@ -72,10 +72,11 @@ def check_unused(out: Path | None) -> None:
         raise ValueError(f"the output folder {out} is in use; name a new or an empty one with --out")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file so that, whatever happens, `path` holds either its old content or all of the new one.
 
-    Raises ValueError for what exists and is no file: a folder, or a device, which the new file would replace.
+    The new content is that of the parts, one behind the other. Raises ValueError for what exists and is no file: a
+    folder, or a device, which the new file would replace.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} exists and is not a file; name a file to write")
@@ -86,7 +87,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             _sync(file.fileno())
         Path(temporary).chmod(0o644)

@@ -103,10 +103,9 @@ def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bo
     same = init.classes == classes
     taken = {name: tensor for name, tensor in weights.items() if same or name not in head}
     if own.keys() != weights.keys() or any(own[name].shape != tensor.shape for name, tensor in taken.items()):
-        width = "" if init.width == 1.0 else f" of width {init.width:g}"
         raise ValueError(
-            f"{init.name} is a {init.model_name}{width}, which the model of this recipe is not; take the recipe with "
-            f"--set model={init.model_name}{f' --set width={init.width:g}' if init.width != 1.0 else ''}"
+            f"{init.name} is a {init.model_name} of width {init.width:g}, which the model of this recipe is not; take "
+            f"the recipe with --set model={init.model_name} --set width={init.width:g}, without --max-parameters"
         )
     model.load_state_dict(own | taken)
     return same

@@ -68,6 +68,7 @@ def train(
     limit: int | None = None,
     stop_after_epoch: int | None = None,
     checkpoint_seconds: float = 60.0,
+    evaluate: bool = True,
     display: Progress | None = None,
 ) -> Result:
     """Train `recipe` on `dataset` and fill a run directory with weights, metrics and evaluation.
@@ -76,9 +77,10 @@ def train(
     directory, which must be new or empty (default: a dated one under `runs/`). A recipe with a teacher learns from the
     mean of the `teachers`' logits. Weights are those of `init` at first, if given, of which the head is new where the
     classes differ. With `max_parameters` the recipe is trained at the largest width that has no more. `limit` keeps the
-    first training images only. `stop_after_epoch` ends the run early while the schedule stays that of the whole recipe.
-    Mean and deviation by which images are normalised are those of the training images. Progress goes to `display` and
-    its console (default: nowhere). Torch's global generator is seeded with `seed`.
+    first training images only. `stop_after_epoch` ends the run early while the schedule stays that of the whole recipe;
+    without `evaluate` it is not evaluated then, as for a part of a run that goes on at once. Mean and deviation by
+    which images are normalised are those of the training images. Progress goes to `display` and its console (default:
+    nowhere). Torch's global generator is seeded with `seed`.
 
     Weights and checkpoints are written after every epoch and every `checkpoint_seconds`. `resume` names a run directory
     in place of `out`: training goes on from its newest checkpoint, to the same bits as without the interruption if
@@ -117,7 +119,9 @@ def train(
         run.check_unused(out)
     source = dataset
     with ranks.one_a_machine_first():
-        dataset = source if isinstance(source, Dataset) else data.load(source, image_size=recipe.image_size)
+        dataset = (
+            source if isinstance(source, Dataset) else data.load(source, image_size=recipe.image_size, display=display)
+        )
     if dataset.image_size != recipe.image_size:
         raise ValueError(f"the images have {dataset.image_size} pixels a side, the recipe's {recipe.image_size}")
     dataset = dataset.split(recipe.validation_images)
@@ -352,7 +356,7 @@ def train(
 
         evaluation: dict[str, Any] = {}
         complete = state.epoch == epochs
-        if complete and ranks.first:
+        if complete and evaluate and ranks.first:
             scored = inference.evaluate(model, dataset)
             evaluation = scored.content
             with checkpoint.saving(state.step):

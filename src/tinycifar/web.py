@@ -14,8 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from tinycifar import data, export, pictures, run
+import torch
+
+from tinycifar import export, pictures, run
 from tinycifar.cifar10 import cache_directory
+from tinycifar.data import Dataset
 from tinycifar.trained import Trained
 
 PAGE = Path(__file__).parent / "templates" / "web"
@@ -28,6 +31,8 @@ FILES = {  # of the package: its runtime for WebAssembly with SIMD, under names 
     "ort-wasm-simd-threaded.wasm": "ort-wasm.wasm",
 }
 NPM_SECONDS = 300
+SHOWN = 10  # samples and classes
+Sample = tuple[str, str, bytes]  # path, label, PNG
 LICENCE = f"""{PACKAGE} {VERSION}, https://github.com/microsoft/onnxruntime (there also ThirdPartyNotices.txt)
 
 MIT License
@@ -49,9 +54,10 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 """
 
 
-def write(trained: Trained, folder: Path) -> export.Exported:
+def write(trained: Trained, folder: Path, dataset: Dataset | None = None) -> export.Exported:
     """Write the page, the model as ONNX, the runtime and samples into a new or empty folder.
 
+    The samples are test images of `export.known_data`.
     The runtime comes from the npm client the first time and from the cache afterwards, each time checked against the
     package's published digest. Raises ValueError if that cannot be had or the folder is in use, and as
     `export.to_onnx` does; the folder is then as it was.
@@ -59,6 +65,7 @@ def write(trained: Trained, folder: Path) -> export.Exported:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"the folder {folder} is in use; name a new or an empty one with --out")
     package = _package()
+    dataset = export.known_data(trained, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
         page = Path(name) / "page"
@@ -72,12 +79,12 @@ def write(trained: Trained, folder: Path) -> export.Exported:
                 (page / "ort" / target).write_bytes(member.read())
         (page / "ort" / "LICENSE.txt").write_text(LICENCE, encoding="utf-8")
         (page / "samples").mkdir()
-        shown = samples()
+        shown = samples(dataset)
         for file, _, content in shown:
             (page / file).write_bytes(content)
-        told = [(file, label) for file, label, _ in shown]
-        run.write_json(page / "model.json", about(trained.name, trained.classes, trained.temperature, told, "browser"))
-        exported = export.to_onnx(trained, page / "model.onnx")
+        told = about(trained.name, trained.classes, trained.image_size, trained.temperature, shown, "browser")
+        run.write_json(page / "model.json", told)
+        exported = export.to_onnx(trained, page / "model.onnx", dataset)
         if folder.exists():
             folder.rmdir()
         page.rename(folder)
@@ -87,37 +94,40 @@ def write(trained: Trained, folder: Path) -> export.Exported:
 def about(
     name: str,
     classes: Sequence[str],
+    image_size: int,
     temperature: float | None,
-    samples: Sequence[tuple[str, str]],
+    samples: Sequence[Sample],
     runtime: Literal["browser", "server"],
 ) -> dict[str, object]:
-    """What the page is told of its model as `model.json`; `samples` are paths and labels."""
+    """What the page is told of its model as `model.json`."""
     where = {
         "browser": "It runs in this browser: no picture leaves your machine.",
         "server": "Pictures are sent to the server that this page comes from, which keeps none.",
     }
-    *most, last = classes
+    *most, last = classes[: SHOWN if len(classes) <= SHOWN else 3]
     known = f"{', '.join(most)} and {last}" if most else last
+    if len(classes) > SHOWN:
+        known = f"{len(classes):,} classes, among them {known}"
     return {
         "name": name,
+        "image_size": image_size,
         "classes": list(classes),
         "temperature": temperature,
         "text": f"{name} knows {known}, and takes everything for one of these. {where[runtime]}",
         "runtime": runtime,
-        "samples": [{"file": file, "label": label} for file, label in samples],
+        "samples": [{"file": file, "label": label} for file, label, _ in samples],
     }
 
 
-def samples() -> list[tuple[str, str, bytes]]:
-    """Path, label and PNG of the first test image of each class."""
-    dataset = data.sample()
+def samples(dataset: Dataset) -> tuple[Sample, ...]:
+    """The first test image of each class that has any, of many classes of ten."""
     found = []
-    for label, name in enumerate(dataset.classes):
+    for label in export.some(torch.unique(dataset.test_labels), SHOWN).tolist():
         image = dataset.test_images[(dataset.test_labels == label).nonzero()[0, 0]]
         content = io.BytesIO()
         pictures.to_image(image).save(content, "PNG")
-        found.append((f"samples/{label}.png", name, content.getvalue()))
-    return found
+        found.append((f"samples/{label}.png", dataset.classes[label], content.getvalue()))
+    return tuple(found)
 
 
 def _package() -> bytes:

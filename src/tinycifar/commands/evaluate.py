@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tinycifar import compare, inference, plots, report, text, trained
+from tinycifar import compare, data, inference, plots, report, run, text, trained
 from tinycifar.commands import terminal
 
 
@@ -15,7 +15,12 @@ from tinycifar.commands import terminal
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write to (default: the run's, else evaluations/MODEL)."
 )
-@terminal.data_option
+@click.option(
+    "--test",
+    is_flag=True,
+    help="Open the test images even of a model with validation images; never written to its run.",
+)
+@terminal.data_option("the data that MODEL was trained on")
 @terminal.device_option
 @terminal.threads_option
 @click.option("--robustness", is_flag=True, help="Also on corrupted images: 16 corruptions, 5 severities.")
@@ -24,6 +29,7 @@ from tinycifar.commands import terminal
 def evaluate(
     model_name: str,
     out: Path | None,
+    test: bool,
     source: str | None,
     device: str,
     threads: int | None,
@@ -37,10 +43,12 @@ def evaluate(
     terminal.set_threads(threads)
     model = trained.load(model_name, device)
     corrupted = (images or 2000) if robustness else 0
-    found = inference.evaluate_model(model, source=source, corrupted=corrupted)
+    if test and out is not None and out.resolve() / "model.safetensors" == Path(model.source):
+        raise ValueError(f"{out} is the run itself, where --test writes nothing: name another folder with --out")
+    found = inference.evaluate_model(model, source=source, test=test, corrupted=corrupted)
     if out is None:  # a run's own evaluation is that on its own data
-        of_run = source is None and model_name not in trained.shipped() and Path(model_name).is_dir()
-        out = Path(model_name) if of_run else Path("evaluations") / model.name
+        of_run = source is None and not test and model_name not in trained.shipped() and Path(model_name).is_dir()
+        out = Path(model_name) if of_run else Path("evaluations") / terminal.file_name(model)
     code = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -59,10 +67,15 @@ def evaluate(
 
 @click.command("report")
 @click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@terminal.data_option("the data that RUN was trained on")
 @terminal.json_option
-def report_command(directory: Path, as_json: bool) -> int:
+def report_command(directory: Path, source: str | None, as_json: bool) -> int:
     """Write RUN's report.html anew: one page with all that is known of it, which needs no network."""
-    path = report.write(directory)
+    dataset = None
+    if source is not None:
+        with terminal.display(to_stderr=True) as display:
+            dataset = data.load(source, image_size=run.read_recipe(directory).image_size, display=display)
+    path = report.write(directory, dataset)
     plots.save_curves(directory)
     if as_json:
         terminal.print_json({"report": str(path)})

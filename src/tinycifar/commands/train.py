@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
+import torch
 
-from tinycifar import compare, distill, distributed, plots, recipes, report, run, text, trained, training
+from tinycifar import compare, data, distill, distributed, jobs, plots, recipes, report, run, text, trained, training
 from tinycifar.commands import terminal
+from tinycifar.recipes import Recipe
+from tinycifar.trained import Trained
 
 
 @click.command()
@@ -18,11 +23,21 @@ from tinycifar.commands import terminal
 @click.option("--epochs", type=int, help="Epochs of the whole schedule.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Default: 0.")
 @click.option("--seeds", type=click.IntRange(1), help="Train N seeds one after another, from --seed on.", metavar="N")
+@click.option(
+    "--jobs",
+    "at_once",
+    type=click.IntRange(1),
+    metavar="M",
+    help="So many of the seeds at once, which share the threads.",
+)
 @terminal.device_option
 @terminal.threads_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, new or empty (default: runs/RECIPE/DATE).")
 @click.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Go on where RUN was interrupted.")
-@terminal.data_option
+@terminal.data_option("CIFAR-10 from the cache, filled first")
+@click.option(
+    "--init", "init_name", metavar="MODEL", help="Start from the weights of a run, a file or a shipped model."
+)
 @click.option(
     "--teacher",
     "teacher_name",
@@ -31,6 +46,9 @@ from tinycifar.commands import terminal
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
+)
+@click.option(
+    "--max-parameters", type=click.IntRange(1), metavar="N", help="Train at the largest width that has no more."
 )
 @click.option("--limit", type=click.IntRange(1), help="Train on the first N training images only.")
 @click.option(
@@ -47,28 +65,38 @@ def train(
     epochs: int | None,
     seed: int | None,
     seeds: int | None,
+    at_once: int | None,
     device: str,
     threads: int | None,
     out: Path | None,
     resume: Path | None,
     source: str | None,
+    init_name: str | None,
     teacher_name: str | None,
     settings: tuple[str, ...],
+    max_parameters: int | None,
     limit: int | None,
     stop_after_epoch: int | None,
     checkpoint_seconds: float,
     record: bool,
     as_json: bool,
 ) -> int:
-    """Train RECIPE (default: minute) and fill a run directory with weights, metrics, evaluation, plots and a report."""
+    """Train RECIPE and fill a run directory with weights, metrics, evaluation, plots and a report.
+
+    RECIPE is a name, by default minute, or a file as `tinycifar recipes show NAME > FILE.toml` writes it.
+    """
     ranks = distributed.here()
     if ranks.world > 1 and (seeds or record):
         raise ValueError("--seeds and --record are for one process: leave them out under torchrun")
     device = ranks.device(device)
+    if max_parameters is not None and any(setting.partition("=")[0] == "width" for setting in settings):
+        raise ValueError("--max-parameters finds the width: leave out --set width=, or --max-parameters")
     if resume is not None and (out, seeds) != (None, None):
         raise ValueError("--resume goes on in RUN's own directory: leave out --out and --seeds")
     if resume is not None and (several := run.seeds(resume)):
         raise ValueError(f"{resume} holds several seeds; resume one of them, for example {several[-1]}")
+    if at_once is not None and seeds is None:
+        raise ValueError("--jobs says how many seeds are trained at once: give --seeds too")
     before = run.read_environment(resume) if resume is not None else {}
     if resume is not None and recipe_name is None:
         recipe = run.read_recipe(resume)
@@ -78,23 +106,32 @@ def train(
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
     first_seed = before.get("seed", 0) if seed is None else seed
-    source = before.get("data") if source is None else source
+    if resume is not None and source is None:
+        source = str(before["data"])
+        if source not in data.NAMES and not Path(source).exists():
+            raise ValueError(f"{source} does not exist. {resume} was trained on it: say where it is now with --data")
     limit = before.get("limit") if limit is None else limit
     if threads is None and resume is not None and before["threads"] <= (os.cpu_count() or 1):
         threads = before["threads"]  # another number would give other bits
     if teacher_name is not None:
         teachers = distill.load(teacher_name, device)
     else:
-        try:
-            teachers = [trained.load(of["source"], device) for of in before.get("teachers") or []]
-        except ValueError as error:
-            raise ValueError(f"{error}. {resume} learned from it; say where it is now with --teacher") from None
+        teachers = [
+            _before(of, device, f"{resume} learned from it", "--teacher") for of in before.get("teachers") or []
+        ]
+    init = None
+    if init_name is not None:
+        init = trained.load(init_name, device)
+    elif before.get("init"):
+        init = _before(before["init"], device, f"{resume} started from it", "--init")
     all_seeds = range(first_seed, first_seed + (seeds or 1))
     if record:
-        if recipe != recipes.RECIPES.get(recipe.name) or limit or stop_after_epoch or source not in (None, "cifar10"):
+        named = recipes.RECIPES.get(recipe.name)
+        unchanged = named is not None and recipes.same(recipe, named) and init is None and max_parameters is None
+        if not unchanged or limit or stop_after_epoch or source not in (None, "cifar10"):
             raise ValueError(
-                "--record is for whole, unchanged recipes on the cached data: "
-                "leave out --epochs, --set, --limit, --stop-after-epoch and --data"
+                "--record is for whole, unchanged recipes on the cached data: leave out --epochs, --set, "
+                "--max-parameters, --init, --limit, --stop-after-epoch and --data"
             )
         distill.check(recipe, teachers)
         distill.check_record(recipe, teachers)
@@ -105,6 +142,13 @@ def train(
     terminal.set_threads(threads)
     display = terminal.display(as_json)
     whole = run.place(out, recipe.name) if seeds else None
+    if whole is not None and at_once is not None and at_once > 1:
+        words = [recipe_name or recipes.DEFAULT_RECIPE, "--device", device, *(f"--set={of}" for of in settings)]
+        options = {"epochs": epochs, "data": source, "init": init_name, "teacher": teacher_name}
+        options |= {"max-parameters": max_parameters, "limit": limit, "stop-after-epoch": stop_after_epoch}
+        words += [f"--{name}={value}" for name, value in options.items() if value is not None]
+        only = [f"--checkpoint-seconds={checkpoint_seconds}", *(["--record"] if record else [])]
+        return _at_once(recipe, source, limit, words, only, list(all_seeds), at_once, whole, as_json)
     task = display.add_task("Seeds", total=seeds) if seeds else None
     results: list[training.Result] = []
     code = 0
@@ -117,8 +161,10 @@ def train(
                     out=whole / f"seed-{number}" if whole else out,
                     resume=resume,
                     teachers=teachers,
+                    init=init,
                     seed=number,
                     device=device,
+                    max_parameters=max_parameters,
                     limit=limit,
                     stop_after_epoch=stop_after_epoch,
                     checkpoint_seconds=checkpoint_seconds,
@@ -166,14 +212,84 @@ def train(
         else:
             click.echo(f"Everything lies in {results[0].directory}; open report.html there")
         return code
-    found = compare.over_seeds([result.record for result in results if result.complete])
+    complete = [result.record for result in results if result.complete]
+    _summarize(whole, complete, [result.record for result in results], as_json)
+    return code
+
+
+def _summarize(whole: Path, complete: list[dict[str, Any]], records: list[dict[str, Any]], as_json: bool) -> None:
+    """Write and print what the seeds of a directory come to."""
+    found = compare.over_seeds(complete)
     run.write_json(whole / "summary.json", found)
     if as_json:
-        terminal.print_json({"run": str(whole), **found, "runs": [result.record for result in results]})
+        terminal.print_json({"run": str(whole), **found, "runs": records})
     else:
         for line in ["", *text.over_seeds(found), f"Everything lies in {whole}"]:
             click.echo(line)
-    return code
+
+
+def _at_once(
+    recipe: Recipe,
+    source: str | None,
+    limit: int | None,
+    words: list[str],
+    only: list[str],
+    seeds: list[int],
+    count: int,
+    whole: Path,
+    as_json: bool,
+) -> int:
+    """Train seeds by `count` processes at once, each a `tinycifar train` with `words`; gives the exit code."""
+    threads = torch.get_num_threads()
+    if count > min(threads, len(seeds)):
+        raise ValueError(f"--jobs {count} is too many for {jobs.threads_told(threads)} and {len(seeds)} seeds")
+    display = terminal.display(as_json)
+    images = len(data.load(source, image_size=recipe.image_size, display=display).train_labels)
+    images = min(images - recipe.validation_images, jobs.TRIED_STEPS * recipe.batch_size, limit or images)
+    complete: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    code = 0
+    with display, run.StopSignal() as stop:
+        task = display.add_task("Seeds", total=len(seeds))
+        speed = jobs.compare(
+            ["train", *(word for word in words if not word.startswith(("--limit=", "--stop-after-epoch=")))],
+            images=images,
+            threads=threads,
+            jobs=count,
+            stop=stop,
+        )
+        if speed is not None:
+            display.console.print(speed.told())
+        shared = [*words, *only, "--json", f"--threads={threads // count}"]
+        commands = [["train", *shared, f"--seed={seed}", f"--out={whole / f'seed-{seed}'}"] for seed in seeds]
+        for ended in jobs.run_all(commands, count, stop):
+            seed, directory = seeds[ended.index], whole / f"seed-{seeds[ended.index]}"
+            for line in ended.err.splitlines():
+                if line.startswith("Warning: "):
+                    display.console.print(f"Seed {seed}: {line}")
+            if ended.out:
+                records.append(json.loads(ended.out))
+            if (directory / "evaluation.json").exists():
+                complete.append(records[-1])
+                display.console.print(f"Seed {seed}: {text.accuracy(run.read_evaluation(directory))}")
+            elif ended.out:
+                resume = ["tinycifar", "train", "--resume", str(directory)]
+                display.console.print(f"Seed {seed} stopped; go on with: {shlex.join(resume)}")
+            if ended.code and not stop.received:
+                code = max(code, terminal.fail(f"seed {seed}: {jobs.last_line(ended)}", ended.code))
+            display.advance(task)
+    whole.mkdir(parents=True, exist_ok=True)
+    complete, records = (sorted(of, key=lambda record: int(record["seed"])) for of in (complete, records))
+    _summarize(whole, complete, records, as_json)
+    return 128 + stop.received if stop.received else code
+
+
+def _before(of: dict[str, Any], device: str, what: str, option: str) -> Trained:
+    """Load a model that a run was begun with; where it is gone, the ValueError says with which option to name it."""
+    try:
+        return trained.load(str(of.get("source")), device)
+    except ValueError as error:
+        raise ValueError(f"{error}. {what}; say where it is now with {option}") from None
 
 
 def _report(directory: Path) -> int:

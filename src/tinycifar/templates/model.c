@@ -1,4 +1,4 @@
-/* {{ prefix }} for 32x32 pictures in C99, int8 weights; written by tinycifar. */
+/* {{ prefix }} for {{ network.pixels.size }}x{{ network.pixels.size }} pictures in C99, int8 weights; written by tinycifar. */
 #include "{{ prefix }}.h"
 
 /* Feature maps are uint8, by row, column, channel; a value v stands for scale * (v - zero). */
@@ -166,7 +166,7 @@ int {{ prefix }}_classify(const uint8_t *pixels, uint8_t *memory, float *logits)
     };
 {% endfor %}
 
-    for (int i = 0; i < 32 * 32 * 3; i++)
+    for (int i = 0; i < {{ network.pixels.size }} * {{ network.pixels.size }} * 3; i++)
         memory[maps[0].offset + i] = pixel_values[i % 3][pixels[i]];
 {% set maps = [network.pixels] + network.steps | map(attribute="output") | list %}
 {% set count = namespace(conv=0) %}

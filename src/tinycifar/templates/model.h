@@ -1,4 +1,4 @@
-/* {{ prefix }} for 32x32 pictures in C99, int8 weights; written by tinycifar.
+/* {{ prefix }} for {{ network.pixels.size }}x{{ network.pixels.size }} pictures in C99, int8 weights; written by tinycifar.
  *
  * Constants {{ "{:,}".format(network.constant_bytes) }} bytes, of these weights {{ "{:,}".format(network.weight_bytes) }}; working memory {{ "{:,}".format(network.memory_bytes) }} bytes. No allocation, no library.
  */
@@ -17,7 +17,7 @@ extern const char *const {{ prefix }}_class_names[{{ prefix | upper }}_CLASSES];
 
 /* The most probable class of a picture, as an index of {{ prefix }}_class_names.
  *
- * pixels: 32 * 32 * 3 bytes, red, green and blue of each pixel, row by row.
+ * pixels: {{ network.pixels.size }} * {{ network.pixels.size }} * 3 bytes, red, green and blue of each pixel, row by row.
  * memory: {{ prefix | upper }}_MEMORY_BYTES bytes, whatever they hold; not used after the call.
  * logits: receives {{ prefix | upper }}_CLASSES values.
  */

@@ -1,8 +1,8 @@
 // The page: a picture in, the model's answer and what speaks for it out. `model.json` says which model, and whether the
 // browser computes ("runtime": "browser") or a server does.
 
-const SIZE = 32;
 const SHOWN = 320;
+const MOST_CLASSES = 10; // that are shown of a picture
 const MOST_BYTES = 50_000_000;
 const FORMATS = ["image/png", "image/jpeg", "image/webp"];
 const $ = (id) => document.getElementById(id);
@@ -35,25 +35,26 @@ function lanczos(from, to) {
   const kernel = (x) => (Math.abs(x) < 3 ? sinc(x) * sinc(x / 3) : 0);
   const scale = from / to;
   const stretch = Math.max(scale, 1);
+  const squeeze = 1 / stretch; // multiplied with, as Pillow does, so that roundings are the same
   const support = 3 * stretch;
   return Array.from({ length: to }, (_, index) => {
     const centre = (index + 0.5) * scale;
     const start = Math.max(0, Math.trunc(centre - support + 0.5));
     const end = Math.min(from, Math.trunc(centre + support + 0.5));
-    const weights = Array.from({ length: end - start }, (_, i) => kernel((i + start - centre + 0.5) / stretch));
+    const weights = Array.from({ length: end - start }, (_, i) => kernel((i + start - centre + 0.5) * squeeze));
     const sum = weights.reduce((total, weight) => total + weight, 0);
     return { start, weights: weights.map((weight) => Math.trunc((weight / sum) * 2 ** 22 + (weight < 0 ? -0.5 : 0.5))) };
   });
 }
 
-/** A square picture in 32x32 pixels, RGB one after another: the same numbers as Python's side computes. */
-function shrink(canvas) {
+/** A square picture in `size` x `size` pixels, RGB one after another: the same numbers as Python's side computes. */
+function resize(canvas, size) {
   const side = canvas.width;
   const { data } = canvas.getContext("2d").getImageData(0, 0, side, side);
-  const filters = side === SIZE ? null : lanczos(side, SIZE);
-  const pixels = new Uint8ClampedArray(SIZE * SIZE * 3);
+  const filters = side === size ? null : lanczos(side, size);
+  const pixels = new Uint8ClampedArray(size * size * 3);
   if (!filters) {
-    for (let i = 0; i < SIZE * SIZE; i++) for (let c = 0; c < 3; c++) pixels[3 * i + c] = data[4 * i + c];
+    for (let i = 0; i < size * size; i++) for (let c = 0; c < 3; c++) pixels[3 * i + c] = data[4 * i + c];
     return pixels;
   }
   const sumUp = (values, first, step, weights) => {
@@ -61,21 +62,21 @@ function shrink(canvas) {
     for (let i = 0; i < weights.length; i++) sum += values[first + i * step] * weights[i];
     return Math.floor(sum / 2 ** 22);
   };
-  const rows = new Uint8ClampedArray(side * SIZE * 3);
+  const rows = new Uint8ClampedArray(side * size * 3);
   for (let y = 0; y < side; y++)
     filters.forEach(({ start, weights }, x) => {
-      for (let c = 0; c < 3; c++) rows[(y * SIZE + x) * 3 + c] = sumUp(data, (y * side + start) * 4 + c, 4, weights);
+      for (let c = 0; c < 3; c++) rows[(y * size + x) * 3 + c] = sumUp(data, (y * side + start) * 4 + c, 4, weights);
     });
   filters.forEach(({ start, weights }, y) => {
-    for (let x = 0; x < SIZE * 3; x++) pixels[y * SIZE * 3 + x] = sumUp(rows, start * SIZE * 3 + x, SIZE * 3, weights);
+    for (let x = 0; x < size * 3; x++) pixels[y * size * 3 + x] = sumUp(rows, start * size * 3 + x, size * 3, weights);
   });
   return pixels;
 }
 
 // --- the model -------------------------------------------------------------------------------------------------------
 
-/** A function from pixels to logits, class activation maps and milliseconds, computed here by onnxruntime. */
-async function browserRuntime() {
+/** A function from pixels to the most probable classes, each with what speaks for it, and milliseconds; computed here. */
+async function browserRuntime(about) {
   await new Promise((resolve, reject) => {
     const script = document.createElement("script");
     Object.assign(script, { src: "ort/ort.js", onload: resolve, onerror: () => reject(new Error("ort/ort.js is missing")) });
@@ -87,13 +88,23 @@ async function browserRuntime() {
   Object.assign(ort.env.wasm, { numThreads: 1, wasmPaths: { mjs: at("ort-wasm.js"), wasm: at("ort-wasm.wasm") } });
   const session = await ort.InferenceSession.create("model.onnx", { executionProviders: ["wasm"] });
   return async (pixels) => {
-    const values = new Float32Array(3 * SIZE * SIZE);
-    for (let i = 0; i < SIZE * SIZE; i++)
-      for (let c = 0; c < 3; c++) values[c * SIZE * SIZE + i] = Math.fround(pixels[3 * i + c] / 255);
+    const size = about.image_size;
+    const values = new Float32Array(3 * size * size);
+    for (let i = 0; i < size * size; i++)
+      for (let c = 0; c < 3; c++) values[c * size * size + i] = Math.fround(pixels[3 * i + c] / 255);
     const start = performance.now();
-    const found = await session.run({ images: new ort.Tensor("float32", values, [1, 3, SIZE, SIZE]) });
+    const found = await session.run({ images: new ort.Tensor("float32", values, [1, 3, size, size]) });
     const milliseconds = performance.now() - start;
-    return { logits: found.logits.data, activation: found.class_activation.data, milliseconds };
+    const probabilities = softmax(found.logits.data, about.temperature ?? 1);
+    const order = probabilities.map((_, index) => index).sort((a, b) => probabilities[b] - probabilities[a]);
+    const maps = found.class_activation.data;
+    const positions = maps.length / about.classes.length;
+    const classes = order.slice(0, MOST_CLASSES).map((index) => ({
+      class: about.classes[index],
+      probability: probabilities[index],
+      activation: maps.slice(index * positions, (index + 1) * positions),
+    }));
+    return { classes, milliseconds };
   };
 }
 
@@ -101,7 +112,7 @@ async function browserRuntime() {
 async function serverRuntime() {
   return async (_, file) => {
     const start = performance.now();
-    const answer = await fetch("predict?activation=1", { method: "POST", body: file });
+    const answer = await fetch(`predict?activation=1&top=${MOST_CLASSES}`, { method: "POST", body: file });
     const found = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(found.error ?? `The server answered with status ${answer.status}`);
     return { ...found, milliseconds: performance.now() - start };
@@ -123,18 +134,17 @@ function drawSquare(square) {
   context.drawImage(square, 0, 0, SHOWN, SHOWN);
 }
 
-function drawSeen(pixels) {
+function drawSeen(pixels, size) {
   const context = $("seen").getContext("2d");
-  const image = context.createImageData(SIZE, SIZE);
-  for (let i = 0; i < SIZE * SIZE; i++) image.data.set([pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2], 255], 4 * i);
+  const image = context.createImageData(size, size);
+  for (let i = 0; i < size * size; i++) image.data.set([pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2], 255], 4 * i);
   context.putImageData(image, 0, 0);
 }
 
-/** Darken the picture where nothing speaks for class `index`; false if nothing does anywhere. */
-function drawHeat(activation, index, classes) {
-  const positions = activation.length / classes;
-  const side = Math.sqrt(positions);
-  const map = Array.from(activation.slice(index * positions, (index + 1) * positions), (value) => Math.max(value, 0));
+/** Darken the picture where nothing speaks for a class; false if nothing does anywhere. */
+function drawHeat(activation) {
+  const side = Math.sqrt(activation.length);
+  const map = Array.from(activation, (value) => Math.max(value, 0));
   const most = Math.max(...map);
   const shade = new OffscreenCanvas(side, side);
   const image = new ImageData(side, side);
@@ -148,29 +158,26 @@ function drawHeat(activation, index, classes) {
 }
 
 function show(about, found) {
-  const probabilities = softmax(found.logits, about.temperature ?? 1);
-  const order = probabilities.map((_, index) => index).sort((a, b) => probabilities[b] - probabilities[a]);
-  const percent = (index) => `${(100 * probabilities[index]).toFixed(1)}%`;
-  const buttons = order.map((index) => {
+  const percent = ({ probability }) => `${(100 * probability).toFixed(1)}%`;
+  const buttons = found.classes.map((of) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.dataset.class = about.classes[index];
-    button.dataset.probability = probabilities[index];
-    button.style.setProperty("--part", percent(index));
-    for (const text of [about.classes[index], percent(index)]) {
+    button.dataset.class = of.class;
+    button.dataset.probability = of.probability;
+    button.style.setProperty("--part", percent(of));
+    for (const text of [of.class, percent(of)]) {
       const span = document.createElement("span");
       span.textContent = text;
       button.append(span);
     }
-    button.addEventListener("click", () => explain(index));
+    button.addEventListener("click", () => explain(of));
     return button;
   });
-  const explain = (index) => {
-    const speaks = drawHeat(found.activation, index, about.classes.length);
-    $("heat-caption").textContent = speaks
-      ? `What speaks for ${about.classes[index]}: the brighter, the more`
-      : `Nothing speaks for ${about.classes[index]}`;
-    order.forEach((each, rank) => buttons[rank].setAttribute("aria-pressed", String(each === index)));
+  const explain = (of) => {
+    $("heat-caption").textContent = drawHeat(of.activation)
+      ? `What speaks for ${of.class}: the brighter, the more`
+      : `Nothing speaks for ${of.class}`;
+    found.classes.forEach((each, rank) => buttons[rank].setAttribute("aria-pressed", String(each === of)));
   };
   $("bars").replaceChildren(
     ...buttons.map((button) => {
@@ -179,9 +186,12 @@ function show(about, found) {
       return item;
     }),
   );
-  $("top").textContent = `${about.classes[order[0]]}, ${percent(order[0])}`;
+  $("top").textContent = `${found.classes[0].class}, ${percent(found.classes[0])}`;
+  const left = about.classes.length - found.classes.length;
+  $("left").textContent = `and ${left.toLocaleString("en")} less probable class${left > 1 ? "es" : ""}`;
+  $("left").hidden = !left;
   $("time").textContent = `${found.milliseconds.toFixed(1)} milliseconds ${about.runtime === "server" ? "with the way to the server" : "in this browser, on one thread"}`;
-  explain(order[0]);
+  explain(found.classes[0]);
   $("result").hidden = false;
 }
 
@@ -196,8 +206,11 @@ async function main() {
   const answer = await fetch("model.json");
   if (!answer.ok) throw new Error("model.json is missing");
   const about = await answer.json();
-  const classify = await (about.runtime === "server" ? serverRuntime : browserRuntime)();
+  const size = about.image_size;
+  const classify = await (about.runtime === "server" ? serverRuntime : browserRuntime)(about);
   $("about").textContent = about.text;
+  Object.assign($("seen"), { width: size, height: size });
+  $("seen-caption").textContent = `What the model sees: ${size} × ${size} pixels`;
 
   let answers = 0;
   let latest = 0; // of pictures asked for one after another only the last one's answer is shown
@@ -206,12 +219,12 @@ async function main() {
     try {
       const file = await chosen;
       const square = await readSquare(file);
-      const pixels = shrink(square);
+      const pixels = resize(square, size);
       const found = await classify(pixels, file);
       if (turn !== latest) return;
       tell(null);
       drawSquare(square);
-      drawSeen(pixels);
+      drawSeen(pixels, size);
       show(about, found);
       document.documentElement.dataset.answers = ++answers;
     } catch (problem) {
@@ -226,6 +239,7 @@ async function main() {
     return new File([await answer.blob()], sample.label, { type: "image/png" });
   };
 
+  $("or-sample").hidden = !about.samples.length;
   for (const sample of about.samples) {
     const button = document.createElement("button");
     const image = document.createElement("img");

@@ -1,0 +1,122 @@
+"""`tinycifar sweep`."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+
+from tinycifar import data, ranges, recipes, run, sweep_outcome, sweep_study
+from tinycifar.commands import terminal
+
+
+@click.command("sweep")
+@click.argument("recipe_name", metavar="[RECIPE]", default=recipes.DEFAULT_RECIPE)
+@click.option(
+    "--vary",
+    "varied",
+    multiple=True,
+    metavar="FIELD=VALUES",
+    help="LOW:HIGH, LOW:HIGH:log or A,B,C: what a field of the recipe may be; repeatable.",
+)
+@click.option(
+    "--trials", type=click.IntRange(1), default=20, show_default=True, help="How many the study shall have in all."
+)
+@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes, sharing --threads.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the study; one that exists is gone on with.")
+@click.option("--epochs", type=int, help="Epochs of the whole schedule.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
+)
+@click.option(
+    "--validation-images",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Training images to judge by (default: the recipe's, else 5,000 of CIFAR-10, a tenth of other data).",
+)
+@terminal.data_option("CIFAR-10 from the cache, filled first")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of trials and draws.")
+@terminal.device_option
+@terminal.threads_option
+@terminal.json_option
+def sweep_command(
+    recipe_name: str,
+    varied: tuple[str, ...],
+    trials: int,
+    jobs: int,
+    out: Path | None,
+    epochs: int | None,
+    settings: tuple[str, ...],
+    validation_images: int | None,
+    source: str | None,
+    seed: int,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Search the values of RECIPE's fields that give the best validation accuracy; no test image is opened.
+
+    Trial 0 is the recipe as it is. The same command with the same --out goes on where it was stopped, and takes part
+    where another is at work, on this machine or on one that shares the folder.
+    """
+    try:
+        from tinycifar import sweep
+    except ImportError:
+        raise ValueError('a sweep needs one package more: pip install "tinycifar[sweep]"') from None
+    recipe = recipes.with_settings(recipes.get(recipe_name), settings)
+    if epochs is not None:
+        recipe = replace(recipe, epochs=epochs)
+    searched = ranges.parse(varied, recipe)
+    run.select_device(device)
+    terminal.set_threads(threads)
+    display = terminal.display(as_json)
+    dataset = data.load(source, image_size=recipe.image_size, display=display)
+    study = sweep_study.create(recipe, searched, dataset, out=out, validation_images=validation_images, seed=seed)
+    ended = sum(of["state"] != "running" for of in sweep.entries(study, sweep.open_study(study)))
+    jobs = min(jobs, trials)
+    each = max(1, torch.get_num_threads() // jobs)
+    code = 0
+    with display:
+        display.console.print(
+            f"{recipe.name}: {trials} trials in all, {jobs} at a time with {each} threads each, "
+            f"judged by {study.scored_on:,} validation images; varied are {', '.join(map(str, searched))}"
+        )
+        display.console.print(f"Study: {study.folder}")
+        task = display.add_task("Trials", total=trials, completed=ended)
+        try:
+            for entry in sweep.search(study, dataset, trials=trials, jobs=jobs, source=source, device=device):
+                display.console.print(sweep_outcome.line(entry))
+                display.advance(task)
+        except sweep.Stopped as stopped:
+            code = 128 + stopped.signal
+        except sweep.WorkersDied as died:
+            code = terminal.fail(str(died), 1)
+    found = sweep_outcome.outcome(study, sweep.entries(study, sweep.open_study(study)))
+    sweep_outcome.save(study, found)
+    unfinished = len([of for of in found["trials"] if of["state"] != "running"]) < trials
+    if as_json:
+        terminal.print_json(found)
+    else:
+        for line in sweep_outcome.lines(study, found):
+            click.echo(line)
+    if unfinished:
+        words = ["tinycifar", "sweep", recipe_name]
+        for name, values in (("--vary", varied), ("--set", settings)):
+            words += [word for value in values for word in (name, value)]
+        for name, value in (
+            ("--trials", trials),
+            ("--jobs", jobs),
+            ("--epochs", epochs),
+            ("--validation-images", validation_images),
+            ("--data", source),
+            ("--seed", seed or None),
+            ("--threads", threads),
+            ("--device", None if device == "auto" else device),
+            ("--out", study.folder),
+        ):
+            words += [] if value is None else [name, str(value)]
+        terminal.console(as_json).print(f"Go on with: {shlex.join(words)}")
+    return code or int(unfinished)

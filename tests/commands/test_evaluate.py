@@ -1,0 +1,61 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tinycifar import data
+
+
+def test_the_test_images_of_a_run_with_validation_images_are_opened_beside_its_own_evaluation(tinycifar: Any) -> None:
+    words = [
+        "train",
+        "--data",
+        "sample",
+        "--epochs",
+        "1",
+        "--limit",
+        "64",
+        "--set",
+        "validation_images=50",
+        "--out",
+        "runs/one",
+    ]
+    assert tinycifar(*words).code == 0
+    before = Path("runs/one/evaluation.json").read_bytes()
+    done = tinycifar("evaluate", "runs/one", "--test", "--json").json
+    assert (done["split"], done["images"]) == ("test", 200)
+    assert json.loads(Path("evaluations/one/evaluation.json").read_text()) == done
+    assert Path("runs/one/evaluation.json").read_bytes() == before
+    for model, out in (("runs/one", "runs/one"), ("runs/one/model.safetensors", "runs/one/../one")):
+        refused = tinycifar("evaluate", model, "--test", "--out", out)
+        assert (refused.code, refused.out) == (2, "")
+        assert (
+            refused.err
+            == f"tinycifar: {out} is the run itself, where --test writes nothing: name another folder with --out\n"
+        )
+    assert tinycifar("report", "runs/one").code == 0
+
+
+def test_a_run_is_evaluated_on_other_pictures_of_the_same_classes_alone(tinycifar: Any, own: Path) -> None:
+    assert tinycifar("train", "--data", own, "--epochs", "1", "--out", "run").code == 0
+    others = own.with_name("others")
+    shutil.copytree(own / "train", others / "train")
+    shutil.copytree(own / "val", others / "test")
+    done = tinycifar("evaluate", "run", "--data", others, "--json").json
+    assert (done["data"], done["split"], done["images"]) == ("others", "test", 15)
+    assert Path("evaluations/run/evaluation.json").exists()
+    (others / "train" / "dog").rename(others / "train" / "fox")
+    (others / "test" / "dog").rename(others / "test" / "fox")
+    refused = tinycifar("evaluate", "run", "--data", others)
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert "run knows 3 classes (car, cat, dog)" in refused.err
+
+
+def test_a_run_whose_pictures_are_gone_is_evaluated_where_they_are_now(tinycifar: Any, own: Path) -> None:
+    assert tinycifar("train", "--data", own, "--epochs", "1", "--out", "run").code == 0
+    own.rename("moved")
+    lost = tinycifar("evaluate", "run")
+    assert (lost.code, lost.err.count("\n"), "say where it is now with --data" in lost.err) == (2, 1, True)
+    accuracy = json.loads(Path("run/evaluation.json").read_text())["accuracy"]
+    assert tinycifar("evaluate", "run", "--data", "moved", "--json").json["accuracy"] == accuracy
+    assert data.load("moved").validation_images is not None

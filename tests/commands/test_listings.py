@@ -1,0 +1,74 @@
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tinycifar import cifar10, data, recipes, run
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_recipe_is_shown_as_a_file_that_is_the_recipe(tinycifar: Any, name: str) -> None:
+    shown = tinycifar("recipes", "show", name)
+    assert (shown.code, shown.err) == (0, "")
+    Path("shown.toml").write_text(shown.out)
+    assert recipes.get("shown.toml") == recipes.get(name)
+    assert tinycifar("recipes", "show", "shown.toml").out == shown.out
+    assert tinycifar("recipes", "show", name, "--json").json == asdict(recipes.get(name))
+
+
+def test_recipes_are_listed_as_before_beside_the_command_that_shows_one(tinycifar: Any) -> None:
+    assert [line.split()[0] for line in tinycifar("recipes").out.splitlines()] == list(recipes.RECIPES)
+    assert [of["name"] for of in tinycifar("recipes", "--json").json["recipes"]] == list(recipes.RECIPES)
+    for words, message in (
+        (["show", "resnet"], "unknown recipe 'resnet'; allowed are: minute"),
+        (["show", "no.toml"], "no.toml does not exist"),
+        (["show"], "RECIPE"),
+        (["--json", "show", "minute"], "--json goes behind show"),
+        (["hide"], "hide"),
+    ):
+        refused = tinycifar("recipes", *words)
+        assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1), words
+        assert message in refused.err
+
+
+def test_info_says_what_pictures_of_ones_own_are(tinycifar: Any, own: Path) -> None:
+    (own / "train" / "dog" / "notes.txt").write_text("not a picture")
+    found = tinycifar("data", "info", "--data", own, "--json").json
+    loaded = data.load(own)
+    assert (found["name"], found["folder"], found["sha256"]) == ("own", str(own), loaded.digest)
+    assert [found[f"{split}_images"] for split in ("train", "validation", "test")] == [60, 15, len(loaded.test_images)]
+    assert (found["classes"], found["train_images_by_class"]) == (["car", "cat", "dog"], [20, 20, 20])
+    assert (found["shorter_sides"], found["image_shape"]) == ([41, 47], [3, 32, 32])
+    assert found["notes"] == [f"Left out in {own / 'train'}: 1 x file of another kind"]
+    assert [path.suffix for path in Path(found["cache"]).iterdir()] == [".safetensors"]
+    told = tinycifar("data", "info", "--data", own)
+    assert (told.code, told.err) == (0, "")
+    assert "classes: car, cat, dog\ntrain_images_by_class: 20, 20, 20\n" in told.out
+
+
+def test_info_of_the_sample_and_of_what_is_no_data(tinycifar: Any, tmp_path: Path) -> None:
+    found = tinycifar("data", "info", "--data", "sample", "--json").json
+    assert (found["name"], found["train_images"], found["cache"]) == ("sample", 400, None)
+    assert tinycifar("data", "info", "--data", "cifar10").out == tinycifar("data", "info").out
+    refused = tinycifar("data", "info", "--data", "nowhere")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+
+
+def test_only_cifar10_is_fetched(tinycifar: Any, own: Path, tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "train-images-idx3-ubyte").touch()
+    for folder in (own, tmp_path / "mnist"):
+        refused = tinycifar("data", "fetch", "--data", folder)
+        assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+        assert f"own images need no fetching: `tinycifar train --data {folder}`" in refused.err
+    assert not cifar10.cache_directory().exists()
+
+
+def test_the_summary_of_a_model_of_another_size_and_width_is_that_of_its_own(tinycifar: Any, own_run: Any) -> None:
+    narrow = tinycifar("summary", own_run.directory, "--plot", "fields.png", "--json").json
+    assert narrow["parameters"] < tinycifar("summary", "whitenet", "--json").json["parameters"] / 2
+    assert run.read_recipe(own_run.directory).image_size == 24
+    with Image.open("fields.png") as drawn:
+        assert min(drawn.size) > 500

@@ -1,0 +1,45 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tinycifar import c_source, data, export, inference, web
+from tinycifar import trained as trained_models
+
+
+def test_an_export_is_tried_on_the_pictures_that_are_named_where_its_own_are_gone(
+    tinycifar: Any, own_run: Any, own: Path
+) -> None:
+    lost = tinycifar("export", own_run.directory)
+    assert (lost.code, lost.out, lost.err.count("\n")) == (2, "", 1)
+    assert "say where it is now with --data" in lost.err
+    done = tinycifar("export", own_run.directory, "--data", own, "--out", "own.onnx")
+    loaded = data.load(own, image_size=24)
+    assert f"Against PyTorch on {len(loaded.test_images)} images" in done.out
+    expected = inference.logits(trained_models.load(own_run.directory).model, loaded.test_images)
+    torch.testing.assert_close(export.logits(Path("own.onnx"), loaded.test_images), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "name"),
+    [("onnx-int8", export, "to_int8"), ("c", c_source, "export_c"), ("web", web, "write")],
+)
+def test_every_kind_of_export_is_given_the_pictures_at_the_models_size(
+    tinycifar: Any, own_run: Any, own: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: Any, name: str
+) -> None:
+    def given(model: Any, out: Path, dataset: data.Dataset, **_: Any) -> None:
+        raise export.ParityError(f"{dataset.path} at {dataset.image_size}")
+
+    monkeypatch.setattr(where, name, given)
+    done = tinycifar("export", own_run.directory, "--data", own, "--format", kind)
+    assert (done.code, done.out, done.err) == (1, "", f"tinycifar: {own} at 24\n")
+
+
+def test_pictures_are_named_and_explained_by_a_model_of_another_size(tinycifar: Any, own_run: Any, own: Path) -> None:
+    Image.new("RGB", (50, 40), "red").save("red.png")
+    done = tinycifar("predict", "red.png", "--model", own_run.directory)
+    assert (done.code, done.out.count("%")) == (0, 3)
+    assert tinycifar("explain", "red.png", "--model", own_run.directory, "--class", "猫").code == 0
+    assert Path("explanations/red-explained.png").exists()
