@@ -242,7 +242,7 @@ def many_users() -> str:
             *lines,
             "",
             f"Assumed: {PICTURES_A_DAY} pictures a user and day, a peak of {PEAK} times the mean, cores loaded to "
-            f"{LOADED:.0%} of the {rate:,.0f} pictures a second above; the page, {page:.1f} MB uncompressed, fetched once "
+            f"{LOADED:.0%} of the {rate:,.0f} pictures a second above; the page, {page:.1f} MB, fetched once "
             "a user and day.",
         ]
     )
