@@ -62,7 +62,7 @@ ADDED = {
     "train nano --teacher": "--set teacher_views=1",
     "train accurate --teacher": "--set teacher_views=1",
     "evaluate RUN --robustness": "--images 20",
-    "bench infer": "--rounds 1",
+    "bench infer": "minute --rounds 1",
     "bench train": "--runs 1 --steps 2",
     "scripts/own_images.py": "--quick",
     "serve": "--port 0 --workers 1",
@@ -78,7 +78,9 @@ SLOW = (
     "train --data",
     "train --seeds",
     "train accurate",
-    "train minute --data",
+    "train --epochs",
+    "train --limit",
+    "train minute",
     "train nano",
     "train reference-30-as-run",
     "train teacher",
@@ -215,11 +217,11 @@ def picture(place: Path) -> None:
 
 
 def own_pictures(place: Path) -> None:
-    """Three classes of pictures, 12 of each for training and 6 in test, of several sizes."""
+    """Three classes of pictures, 24 of each for training and 6 in test, of several sizes."""
     sample = data.sample()
     for label, kind in enumerate(("bird", "cat", "dog")):
-        for number, image in enumerate(sample.train_images[sample.train_labels == label][:18]):
-            file = place / ("train" if number < 12 else "test") / kind / f"{number}.png"
+        for number, image in enumerate(sample.train_images[sample.train_labels == label][:30]):
+            file = place / ("train" if number < 24 else "test") / kind / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             pictures.to_image(image).resize((60, 41 + number % 7)).save(file)
 

@@ -56,7 +56,7 @@ def train(
     console = Console(  # in a notebook too it prints lines, for which Rich would want widgets
         quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True, force_jupyter=False
     )
-    display = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
+    display = Progress(console=console, transient=True, disable=quiet or not console.file.isatty())
     with display:
         result = training.train(
             replace(chosen, **settings),
