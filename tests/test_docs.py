@@ -17,7 +17,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -52,6 +52,8 @@ REPLACED = {
     "validation_images=5000": "validation_images=40",  # the sample has 400 training images
     "--seeds 5": "--seeds 2",
     "compare RUN RUN": "compare RUN OTHER",
+    "--data FOLDER": "--data photos",
+    "--out /shared/runs/four": "--out runs/four",
 }
 # Added to commands that begin so; `--data sample` unless they name data themselves.
 ADDED = {
@@ -76,13 +78,13 @@ SLOW = (
     "train --data",
     "train --seeds",
     "train accurate",
+    "train minute --data",
     "train nano",
     "train reference-30-as-run",
     "train teacher",
 )
 # Replaced in Python code, and by what; `http://127.0.0.1:8000` is a service that is started for it.
 CODE: dict[str, str] = {}
-PLACEHOLDERS: dict[str, str] = {}
 
 # --- what documents contain ---------------------------------------------------------------------------------------
 
@@ -109,35 +111,41 @@ def blocks(path: Path) -> tuple[Block, ...]:
         elif fence:
             lines.append(line)
         elif opened:
+            found += [Block(path.name, "", tuple(lines))] if lines else []
+            lines = []
             fence, language = opened[1], opened[2] or "none"
         elif line.startswith("    ") and (lines or not before):
             lines.append(line[4:])
-        elif lines and line:
+        elif lines and not line:
+            lines.append(line)
+        elif lines:
             found.append(Block(path.name, "", tuple(lines)))
             lines = []
         before = line
     assert not fence, f"{path.name}: a fence is not closed"
-    return tuple([*found, Block(path.name, "", tuple(lines))] if lines else found)
+    found += [Block(path.name, "", tuple(lines))] if lines else []
+    return tuple(replace(of, language="python") if is_python(of) else of for of in found)
+
+
+def is_python(block: Block) -> bool:
+    """Whether an indented block is Python."""
+    return not block.language and block.lines[0].startswith(("import ", "from "))
 
 
 def all_blocks(*languages: str) -> list[Block]:
     return [block for path in DOCUMENTS for block in blocks(path) if block.language in languages]
 
 
-def is_listing(block: Block) -> bool:
-    """Whether it shows what lies in a folder, whose name is then its first line."""
-    return re.fullmatch(r"\S+/", block.lines[0].strip()) is not None
-
-
 def commands() -> list[str]:
-    """The commands of all documents, each once, without their comments."""
+    """The commands of all documents, each once, without comments and variables in front."""
     found: dict[str, None] = {}
     for block in all_blocks("", "bash"):
-        if is_listing(block):
-            continue
-        for line in "\n".join(block.lines).replace("\\\n", " ").splitlines():
-            if command := " ".join(re.sub(r"(^|\s)#.*", "", line).split()):
-                found[command] = None
+        for part in "\n".join(block.lines).replace("\\\n", " ").split("\n\n"):
+            if re.match(r"[\w-]+/", part.lstrip("\n")):
+                continue  # it shows what lies in a folder, with whose name it begins
+            for line in part.splitlines():
+                if command := " ".join(re.sub(r"(^|\s)#.*", "", line).split()):
+                    found[re.sub(r"^([A-Z_]+=\S+ )+", "", command)] = None
     return list(found)
 
 
@@ -193,7 +201,6 @@ def test_no_table_here_speaks_of_what_no_document_says_any_more() -> None:
     assert unused == []
     assert [start for start in (*ADDED, *SLOW) if not any(begins(of, start) for of in words)] == []
     assert [part for part in REPLACED if not any(part in command for command in found)] == []
-    assert [name for name in PLACEHOLDERS if not any(name in command.split() for command in found)] == []
     code = "\n".join(line for block in all_blocks("python") for line in block.lines)
     assert [part for part in CODE if part not in code] == []
     named = " ".join([*found, *REPLACED.values(), code])
@@ -279,7 +286,7 @@ def shortened(command: str) -> list[str]:
     added = [extra for start, extra in ADDED.items() if begins(command, start)]
     if "--resume" in command:
         added = []  # it goes on as it was begun
-    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
+    words = shlex.split(command)
     for extra in added:
         words += shlex.split(extra.replace("--data sample", "") if "--data" in words else extra)
     return words  # of an option that is now there twice, the second holds

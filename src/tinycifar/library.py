@@ -36,6 +36,7 @@ def train(
     device: str = "auto",
     max_parameters: int | None = None,
     limit: int | None = None,
+    tensorboard: bool = False,
     quiet: bool = False,
     **settings: Any,
 ) -> Result:
@@ -68,6 +69,7 @@ def train(
             device=device,
             max_parameters=max_parameters,
             limit=limit,
+            tensorboard=tensorboard,
             display=display,
         )
     if distributed.here().first:
