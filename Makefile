@@ -2,6 +2,7 @@
 # make test    set everything up and run the tests
 # make check   lint, types, and that the README's figures are those of results/
 # make results write the README's figures and pictures anew from results/
+# make tour    execute docs/tour.ipynb anew and store what it shows
 # make faults  interrupt trainings in every way and compare bits: 20 kills, 20 signals, and what leaving out a part does
 # make load    the HTTP service under load, beside onnxruntime alone
 # make clean   remove what was installed (runs, results and the data cache stay)
@@ -13,7 +14,7 @@ INSTALLED := $(VENV)/installed
 ARGS ?=
 PIP_OPTIONS ?=
 
-.PHONY: train test check results faults load clean
+.PHONY: train test check results tour faults load clean
 
 train: $(INSTALLED)
 	@$(BIN)/tinycifar train $(ARGS)
@@ -29,6 +30,9 @@ check: $(INSTALLED)
 
 results: $(INSTALLED)
 	@$(BIN)/python scripts/update_results.py
+
+tour: $(INSTALLED)
+	@$(BIN)/python scripts/tour.py
 
 faults: $(INSTALLED)
 	@$(BIN)/python tests/faults.py $(ARGS)
