@@ -11,6 +11,7 @@ import csv
 import hashlib
 import inspect
 import json
+import math
 import re
 import statistics
 import sys
@@ -36,6 +37,8 @@ HEADLINE, YARDSTICK = "minute", "reference-30-as-run"
 FRONTIER = ("nano", "accurate")
 TEST_IMAGES = 10_000
 NOT_MEASURED = "not measured"
+# Of the arithmetic in docs/SCALE.md: what is assumed of users, and how full a core may be so that answers stay quick.
+PICTURES_A_DAY, PEAK, LOADED = 10, 5, 0.5
 FORMS = {"eager": "PyTorch", "onnx": "ONNX", "int8": "int8 ONNX", "int8-signed": "int8 ONNX, signed"}
 
 
@@ -191,6 +194,57 @@ def own_images() -> str:
         f"{100 * least:.2f} to {100 * most:.2f}), the former "
         f"with learning rates chosen for it on other images, the latter with those of `minute`. "
         f"Measured on: {place(found)}."
+    )
+
+
+def scale() -> str:
+    """What one core and two train and serve."""
+    path = RESULTS / "scale.json"
+    if not path.exists():
+        return f"One core: {NOT_MEASURED}."
+    found = json.loads(path.read_text(encoding="utf-8"))
+    ways = list(next(iter(found["training"].values())))
+    lines = [f"| training, images a second | {' | '.join(ways)} |", "|---" * (len(ways) + 1) + "|"]
+    for recipe, speeds in found["training"].items():
+        cells = (f"{speed:,.0f} ({speed / speeds['2 threads']:.2f})" for speed in speeds.values())
+        lines.append(f"| `{recipe}` | {' | '.join(cells)} |")
+    lines += ["", "| serving, one process on one core | pictures of 32x32 a second |", "|---|---|"]
+    lines += [f"| `{model}` | {speed:,.0f} |" for model, speed in found["serving"].items()]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"In brackets: times as fast as one process of two threads. Medians of {found['rounds']} rounds, all in "
+            f"turn; {found['images']:,} images in batches of 250. The service decodes PNG files and is asked over HTTP "
+            f"by clients on the other core. Measured on: {place(found)}, {found['date'][:10]}.",
+        ]
+    )
+
+
+def many_users() -> str:
+    """What the measured rates come to for many users, by arithmetic."""
+    path = RESULTS / "scale.json"
+    if not path.exists():
+        return f"The arithmetic: {NOT_MEASURED}."
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rate, page = found["serving"]["accurate"], found["page_bytes"] / 1e6
+    lines = [
+        "| users | pictures a second at the peak | cores for `accurate` over HTTP | or the page: MB a second |",
+        "|---|---|---|---|",
+    ]
+    for users in (1_000, 1_000_000, 100_000_000):
+        visits = users * PEAK / 86_400
+        pictures = visits * PICTURES_A_DAY
+        cores = math.ceil(pictures / (rate * LOADED))
+        lines.append(f"| {users:,} | {pictures:,.1f} | {cores:,} | {visits * page:,.1f} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Assumed: {PICTURES_A_DAY} pictures a user and day, a peak of {PEAK} times the mean, cores loaded to "
+            f"{LOADED:.0%} of the {rate:,.0f} pictures a second above; the page, {page:.1f} MB, fetched once "
+            "a user and day.",
+        ]
     )
 
 
@@ -446,6 +500,7 @@ def drawn_from(path: Path) -> str | None:
 TEXTS = {
     "README.md": (headline, frontier, table, sources, inference, own_images),
     "docs/LEADERBOARD.md": (leaderboard,),
+    "docs/SCALE.md": (scale, many_users),
     "docs/RECIPES.md": (recipe_fields,),
 }
 

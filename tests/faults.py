@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -169,7 +170,8 @@ def kill_a_rank(directory: Path, name: str, chance: random.Random, ranks: int, w
         assert process.stdout is not None
         told = process.stdout.read()
         assert process.wait() == 0, told
-    again = "was resumed" if "Going on after" in told else "started over" if found else "had ended"
+    went_on = re.search(r"Going on (after step \d+)", told)
+    again = f"went on {went_on[1]}" if went_on else "started over" if found else "had ended"
     return f"rank {rank} {seconds:.2f} s after the start, {again}"
 
 
@@ -310,8 +312,9 @@ def main(arguments: list[str] | None = None) -> int:
             found = fingerprint(directory)
             differing = [part for part, digest in expected[recipe].items() if found[part] != digest]
             verdict = f"DIFFERS in {', '.join(differing)}" if differing else "equal"
+            then = f"checkpoints then: {', '.join(begun) or 'none'}; " if asked.ranks == 1 else ""
             print(
-                f"{label} {recipe}: {how}; checkpoints then: {', '.join(begun) or 'none'}; resumed: {verdict}",
+                f"{label} {recipe}: {how}; {then}resumed: {verdict}",
                 flush=True,
             )
             return bool(differing)

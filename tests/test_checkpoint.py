@@ -237,9 +237,9 @@ def test_no_step_is_saved_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     steps: list[int] = []
     save = checkpoint.save
 
-    def noted(directory: Path, model: Any, optimizers: Any, state: State, device: torch.device) -> Path:
+    def noted(directory: Path, model: Any, optimizers: Any, state: State, *others: Any) -> Path:
         steps.append(state.step)
-        return save(directory, model, optimizers, state, device)
+        return save(directory, model, optimizers, state, *others)
 
     monkeypatch.setattr(checkpoint, "save", noted)
     training.train(short("reference-30", "epochs=3"), "sample", out=tmp_path / "run", limit=60, checkpoint_seconds=0)

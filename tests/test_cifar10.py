@@ -247,7 +247,7 @@ def special(name, kind, target=""):
         ("batches.meta.txt", bytes(RECORDS * cifar10.RECORD_BYTES + 1)),
         ("test_batch.bin", bytes(RECORDS * cifar10.RECORD_BYTES - 1)),
     ],
-    ids=lambda member: str(member[0])[:40],
+    ids=lambda member: str(getattr(member[0], "name", member[0])),
 )
 def test_an_archive_with_tricks_is_refused_and_nothing_is_written(tiny, tmp_path, member):
     archive = official(tmp_path / "a.tar.gz", tiny, [member])

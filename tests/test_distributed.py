@@ -283,13 +283,12 @@ def test_a_rank_that_is_killed_ends_the_others_and_leaves_the_checkpoint_before(
 
 def test_a_last_batch_that_has_no_image_for_some_rank_is_left_out() -> None:
     recipe = short("minute", "batch_size=20")
-    for ranks, images, steps in ((1, 41, 3), (2, 40, 2), (3, 40, 2), (4, 60, 3)):
-        expected = (images, steps) if ranks != 3 else (40, 2)
-        assert tuple(part[0] for part in training.plan(recipe, images, ranks)[:2]) == expected
-    assert tuple(part[0] for part in training.plan(recipe, 42, 3)[:2]) == (40, 2)
-    assert tuple(part[0] for part in training.plan(recipe, 43, 3)[:2]) == (43, 3)
+    for ranks, images, kept, steps in ((1, 41, 41, 3), (2, 41, 40, 2), (3, 42, 40, 2), (3, 43, 43, 3), (4, 60, 60, 3)):
+        assert training.plan(recipe, images, ranks)[:2] == ([kept] * 2, [steps] * 2)
     with pytest.raises(ValueError, match="21 processes cannot share a batch of 20 images"):
         training.plan(recipe, 50, 21)
+    with pytest.raises(ValueError, match="2 processes cannot share a batch of 1 images"):
+        training.plan(short("minute", "skip_easiest=0.9"), 10, 2)
 
 
 def test_one_process_is_no_rank_and_a_restart_is_known_by_the_launch(

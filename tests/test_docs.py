@@ -51,6 +51,8 @@ NOT_RUN = {
 REPLACED = {
     "validation_images=5000": "validation_images=40",  # the sample has 400 training images
     "--seeds 5": "--seeds 2",
+    "--seeds 20 --jobs 2": "--seeds 2 --jobs 2 --threads 2",
+    "train study/best.toml": "train my.toml",
     "compare RUN RUN": "compare RUN OTHER",
     "--data FOLDER": "--data photos",
     "--out /shared/runs/four": "--out runs/four",
@@ -66,6 +68,8 @@ ADDED = {
     "bench train": "--runs 1 --steps 2",
     "scripts/own_images.py": "--quick",
     "serve": "--port 0 --workers 1",
+    "scripts/measure_scale.py": "--quick",
+    "sweep": "--data sample --epochs 1 --trials 2 --validation-images 40",
 }
 # Marked `end_to_end`: what begins so.
 SLOW = (
@@ -74,6 +78,8 @@ SLOW = (
     "evaluate RUN --robustness",
     "export",
     "scripts/own_images.py",
+    "scripts/measure_scale.py",
+    "sweep",
     "serve",
     "train --data",
     "train --seeds",

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from tinycifar import distill, inference, pictures, plots, recipes, report, trained, training
+from tinycifar import distill, distributed, inference, pictures, plots, recipes, report, trained, training
 from tinycifar.data import Dataset
 from tinycifar.models import Classifier
 from tinycifar.recipes import Recipe
@@ -36,6 +36,7 @@ def train(
     device: str = "auto",
     max_parameters: int | None = None,
     limit: int | None = None,
+    tensorboard: bool = False,
     quiet: bool = False,
     **settings: Any,
 ) -> Result:
@@ -68,10 +69,12 @@ def train(
             device=device,
             max_parameters=max_parameters,
             limit=limit,
+            tensorboard=tensorboard,
             display=display,
         )
-    plots.save_curves(result.directory)
-    report.write(result.directory, data if isinstance(data, Dataset) else None)
+    if distributed.here().first:
+        plots.save_curves(result.directory)
+        report.write(result.directory, data if isinstance(data, Dataset) else None)
     return result
 
 

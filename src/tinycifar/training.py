@@ -24,6 +24,7 @@ from tinycifar import (
     distill,
     distributed,
     inference,
+    live,
     memory,
     metrics,
     optim,
@@ -69,6 +70,7 @@ def train(
     stop_after_epoch: int | None = None,
     checkpoint_seconds: float = 60.0,
     evaluate: bool = True,
+    tensorboard: bool = False,
     display: Progress | None = None,
 ) -> Result:
     """Train `recipe` on `dataset` and fill a run directory with weights, metrics and evaluation.
@@ -80,7 +82,7 @@ def train(
     first training images only. `stop_after_epoch` ends the run early while the schedule stays that of the whole recipe;
     without `evaluate` it is not evaluated then, as for a part of a run that goes on at once. Mean and deviation by
     which images are normalised are those of the training images. Progress goes to `display` and its console (default:
-    nowhere). Torch's global generator is seeded with `seed`.
+    nowhere), with `tensorboard` to event files too. Torch's global generator is seeded with `seed`.
 
     Weights and checkpoints are written after every epoch and every `checkpoint_seconds`. `resume` names a run directory
     in place of `out`: training goes on from its newest checkpoint, to the same bits as without the interruption if
@@ -111,6 +113,8 @@ def train(
     if display is None or not ranks.first:
         display = Progress(console=Console(quiet=True), disable=True)
     console = display.console
+    if tensorboard:
+        live.check()
     place = run.select_device(ranks.device(device))
     distill.check(recipe, teachers)
     if resume is None and ranks.began(out):
@@ -174,7 +178,11 @@ def train(
     if resume is None and ranks.first:
         run.create(directory, recipe.name, size.parameters)
 
-    with run.only_one(directory) if ranks.first else nullcontext(), run.StopSignal(quiet=not ranks.first) as stop:
+    with (
+        run.only_one(directory) if ranks.first else nullcontext(),
+        run.StopSignal(quiet=not ranks.first) as stop,
+        live.View(directory if tensorboard and ranks.first else None) as shown_live,
+    ):
         if resume is not None:
             run.check_same(directory, recipe, environment)
         console.print(f"{recipe.name}, seed {seed}: {size.parameters:,} parameters, {len(images):,} images")
@@ -298,12 +306,14 @@ def train(
                 if teachers:
                     shown = functional.cross_entropy(logits.float(), targets, reduction="none")
                 due = int(time.monotonic() - saved_at >= checkpoint_seconds and state.batch + 1 < steps_by_epoch[epoch])
+                # From here on all processes know of the whole batch, and act alike.
                 (losses, shown, right), (signal, due) = ranks.gather(
                     len(rows),
                     (losses, shown, logits.argmax(1) == targets),
                     (stop.received or 0, due if ranks.first else 0),
                 )
-                for name, value in (("loss", losses.mean().item()), ("gradient's norm", gradient_norm.item())):
+                loss = losses.mean().item()
+                for name, value in (("loss", loss), ("gradient's norm", gradient_norm.item())):
                     if not math.isfinite(value):
                         raise FloatingPointError(
                             f"the {name} is {value} at step {state.step + 1:,} (epoch {epoch + 1}, learning rate "
@@ -315,6 +325,8 @@ def train(
 
                 state.step += 1
                 state.batch += 1
+                if state.step % live.STEPS == 0:
+                    shown_live.add(state.step, step_loss=loss, learning_rate=rate * recipe.max_learning_rate)
                 state.images_seen += len(rows)
                 state.last_losses[rows] = losses
                 state.epoch_loss += shown.sum()
@@ -349,6 +361,7 @@ def train(
             if ranks.first:
                 with checkpoint.saving(state.step):
                     run.append_metrics(directory, entry)
+                shown_live.add(state.step, **{name: entry[name] for name in entry if name != "learning_rate"})
             console.print(log_line(entry, recipe.epochs))
             if ranks.signal(stop):
                 break
@@ -399,16 +412,14 @@ def plan(
 ) -> tuple[list[int], list[int], Callable[[int], tuple[float, float]]]:
     """Images and steps of each epoch, and the schedule: from a step to the rate's fraction and the momentum.
 
-    A last batch that has no image for each of the `ranks` is left out. ValueError if all of them are as small.
+    A last batch that has no image for each of the `ranks` is left out. ValueError if an epoch has no others.
     """
-    if min(recipe.batch_size, images) < ranks:
-        raise ValueError(
-            f"{ranks} processes cannot share a batch of {min(recipe.batch_size, images)} images: start fewer of them"
-        )
     later_images = images - int(recipe.skip_easiest * images)
     if recipe.skip_easiest and later_images > recipe.batch_size:
         later_images -= later_images % recipe.batch_size  # a small last batch would spoil the running statistics
     images_by_epoch = [images] + [later_images] * (recipe.epochs - 1)
+    if (largest := min(recipe.batch_size, *images_by_epoch)) < ranks:
+        raise ValueError(f"{ranks} processes cannot share a batch of {largest} images: start fewer of them")
     last_batches = (count % recipe.batch_size for count in images_by_epoch)
     images_by_epoch = [
         count - last if last < ranks else count for count, last in zip(images_by_epoch, last_batches, strict=True)

@@ -57,6 +57,7 @@ from tinycifar.trained import Trained
 @click.option(
     "--checkpoint-seconds", type=click.FloatRange(0), default=60, show_default=True, help="Between two checkpoints."
 )
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's event files too, in RUN/tensorboard.")
 @click.option("--record", is_flag=True, help="Write results/RECIPE/seed-N.json; for whole, unchanged recipes only.")
 @terminal.json_option
 @distributed.as_one
@@ -78,6 +79,7 @@ def train(
     limit: int | None,
     stop_after_epoch: int | None,
     checkpoint_seconds: float,
+    tensorboard: bool,
     record: bool,
     as_json: bool,
 ) -> int:
@@ -147,7 +149,8 @@ def train(
         options = {"epochs": epochs, "data": source, "init": init_name, "teacher": teacher_name}
         options |= {"max-parameters": max_parameters, "limit": limit, "stop-after-epoch": stop_after_epoch}
         words += [f"--{name}={value}" for name, value in options.items() if value is not None]
-        only = [f"--checkpoint-seconds={checkpoint_seconds}", *(["--record"] if record else [])]
+        only = [f"--checkpoint-seconds={checkpoint_seconds}"]
+        only += [f"--{name}" for name, wanted in (("record", record), ("tensorboard", tensorboard)) if wanted]
         return _at_once(recipe, source, limit, words, only, list(all_seeds), at_once, whole, as_json)
     task = display.add_task("Seeds", total=seeds) if seeds else None
     results: list[training.Result] = []
@@ -168,6 +171,7 @@ def train(
                     limit=limit,
                     stop_after_epoch=stop_after_epoch,
                     checkpoint_seconds=checkpoint_seconds,
+                    tensorboard=tensorboard,
                     display=display,
                 )
             except FloatingPointError as error:
