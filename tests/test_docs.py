@@ -55,7 +55,6 @@ REPLACED = {
     "train study/best.toml": "train my.toml",
     "compare RUN RUN": "compare RUN OTHER",
     "--data FOLDER": "--data photos",
-    "--out /shared/runs/four": "--out runs/four",
 }
 # Added to commands that begin so; `--data sample` unless they name data themselves.
 ADDED = {
