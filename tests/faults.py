@@ -238,13 +238,15 @@ def forgetting(part: str) -> Callable[..., State]:
     """`checkpoint.restore`, but what begins with `part` stays as it was before."""
     restore = checkpoint.restore
 
-    def partly(found: Checkpoint, model: nn.Module, optimizers: list[Optimizer], device: torch.device) -> State:
+    def partly(
+        found: Checkpoint, model: nn.Module, optimizers: list[Optimizer], device: torch.device, rank: int
+    ) -> State:
         at_start = State.at_start(len(found.tensors["state.last_losses"]), device)
         tensors, about = checkpoint.capture(model, optimizers, at_start, device)
         kept = {name: value for name, value in found.tensors.items() if not name.startswith(part)}
         kept_about = {name: value for name, value in found.about.items() if not name.startswith(part)}
         changed = replace(found, tensors={**tensors, **kept}, about={**about, **kept_about})
-        return restore(changed, model, optimizers, device)
+        return restore(changed, model, optimizers, device, rank)
 
     return partly
 
