@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from tinycifar import data, pictures, run, trained, web
+from tinycifar import atomic, data, machine, pictures, run, trained, web
 
 BATCH = 250
 CLIENTS = 8
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quick = parser.parse_args(arguments).quick
     rounds, images = (1, 2 * BATCH) if quick else (3, 40 * BATCH)
     path = None if quick else run.record_path("", "scale", torch.device("cpu"))
-    environment: dict[str, Any] = run.environment(torch.device("cpu"))
+    environment: dict[str, Any] = machine.environment(torch.device("cpu"))
     content: dict[str, Any] = {"rounds": rounds, "images": images, "training": {}, "serving": {}}
     with tempfile.TemporaryDirectory() as name:
         for recipe in RECIPES[: 1 if quick else None]:
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         content["page_bytes"] = sum(file.stat().st_size for file in Path(name).rglob("*") if file.is_file())
     content |= {name: environment[name] for name in ("device", "threads", "torch_version", "git_revision", "date")}
     if path is not None:
-        run.write_json(path, content)
+        atomic.write_json(path, content)
         print(f"Record: {path}")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tinycifar import data, recipes, run, trained, training
+from tinycifar import atomic, data, machine, recipes, run, trained, training
 from tinycifar.data import Dataset
 from tinycifar.recipes import Recipe
 
@@ -73,7 +73,7 @@ def main() -> None:
         chosen = few(dataset, seed)
         scratch.append(measure(shortened(SCRATCH), chosen, seed))
         begun.append(measure(shortened(FEW), chosen, seed, "accurate"))
-    environment = run.environment(torch.device("cpu"))
+    environment = machine.environment(torch.device("cpu"))
     names = ("device", "threads", "torch_version", "git_revision", "date")
     content = {
         "data": {"name": dataset.name, "digest": dataset.digest, "test_images": len(dataset.test_labels)},
@@ -86,7 +86,7 @@ def main() -> None:
         **{name: environment[name] for name in names},
     }
     if path is not None:
-        run.write_json(path, content)
+        atomic.write_json(path, content)
         print(f"Record: {path}")
 
 

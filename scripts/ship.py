@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tinycifar import recipes, run, trained
+from tinycifar import atomic, recipes, run, trained
 from tinycifar.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
     if not recipes.same(recipe, recipes.get(recipe.name)):
         raise ValueError(f"{directory} changed its recipe")
     environment, evaluation = run.read_environment(directory), run.read_evaluation(directory)
-    record = run.read_json(ROOT / "results" / recipe.name / "seed-0.json")
+    record = atomic.read_json(ROOT / "results" / recipe.name / "seed-0.json")
     if (environment["seed"], evaluation["accuracy"]) != (0, record["test_accuracy"]):
         raise ValueError(f"{directory} is not seed 0 with the test accuracy of its record, {record['test_accuracy']}")
     if not recipes.same(run.read_recipe(twin), replace(recipe, validation_images=VALIDATION_IMAGES)):
@@ -78,7 +78,7 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
         "teachers": record.get("teachers", []),
         "environment": {name: value for name, value in environment.items() if name not in PATHS},
     }
-    run.write_json(file.with_suffix(".json"), content)
+    atomic.write_json(file.with_suffix(".json"), content)
     return content
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tinycifar import augment, checkpoint, recipes, run, training
+from tinycifar import atomic, augment, checkpoint, recipes, run, training
 from tinycifar.checkpoint import Checkpoint, State
 from tinycifar.recipes import Recipe
 
@@ -86,7 +86,7 @@ def fingerprint(directory: Path) -> dict[str, str]:
     texts = {
         "progress": plain,
         "metrics": without_seconds(run.read_metrics(directory)),
-        "evaluation": run.read_json(directory / "evaluation.json") | {"images_per_second": 0},
+        "evaluation": atomic.read_json(directory / "evaluation.json") | {"images_per_second": 0},
     }
     for name, content in texts.items():
         digests[name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode())

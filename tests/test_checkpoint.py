@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import faults
-from tinycifar import augment, checkpoint, data, recipes, run, training
+from tinycifar import atomic, augment, checkpoint, data, recipes, run, training
 from tinycifar.checkpoint import State
 from tinycifar.models import build
 from tinycifar.optim import build as build_optimizers
@@ -119,7 +119,7 @@ def test_another_thread_count_is_warned_about_and_recorded(tmp_path: Path, capsy
     faults.interrupt(recipe, tmp_path / "run", 2, limit=60)
     environment = run.read_environment(tmp_path / "run")
     changed = environment | {"threads": 64, "torch_version": "2.0"}
-    run.write_json(tmp_path / "run" / "environment.json", changed)
+    atomic.write_json(tmp_path / "run" / "environment.json", changed)
     content, told = run.resumed(tmp_path / "run", environment, 2)
     assert [line.split(":")[0] for line in told] == [
         f"threads was 64 and is {environment['threads']}",

@@ -16,7 +16,20 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tinycifar import bench, c_source, cifar10, data, export, inference, pictures, plots, recipes, run, training
+from tinycifar import (
+    bench,
+    c_source,
+    cifar10,
+    data,
+    export,
+    inference,
+    machine,
+    pictures,
+    plots,
+    recipes,
+    run,
+    training,
+)
 from tinycifar import trained as trained_models
 from tinycifar.corruptions import CORRUPTIONS
 
@@ -79,7 +92,7 @@ def test_bench_train_prints_the_ratio_and_writes_its_record(tinycifar: Any, monk
     asked = {}
     monkeypatch.setattr(data, "load", lambda *_: data.sample())
     monkeypatch.setattr(bench, "bench_train", lambda dataset, **options: asked.update(options) or measured)
-    monkeypatch.setattr(run, "git_revision", lambda: "0123abcd")
+    monkeypatch.setattr(machine, "git_revision", lambda: "0123abcd")
     done = tinycifar("bench", "train", "minute", "--runs", "2", "--steps", "5")
     assert (asked["recipe_name"], asked["runs"], asked["steps"]) == ("minute", 2, 5)
     assert "Ratio: 60.0" in done.out
@@ -555,7 +568,7 @@ def test_a_record_is_written_for_a_whole_recipe(tinycifar: Any, monkeypatch: pyt
     whole = recipes.with_settings(recipes.get("reference-30"), ["epochs=1"])
     sample = data.sample().limit(32)
     monkeypatch.setitem(recipes.RECIPES, "reference-30", whole)
-    monkeypatch.setattr(run, "git_revision", lambda: "0123abcd")
+    monkeypatch.setattr(machine, "git_revision", lambda: "0123abcd")
     monkeypatch.setattr(data, "load", lambda source, **_: sample)
     done = tinycifar("train", "reference-30", "--seed", "3", "--record", "--json")
     record = json.loads(Path("results/reference-30/seed-3.json").read_text())
@@ -592,7 +605,7 @@ def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_th
 
 
 def test_a_record_needs_a_teacher_of_an_unchanged_recipe(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "git_revision", lambda: "0123abcd")
+    monkeypatch.setattr(machine, "git_revision", lambda: "0123abcd")
     short = ["--data", "sample", "--epochs", "1", "--limit", "250", "--set", "validation_images=50"]
     assert tinycifar("train", "teacher", *short, "--out", "teacher").code == 0
     done = tinycifar("train", "nano", "--teacher", "teacher", "--record")

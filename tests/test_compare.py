@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinycifar import compare, recipes, run, text
+from tinycifar import atomic, compare, recipes, run, text
 from tinycifar.recipes import Recipe
 
 RECIPE = recipes.get("reference-30")
@@ -37,7 +37,7 @@ def make(directory: Path, recipe: Recipe, right: range | list[int], seed: int = 
     evaluation |= {"ece": 0.05, "calibrated": None, "correct": len(right), "images": 1000} | changes
     names = ("loss", "accuracy_tta", "top2_accuracy", "top3_accuracy", "brier", "images_per_second")
     evaluation |= dict.fromkeys(names, 0.5) | {"classes": [{}] * 10, "confusion": [], "reliability": []}
-    run.write_json(directory / "evaluation.json", evaluation)
+    atomic.write_json(directory / "evaluation.json", evaluation)
     return directory
 
 

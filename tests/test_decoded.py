@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from safetensors import safe_open
 
-from tinycifar import decoded, run
+from tinycifar import atomic, decoded
 
 SHAPE = (100, 3, 4, 4)
 
@@ -109,7 +109,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypa
     def full(path: Path, *parts: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(run, "write_bytes", full)
+    monkeypatch.setattr(atomic, "write_bytes", full)
     (note,) = load(tmp_path)[1]
     assert "could not be kept" in note
     assert "(No space left on device): each start decodes them" in note

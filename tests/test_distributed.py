@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import faults
-from tinycifar import augment, checkpoint, cli, data, distributed, optim, recipes, run, training
+from tinycifar import atomic, augment, checkpoint, cli, data, distributed, optim, recipes, run, training
 from tinycifar.recipes import Recipe
 
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
@@ -299,7 +299,7 @@ def test_one_process_is_no_rank_and_a_restart_is_known_by_the_launch(
     model = nn.Linear(1, 1)
     assert alone.parallel(model) is model
     assert (alone.exchange(5), alone.device("cuda:3")) == ([5], "cuda:3")
-    run.write_json(tmp_path / "environment.json", {"torchrun": ["none_abc"]})
+    atomic.write_json(tmp_path / "environment.json", {"torchrun": ["none_abc"]})
     (tmp_path / "recipe.json").touch()
     for launch, began in (("none_abc", True), ("none_xyz", False)):
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):

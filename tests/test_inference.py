@@ -6,7 +6,7 @@ from PIL import Image
 
 from conftest import Own
 from test_trained import ABOUT
-from tinycifar import cifar10, data, inference, models, pictures, run, trained
+from tinycifar import atomic, cifar10, data, inference, models, pictures, run, trained
 
 
 @pytest.fixture
@@ -112,9 +112,9 @@ def test_an_evaluation_keeps_what_was_measured_on_corrupted_images_of_the_same_w
     found.content["robustness"] = {"images": 5}
     found.save(tmp_path)
     inference.evaluate(model, sample).save(tmp_path)
-    assert run.read_json(tmp_path / "evaluation.json")["robustness"] == {"images": 5}
+    assert atomic.read_json(tmp_path / "evaluation.json")["robustness"] == {"images": 5}
     inference.evaluate(models.build("c1c2c3c4o"), sample).save(tmp_path)
-    assert "robustness" not in run.read_json(tmp_path / "evaluation.json")
+    assert "robustness" not in atomic.read_json(tmp_path / "evaluation.json")
 
 
 def test_pictures_are_seen_at_the_models_own_size_and_named_with_its_own_classes(own_run: Own, tmp_path: Path) -> None:

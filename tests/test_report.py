@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from conftest import Own
-from tinycifar import cifar10, data, inference, recipes, report, run, trained, training
+from tinycifar import atomic, cifar10, data, inference, recipes, report, run, trained, training
 
 RECIPE = recipes.with_settings(recipes.get("minute"), ["epochs=2", "validation_images=100"])
 
@@ -48,7 +48,7 @@ def test_a_page_needs_nothing_but_itself(finished: Path) -> None:
 
 def test_a_run_with_validation_images_is_reported_on_these_alone(finished: Path) -> None:
     page = (finished / "report.html").read_text()
-    evaluation = run.read_json(finished / "evaluation.json")
+    evaluation = atomic.read_json(finished / "evaluation.json")
     assert f"{100 * evaluation['accuracy']:.2f} %" in page
     assert "of 100 validation images right" in page
     assert "the test set was not looked at" in page
@@ -58,7 +58,7 @@ def test_a_run_with_validation_images_is_reported_on_these_alone(finished: Path)
 def test_the_gallery_shows_the_most_confident_mistakes_first(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     logits, labels = (report.read_logits(finished / "evaluation.safetensors")[key] for key in ("logits", "labels"))
-    temperature = run.read_json(finished / "evaluation.json")["temperature"]
+    temperature = atomic.read_json(finished / "evaluation.json")["temperature"]
     confidence, predicted = (logits / temperature).softmax(1).max(1)
     confidence[predicted == labels] = 0
     expected = confidence.argsort(descending=True, stable=True)[: report.MISTAKES].tolist()
@@ -116,7 +116,7 @@ def test_runs_of_before_there_were_teachers_are_reported(finished: Path, tmp_pat
     old = shutil.copytree(finished, tmp_path / "old")
     environment = run.read_environment(old)
     del environment["teachers"]
-    run.write_json(old / "environment.json", environment)
+    atomic.write_json(old / "environment.json", environment)
     assert "How it was obtained" in report.write(old).read_text()
 
 
@@ -205,7 +205,7 @@ def test_data_that_is_called_as_cifar10_is_not_taken_for_it(own_run: Own, tmp_pa
     directory = shutil.copytree(own_run.directory, tmp_path / "run")
     for name in ("cifar10", "sample"):
         evaluation = {**run.read_evaluation(directory), "data": name, "split": "test"}
-        run.write_json(directory / "evaluation.json", evaluation)
+        atomic.write_json(directory / "evaluation.json", evaluation)
         page = report.write(directory).read_text()
         assert "near-duplicates" not in page
         assert "a trial, no result" not in page

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tinycifar import models, recipes, run
+from tinycifar import machine, models, recipes, run
 
 
 def test_a_run_without_a_name_gets_a_new_folder_every_time() -> None:
@@ -31,22 +31,6 @@ def test_a_folder_in_use_or_a_file_is_refused_and_left_alone(tmp_path: Path) -> 
     assert run.create(tmp_path / "empty", "reference-30", 0).is_dir()
 
 
-def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "evaluation.json"
-    run.write_json(path, {"accuracy": 0.5})
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        run.write_json(path, {"accuracy": 0.6})
-    assert run.read_json(path) == {"accuracy": 0.5}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["evaluation.json"]
-
-
 def test_metrics_are_appended_and_read_back_in_order(tmp_path: Path) -> None:
     assert run.read_metrics(tmp_path) == []
     entries: list[dict[str, Any]] = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.5}]
@@ -55,40 +39,16 @@ def test_metrics_are_appended_and_read_back_in_order(tmp_path: Path) -> None:
     assert run.read_metrics(tmp_path) == entries
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "is missing"), ("{", "is not valid JSON")])
-def test_a_missing_or_broken_json_file_is_named(tmp_path: Path, content: str | None, message: str) -> None:
-    path = tmp_path / "recipe.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ValueError, match=f"recipe.json {message}"):
-        run.read_json(path)
-
-
-def test_the_environment_says_what_a_figure_depends_on() -> None:
-    details = run.environment(torch.device("cpu"))
-    assert details["device"].startswith("cpu: ")
-    assert details["threads"] == torch.get_num_threads()
-    assert details["torch_version"] == torch.__version__
-    assert details["date"].endswith("+00:00")
-
-
 def test_a_run_starts_with_its_recipe_and_environment_on_disk(tmp_path: Path) -> None:
     run.start(tmp_path, recipes.get("reference-40"), {"seed": 3})
     assert json.loads((tmp_path / "recipe.json").read_text())["epochs"] == 40
     assert json.loads((tmp_path / "environment.json").read_text()) == {"seed": 3}
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
-    assert run.select_device("cpu").type == "cpu"
-    for name in ("tpu", "cuda:99", "meta", "hpu", "cpu:3", ""):
-        with pytest.raises(ValueError, match="allowed are auto, cpu, cuda and mps"):
-            run.select_device(name)
-
-
 def test_a_record_lies_where_its_recipe_seed_and_device_say_and_is_never_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run, "git_revision", lambda: "0123abcd")
+    monkeypatch.setattr(machine, "git_revision", lambda: "0123abcd")
     path = run.record_path("reference-30", "seed-2", torch.device("cpu"))
     assert path == Path("results/reference-30/seed-2.json")
     assert run.record_path("reference-30", "seed-2", torch.device("cuda:0")) == Path(
@@ -102,7 +62,7 @@ def test_a_record_lies_where_its_recipe_seed_and_device_say_and_is_never_replace
 
 @pytest.mark.parametrize("revision", [None, "0123abcd-dirty"])
 def test_a_record_needs_a_commit_to_name(monkeypatch: pytest.MonkeyPatch, revision: str | None) -> None:
-    monkeypatch.setattr(run, "git_revision", lambda: revision)
+    monkeypatch.setattr(machine, "git_revision", lambda: revision)
     with pytest.raises(ValueError, match="git checkout whose source is committed"):
         run.record_path("reference-30", "seed-0", torch.device("cpu"))
 

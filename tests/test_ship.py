@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tinycifar import data, inference, recipes, run, trained, training
+from tinycifar import atomic, data, inference, recipes, run, trained, training
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import ship
@@ -30,7 +30,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     change(twin / "environment.json", data="cifar10", train_images=49_900)
     path = tmp_path / "results" / "minute" / "seed-0.json"
     path.parent.mkdir(parents=True)
-    run.write_json(path, record)
+    atomic.write_json(path, record)
     return directory, twin
 
 

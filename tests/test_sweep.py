@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tinycifar import cli, data, ranges, recipes, run, sweep, sweep_outcome, sweep_study, sweep_trials, training
+from tinycifar import atomic, cli, data, ranges, recipes, run, sweep, sweep_outcome, sweep_study, sweep_trials, training
 from tinycifar.recipes import Recipe
 from tinycifar.sweep_study import Study
 from tinycifar.training import Result
@@ -55,7 +55,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         if recipe.max_learning_rate > 5:
             raise FloatingPointError("the loss is nan\nand more")
         directory.mkdir(parents=True, exist_ok=True)
-        run.write_json(directory / "recipe.json", {})
+        atomic.write_json(directory / "recipe.json", {})
         accuracy = 0.9 - abs(recipe.max_learning_rate - 0.5) / 10
         history = [
             {"epoch": epoch, "validation_accuracy": accuracy * epoch / recipe.epochs, "train_seconds": 1.0}
@@ -446,7 +446,7 @@ def test_two_processes_share_a_study(started: Any) -> None:
     printed = process.communicate()[0]
     assert process.returncode == 0, printed
     assert all(f"Trial {number}" in printed for number in range(4)), printed
-    found = run.read_json(Path("a/sweep.json"))
+    found = atomic.read_json(Path("a/sweep.json"))
     assert [of["state"] for of in found["trials"]] == ["complete"] * 4
 
 
@@ -460,7 +460,7 @@ def test_killed_processes_and_a_killed_command_lose_no_trial(started: Any) -> No
     printed = process.communicate()[0]
     assert process.returncode == 1, printed
     assert "worker 1 ended with -9" in printed
-    found = run.read_json(Path("a/sweep.json"))
+    found = atomic.read_json(Path("a/sweep.json"))
     assert [of["state"] for of in found["trials"]].count("running") == 0
     assert len(found["trials"]) == 8
 
@@ -481,6 +481,6 @@ def test_killed_processes_and_a_killed_command_lose_no_trial(started: Any) -> No
     process = started("--trials", "14")
     printed = process.communicate()[0]
     assert process.returncode == 0, printed
-    found = run.read_json(Path("a/sweep.json"))
+    found = atomic.read_json(Path("a/sweep.json"))
     assert len(found["trials"]) == 14
     assert {of["state"] for of in found["trials"]} <= {"complete", "pruned"}

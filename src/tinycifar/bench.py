@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinycifar import augment, memory, models, recipes, run, training
+from tinycifar import augment, machine, memory, models, recipes, training
 from tinycifar.data import Dataset, epoch_generator
 from tinycifar.summary import summarize
 
@@ -114,7 +114,7 @@ def bench_step(
         loop_to_bare_ratio=rate / bare_rate,
         threads=torch.get_num_threads(),
         torch_version=torch.__version__,
-        device=run.device_name(torch.device("cpu")),
+        device=machine.device_name(torch.device("cpu")),
     )
 
 
@@ -209,8 +209,8 @@ def bench_train(
     memory.keep_freed()
     recipe, reference = timed_recipe(recipe_name), recipes.get(reference_name)
     cpu = torch.device("cpu")
-    precision = run.select_precision(recipe.precision, cpu)
-    own_precision = run.select_precision(reference.precision, cpu)
+    precision = machine.select_precision(recipe.precision, cpu)
+    own_precision = machine.select_precision(reference.precision, cpu)
     learners = {name: _Learner(reference.model, name) for name in dict.fromkeys((own_precision, precision))}
     batches = _Batches(
         dataset.train_images, dataset.train_labels, reference.augmentation, reference.batch_size, epoch_generator(0, 0)
@@ -241,6 +241,7 @@ def bench_train(
     reference_seconds = {name: median(values) * steps_in_all for name, values in seconds.items()}
     train_seconds = mean(training["train_seconds"] for training in trainings)
     ratios = {name: whole / train_seconds for name, whole in reference_seconds.items()}
+    environment = machine.environment(cpu)
     return TrainBench(
         ratio=ratios[own_precision],
         ratios=ratios,
@@ -253,7 +254,7 @@ def bench_train(
         precision=precision,
         runs=trainings,
         wall_seconds=time.perf_counter() - wall_start,
-        **{name: run.environment(cpu)[name] for name in ("threads", "torch_version", "device", "git_revision", "date")},
+        **{name: environment[name] for name in ("threads", "torch_version", "device", "git_revision", "date")},
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinycifar import cifar10, data, export, inference, metrics, plain, run, trained
+from tinycifar import cifar10, data, export, inference, machine, metrics, plain, trained
 from tinycifar.summary import summarize
 from tinycifar.trained import Trained
 
@@ -131,7 +131,7 @@ def bench_infer(names: Sequence[str], *, rounds: int = ROUNDS, accuracy: bool = 
     ]
     import onnxruntime
 
-    known = run.environment(torch.device("cpu"))
+    known = machine.environment(torch.device("cpu"))
     return InferBench(
         rows,
         rounds,

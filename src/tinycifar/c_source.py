@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinycifar import export, inference, run
+from tinycifar import atomic, export, inference
 from tinycifar.data import Dataset
 from tinycifar.trained import Trained
 
@@ -255,7 +255,7 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
         folder.mkdir(parents=True, exist_ok=True)
         header, source = (folder / path.name for path in written)
         for path in written:
-            run.write_bytes(folder / path.name, path.read_bytes())
+            atomic.write_bytes(folder / path.name, path.read_bytes())
     return ExportedC(
         header, source, network.weight_bytes, network.constant_bytes, network.memory_bytes, parity, parity_int8
     )

@@ -23,7 +23,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tinycifar import run
+from tinycifar import atomic, run
 
 FOLDER = "checkpoints"
 KEPT = 2  # should the newest be damaged, the one before it is there
@@ -182,8 +182,8 @@ def save(
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = to_safetensors(stored, metadata={"tinycifar": json.dumps({"about": about, "strides": strides})})
     folder.mkdir(exist_ok=True)
-    run.write_bytes(path, content)
-    run.write_bytes(path.with_suffix(".json"), _manifest(path.name, content))
+    atomic.write_bytes(path, content)
+    atomic.write_bytes(path.with_suffix(".json"), _manifest(path.name, content))
     for old in _files(folder)[:-KEPT]:
         old.with_suffix(".json").unlink(missing_ok=True)  # first: a file without its manifest counts for nothing
         old.unlink(missing_ok=True)
@@ -210,7 +210,7 @@ def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     if found is None and (run.read_metrics(directory) or (directory / "evaluation.json").exists()):
         raise ValueError(f"{directory} has no whole checkpoint to resume from{''.join(f'; {p}' for p in problems)}")
     for place in (directory, folder):
-        run.remove_unfinished(place)
+        atomic.remove_unfinished(place)
     for path in aside:
         if path.exists():
             path.replace(path.with_name(f"{path.name}.damaged"))

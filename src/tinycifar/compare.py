@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinycifar import metrics, plots, recipes, report, run, text
+from tinycifar import atomic, metrics, plots, recipes, report, run, text
 from tinycifar.recipes import Recipe
 from tinycifar.summary import summarize
 
@@ -316,7 +316,7 @@ def write(found: Comparison, path: Path) -> None:
     figure = plots.svg("curves", plots.compared_curves, runs)
     page = report.render("compare.html", found=found, rows=found.table(), figure=figure, remarks=found.remarks())
     path.parent.mkdir(parents=True, exist_ok=True)
-    run.write_bytes(path, page.encode())
+    atomic.write_bytes(path, page.encode())
 
 
 def over_seeds(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from tinycifar import run
+from tinycifar import atomic
 from tinycifar.pictures import Pixels
 from tinycifar.text import printable
 
@@ -116,7 +116,7 @@ def load(
     try:
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # pictures may be private
         pixels = images.reshape(-1).data
-        run.write_bytes(entry, _header(shape, hashlib.sha256(pixels).hexdigest()), pixels)
+        atomic.write_bytes(entry, _header(shape, hashlib.sha256(pixels).hexdigest()), pixels)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         notes.append(f"The decoded pictures could not be kept in {entry.parent} ({reason}): each start decodes them")

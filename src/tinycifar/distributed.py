@@ -26,7 +26,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from tinycifar import run
+from tinycifar import atomic, run
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,7 +105,7 @@ class Ranks:
     def began(self, out: Path | None) -> bool:
         """Whether this very start of torchrun began the run in `out`, and has started the processes again since."""
         begun = out is not None and self.launch != "" and (out / "recipe.json").exists()
-        launches = run.read_json(out / "environment.json").get("torchrun", []) if begun and out is not None else []
+        launches = atomic.read_json(out / "environment.json").get("torchrun", []) if begun and out is not None else []
         return any(self.exchange(self.launch in launches))
 
     def gather(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinycifar import __version__, data, inference, plain, run
+from tinycifar import __version__, atomic, data, inference, plain
 from tinycifar.data import Dataset
 from tinycifar.trained import Trained
 
@@ -256,7 +256,7 @@ def _write(
             f"get another class, logits differ by up to {found.largest_difference:.2g}; it is not written"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    run.write_bytes(path, content)
+    atomic.write_bytes(path, content)
     return Exported(path, len(content), OPSET, found)
 
 

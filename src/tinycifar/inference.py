@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tinycifar import data, metrics, pictures, run
+from tinycifar import atomic, data, metrics, pictures, run
 from tinycifar.data import Dataset
 from tinycifar.models import Classifier
 from tinycifar.trained import Trained
@@ -92,8 +92,8 @@ class Evaluation:
                 same = all(earlier.get(key) == content[key] for key in COMPARED)
                 content = {**content, **{key: earlier[key] for key in ("robustness",) if same and key in earlier}}
         tensors = {"logits": self.logits, "logits_tta": self.logits_tta, "labels": self.labels}
-        run.write_bytes(directory / "evaluation.safetensors", save(tensors))
-        run.write_json(path, content)
+        atomic.write_bytes(directory / "evaluation.safetensors", save(tensors))
+        atomic.write_json(path, content)
 
 
 def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = None) -> Evaluation:

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from tinycifar import run
+from tinycifar import atomic, run
 from tinycifar.summary import Summary
 
 # Okabe & Ito's palette, told apart with any colour vision.
@@ -57,7 +57,7 @@ def save(path: Path, draw: Callable[..., Figure], *arguments: Any) -> None:
     with _names_as_they_are():
         draw(*arguments).savefig(content, format="png", dpi=150)
     path.parent.mkdir(parents=True, exist_ok=True)
-    run.write_bytes(path, content.getvalue())
+    atomic.write_bytes(path, content.getvalue())
 
 
 @contextlib.contextmanager

@@ -16,7 +16,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tinycifar import cifar10, explain, inference, metrics, pictures, plots, recipes, run, text, trained, training
+from tinycifar import (
+    atomic,
+    cifar10,
+    explain,
+    inference,
+    metrics,
+    pictures,
+    plots,
+    recipes,
+    run,
+    text,
+    trained,
+    training,
+)
 from tinycifar.data import Dataset
 from tinycifar.recipes import Recipe
 from tinycifar.summary import summarize
@@ -53,7 +66,7 @@ def write(directory: Path, dataset: Dataset | None = None) -> Path:
     with run.as_written(directory):
         page = _page(directory, dataset)
     path = directory / "report.html"
-    run.write_bytes(path, page.encode())
+    atomic.write_bytes(path, page.encode())
     return path
 
 

@@ -8,13 +8,9 @@ import errno
 import itertools
 import json
 import os
-import platform
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -26,10 +22,8 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import nn
 
+from tinycifar import atomic, machine
 from tinycifar.recipes import Recipe
-
-if sys.platform == "darwin":
-    import fcntl
 
 RUN_BYTES = 15_000_000  # logits, a report, and to spare
 BYTES_A_PARAMETER = 4 * 2 + 8 * 3  # weights twice, while they are replaced; three checkpoints with momentum
@@ -72,69 +66,6 @@ def check_unused(out: Path | None) -> None:
         raise ValueError(f"the output folder {out} is in use; name a new or an empty one with --out")
 
 
-def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file so that, whatever happens, `path` holds either its old content or all of the new one.
-
-    The new content is that of the parts, one behind the other. Raises ValueError for what exists and is no file: a
-    folder, or a device, which the new file would replace.
-    """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} exists and is not a file; name a file to write")
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            _sync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                _sync(folder)  # else a power cut may undo the renaming
-            finally:
-                os.close(folder)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)
-        raise
-
-
-def _sync(descriptor: int) -> None:
-    """Have what was written reach the disk; macOS's fsync leaves it in the drive's own memory."""
-    if sys.platform == "darwin":
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(descriptor)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what `write_bytes` had begun in a folder when its process was killed."""
-    for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.(safetensors|json|jsonl|png|html)\.[a-z0-9_]{8}", path.name):
-            path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON, whole or not at all."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; ValueError naming it if it is missing or no JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path} is not valid JSON") from None
-
-
 @contextlib.contextmanager
 def as_written(directory: Path) -> Iterator[None]:
     """Turn the errors that content of another form causes into a ValueError that names the directory."""
@@ -148,7 +79,7 @@ def as_written(directory: Path) -> Iterator[None]:
 def read_recipe(directory: Path) -> Recipe:
     """The recipe a run was trained with; ValueError, naming the file, if it is missing or none of this version's."""
     path = directory / "recipe.json"
-    content = read_json(path)
+    content = atomic.read_json(path)
     try:
         return Recipe(**content)
     except (TypeError, ValueError, AttributeError) as error:
@@ -158,7 +89,7 @@ def read_recipe(directory: Path) -> Recipe:
 def read_environment(directory: Path) -> dict[str, Any]:
     """What `environment.json` says of a run; ValueError, naming the file, if it is missing or lacks what is needed."""
     path = directory / "environment.json"
-    content = read_json(path)
+    content = atomic.read_json(path)
     kinds = {
         "data": str,
         "seed": int,
@@ -208,7 +139,7 @@ EVALUATION = {
 def read_evaluation(directory: Path) -> dict[str, Any]:
     """What `evaluation.json` says of a run; ValueError, naming the file, if it is missing or lacks what is needed."""
     path = directory / "evaluation.json"
-    content = read_json(path)
+    content = atomic.read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in EVALUATION.items()):
         raise ValueError(f"{path} is not as tinycifar writes it: evaluate the run again")
     return content
@@ -223,7 +154,7 @@ def append_metrics(directory: Path, entry: dict[str, Any]) -> None:
 def rewrite_metrics(directory: Path, history: list[dict[str, Any]]) -> None:
     """Make `metrics.jsonl` hold these epochs and no others, whole or not at all."""
     lines = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in history)
-    write_bytes(directory / "metrics.jsonl", lines.encode())
+    atomic.write_bytes(directory / "metrics.jsonl", lines.encode())
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
@@ -276,90 +207,13 @@ def save_weights(
         "validation_images": validation_images,
         "temperature": temperature,
     }
-    write_bytes(path, save(tensors, metadata={"tinycifar": json.dumps(about)}))
-
-
-def select_device(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" takes CUDA or MPS if there, else the CPU.
-
-    Raises ValueError for a name torch does not know and for a device that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-            raise RuntimeError("torch knows more devices, but they cannot train")
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"no device {name!r} here; allowed are auto, cpu, cuda and mps, where present") from None
-    return device
-
-
-def device_name(device: torch.device) -> str:
-    """What the device calls itself: the GPU's name, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "mps":
-        return "Apple GPU (MPS)"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def git_revision() -> str | None:
-    """The commit of the checkout this package runs from, `-dirty` behind it if source differs; None outside one."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if not git("ls-files", "--", Path(__file__).name):
-            return None
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def select_precision(name: str, device: torch.device) -> str:
-    """The precision that `name` means on `device`: "auto" is bfloat16 where the machine multiplies it natively.
-
-    That is a GPU that says so, or an x86 CPU with AMX or AVX512-BF16; others would only imitate it, more slowly than
-    they compute in float32. Older versions of torch cannot tell, and then it is float32.
-    """
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        native = device.type == "cpu" and any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
-    return "bfloat16" if native else "float32"
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on besides the recipe: device, thread count, versions, revision, date (UTC)."""
-    return {
-        "device": f"{device.type}: {device_name(device)}",
-        "threads": torch.get_num_threads(),
-        "torch_version": torch.__version__,
-        "python_version": platform.python_version(),
-        "platform": platform.platform(),
-        "git_revision": git_revision(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
+    atomic.write_bytes(path, save(tensors, metadata={"tinycifar": json.dumps(about)}))
 
 
 def start(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None:
     """Write what is known before the first step: `recipe.json` and `environment.json`."""
-    write_json(directory / "environment.json", details)
-    write_json(directory / "recipe.json", asdict(recipe))
+    atomic.write_json(directory / "environment.json", details)
+    atomic.write_json(directory / "recipe.json", asdict(recipe))
 
 
 def check_same(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None:
@@ -391,7 +245,7 @@ def resumed(directory: Path, details: dict[str, Any], step: int) -> tuple[dict[s
     }
     entry = {"step": step, "date": details["date"], "git_revision": details["git_revision"], **differing}
     content["resumes"] = [*content["resumes"], entry]
-    write_json(directory / "environment.json", content)
+    atomic.write_json(directory / "environment.json", content)
     told = [f"{name} was {content.get(name)} and is {value}: results may differ" for name, value in differing.items()]
     return content, told
 
@@ -405,7 +259,7 @@ def record_path(recipe_name: str, name: str, device: torch.device) -> Path:
     path = folder / f"{name}.json"
     if path.exists():
         raise ValueError(f"there is a record already: move {path} away first")
-    revision = git_revision()
+    revision = machine.git_revision()
     if revision is None or revision.endswith("-dirty"):
         raise ValueError("--record needs tinycifar to run from a git checkout whose source is committed")
     return path

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from tinycifar import plots, recipes, run, text
+from tinycifar import atomic, plots, recipes, text
 from tinycifar.ranges import Range
 from tinycifar.sweep_study import Study
 
@@ -65,12 +65,12 @@ def save(study: Study, found: dict[str, Any]) -> None:
 
     The recipe in `best.toml` holds out as many validation images as the one that was varied.
     """
-    run.write_json(study.folder / "sweep.json", found)
+    atomic.write_json(study.folder / "sweep.json", found)
     if found["best"] is not None:
         best = replace(study.recipe, **found["best"]["parameters"])
         if found["best"]["number"]:
             best = replace(best, name=f"{study.recipe.name[:94]}-sweep")
-        run.write_bytes(study.folder / "best.toml", recipes.to_toml(best).encode())
+        atomic.write_bytes(study.folder / "best.toml", recipes.to_toml(best).encode())
         plots.save(study.folder / "sweep.png", picture, study, found)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from tinycifar import ranges, run
+from tinycifar import atomic, ranges
 from tinycifar.data import Dataset
 from tinycifar.ranges import Range
 from tinycifar.recipes import Recipe
@@ -88,14 +88,14 @@ def create(
             _check_same(study, read(out))
         else:
             content = {**asdict(study), "ranges": [of.as_json() for of in varied]}
-            run.write_json(path, {name: value for name, value in content.items() if name != "folder"})
+            atomic.write_json(path, {name: value for name, value in content.items() if name != "folder"})
     return study
 
 
 def read(folder: Path) -> Study:
     """The study that a folder holds; ValueError, naming the file, if it is missing or not of this version's."""
     path = folder / "study.json"
-    content = run.read_json(path)
+    content = atomic.read_json(path)
     try:
         varied = tuple(map(ranges.from_json, content.pop("ranges")))
         return Study(folder, Recipe(**content.pop("recipe")), varied, **content)

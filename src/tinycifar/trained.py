@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tinycifar import data, models, recipes, run
+from tinycifar import atomic, data, machine, models, recipes, run
 from tinycifar.data import Dataset
 from tinycifar.models import Classifier
 from tinycifar.summary import summarize
@@ -113,7 +113,7 @@ def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bo
 
 def shipped() -> dict[str, dict[str, Any]]:
     """What the package ships, the most accurate first: by name the JSON beside each model's weights."""
-    found = {path.stem: run.read_json(path) for path in sorted(WEIGHTS.glob("*.json"))}
+    found = {path.stem: atomic.read_json(path) for path in sorted(WEIGHTS.glob("*.json"))}
     return dict(sorted(found.items(), key=lambda entry: -entry[1]["test_accuracy"]))
 
 
@@ -215,7 +215,7 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         raise ValueError(f"{file} holds weights that do not fit the model {model_name}") from None
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{file} holds values that are not finite")
-    model = model.to(run.select_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(machine.select_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval()
     model.classes, model.temperature = classes, temperature or 1.0
     return Trained(

@@ -25,6 +25,7 @@ from tinycifar import (
     distributed,
     inference,
     live,
+    machine,
     memory,
     metrics,
     optim,
@@ -115,7 +116,7 @@ def train(
     console = display.console
     if tensorboard:
         live.check()
-    place = run.select_device(ranks.device(device))
+    place = machine.select_device(ranks.device(device))
     distill.check(recipe, teachers)
     if resume is None and ranks.began(out):
         out, resume = None, out  # torchrun started all processes again after one had died
@@ -150,7 +151,7 @@ def train(
     size = summarize(model)
     model = model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    precision = ranks.exchange(run.select_precision(recipe.precision, place))[0]
+    precision = ranks.exchange(machine.select_precision(recipe.precision, place))[0]
     optimizers = optim.build(
         model,
         recipe.optimizer,
@@ -167,7 +168,7 @@ def train(
     place_of_data = dataset.path or (dataset.name if named else str(Path(str(source)).absolute()))
     trained_on = {"data": place_of_data, "data_digest": dataset.digest, "limit": limit}
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
-    environment = run.environment(place) | {"ranks": ranks.world, "precision": precision, "seed": seed} | trained_on
+    environment = machine.environment(place) | {"ranks": ranks.world, "precision": precision, "seed": seed} | trained_on
     environment |= {"train_images": len(images), "teachers": list(map(distill.about, teachers)), "resumes": []}
     environment["torchrun"] = sorted({*ranks.exchange(ranks.launch)} - {""})
     environment["init"] = {"name": init.name, **distill.about(init)} if init else None

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from tinycifar import export, pictures, run
+from tinycifar import atomic, export, pictures
 from tinycifar.cifar10 import cache_directory
 from tinycifar.data import Dataset
 from tinycifar.trained import Trained
@@ -83,7 +83,7 @@ def write(trained: Trained, folder: Path, dataset: Dataset | None = None) -> exp
         for file, _, content in shown:
             (page / file).write_bytes(content)
         told = about(trained.name, trained.classes, trained.image_size, trained.temperature, shown, "browser")
-        run.write_json(page / "model.json", told)
+        atomic.write_json(page / "model.json", told)
         exported = export.to_onnx(trained, page / "model.onnx", dataset)
         if folder.exists():
             folder.rmdir()
@@ -154,7 +154,7 @@ def _package() -> bytes:
         content = archive.read_bytes()
     if not _is_published(content):
         raise ValueError(f"npm brought a {PACKAGE} {VERSION} whose digest is not the published one")
-    run.write_bytes(kept, content)
+    atomic.write_bytes(kept, content)
     return content
 
 

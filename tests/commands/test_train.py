@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tinycifar import data, recipes, run
+from tinycifar import data, machine, recipes, run
 
 SHORT = ["--epochs", "2", "--set", "batch_size=32"]
 
@@ -106,7 +106,7 @@ def test_a_record_can_be_written_by_a_resume_after_the_recipes_figures_have_chan
     whole = recipes.with_settings(recipes.get("minute"), ["epochs=1"])
     few = replace(data.sample().limit(32), name="cifar10")
     monkeypatch.setitem(recipes.RECIPES, "minute", whole)
-    monkeypatch.setattr(run, "git_revision", lambda: "0123abcd")
+    monkeypatch.setattr(machine, "git_revision", lambda: "0123abcd")
     monkeypatch.setattr(data, "load", lambda source, **_: few)
     assert tinycifar("train", "minute", "--out", "run").code == 0
     monkeypatch.setitem(recipes.RECIPES, "minute", replace(whole, expected_accuracy=0.5))

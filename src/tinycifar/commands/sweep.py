@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 import torch
 
-from tinycifar import data, ranges, recipes, run, sweep_outcome, sweep_study
+from tinycifar import data, machine, ranges, recipes, sweep_outcome, sweep_study
 from tinycifar.commands import terminal
+from tinycifar.jobs import threads_told
 
 
 @click.command("sweep")
@@ -70,7 +71,7 @@ def sweep_command(
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
     searched = ranges.parse(varied, recipe)
-    run.select_device(device)
+    machine.select_device(device)
     terminal.set_threads(threads)
     display = terminal.display(as_json)
     dataset = data.load(source, image_size=recipe.image_size, display=display)
@@ -81,7 +82,7 @@ def sweep_command(
     code = 0
     with display:
         display.console.print(
-            f"{recipe.name}: {trials} trials in all, {jobs} at a time with {each} threads each, "
+            f"{recipe.name}: {trials} trials in all, {jobs} at a time with {threads_told(each)} each, "
             f"judged by {study.scored_on:,} validation images; varied are {', '.join(map(str, searched))}"
         )
         display.console.print(f"Study: {study.folder}")

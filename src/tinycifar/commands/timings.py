@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 import torch
 
-from tinycifar import bench, bench_infer, data, recipes, run, trained
+from tinycifar import atomic, bench, bench_infer, data, recipes, run, trained
 from tinycifar.commands import terminal
 
 
@@ -50,7 +50,7 @@ def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: 
         click.echo(bench.render_train(result))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        run.write_json(path, asdict(result))
+        atomic.write_json(path, asdict(result))
         console.print(f"Record: {path}")
 
 
@@ -76,5 +76,5 @@ def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads
     else:
         click.echo(bench_infer.render(result))
     if path is not None:
-        run.write_json(path, asdict(result))
+        atomic.write_json(path, asdict(result))
         terminal.console(as_json).print(f"Record: {path}")

@@ -12,7 +12,22 @@ from typing import Any
 import click
 import torch
 
-from tinycifar import compare, data, distill, distributed, jobs, plots, recipes, report, run, text, trained, training
+from tinycifar import (
+    atomic,
+    compare,
+    data,
+    distill,
+    distributed,
+    jobs,
+    machine,
+    plots,
+    recipes,
+    report,
+    run,
+    text,
+    trained,
+    training,
+)
 from tinycifar.commands import terminal
 from tinycifar.recipes import Recipe
 from tinycifar.trained import Trained
@@ -137,7 +152,7 @@ def train(
             )
         distill.check(recipe, teachers)
         distill.check_record(recipe, teachers)
-        place = run.select_device(device)
+        place = machine.select_device(device)
         if resume is not None and str(before.get("git_revision")).endswith(("None", "-dirty")):
             raise ValueError(f"--record needs a run that was begun from committed source, which {resume} was not")
         record_paths = {number: run.record_path(recipe.name, f"seed-{number}", place) for number in all_seeds}
@@ -185,9 +200,9 @@ def train(
             results.append(result)
             if record and not stopped:
                 record_paths[number].parent.mkdir(parents=True, exist_ok=True)
-                run.write_json(record_paths[number], result.record)
+                atomic.write_json(record_paths[number], result.record)
                 display.console.print(f"Record: {record_paths[number]}")
-            evaluation = None if stopped else run.read_json(result.directory / "evaluation.json")
+            evaluation = None if stopped else atomic.read_json(result.directory / "evaluation.json")
             if seeds and evaluation is not None:
                 display.console.print(f"Seed {number}: {text.accuracy(evaluation)}")
             elif not as_json:
@@ -224,7 +239,7 @@ def train(
 def _summarize(whole: Path, complete: list[dict[str, Any]], records: list[dict[str, Any]], as_json: bool) -> None:
     """Write and print what the seeds of a directory come to."""
     found = compare.over_seeds(complete)
-    run.write_json(whole / "summary.json", found)
+    atomic.write_json(whole / "summary.json", found)
     if as_json:
         terminal.print_json({"run": str(whole), **found, "runs": records})
     else:

@@ -1,0 +1,77 @@
+"""Files that are written whole or not at all, and JSON in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+if sys.platform == "darwin":
+    import fcntl
+
+
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file so that, whatever happens, `path` holds either its old content or all of the new one.
+
+    The new content is that of the parts, one behind the other. Raises ValueError for what exists and is no file: a
+    folder, or a device, which the new file would replace.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} exists and is not a file; name a file to write")
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            _sync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                _sync(folder)  # else a power cut may undo the renaming
+            finally:
+                os.close(folder)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        raise
+
+
+def _sync(descriptor: int) -> None:
+    """Have what was written reach the disk; macOS's fsync leaves it in the drive's own memory."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `write_bytes` had begun in a folder when its process was killed."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.(safetensors|json|jsonl|png|html)\.[a-z0-9_]{8}", path.name):
+            path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; ValueError naming it if it is missing or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not valid JSON") from None
