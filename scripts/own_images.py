@@ -1,9 +1,9 @@
 """Measure on Fashion-MNIST what the README says of own images; writes `results/fashion-mnist.json`.
 
 `minute` as it is on all 60,000 training images, and 60 epochs of `accuratenet` on 50 images a class, drawn anew for
-each seed: from random weights, with the best of four pairs of learning rates on training images that are in none of
-these (`docs/LOG.md`), and from the weights of the shipped `accurate`, with the rates of `minute`. The test images are
-opened once for each run.
+each seed: from random weights with the learning rates of `minute`, from random weights with the best of four pairs of
+rates on training images that are in none of these (`docs/LOG.md`), and from the weights of the shipped `accurate` with
+the rates of `minute`. The test images are opened once for each run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ PLACE = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset
 SEEDS = 5
 EACH = 50
 FEW = replace(recipes.get("minute"), name="few", model="accuratenet", epochs=60)
-SCRATCH = replace(FEW, max_learning_rate=1.0, muon_learning_rate=0.2)
+TUNED = replace(FEW, max_learning_rate=1.0, muon_learning_rate=0.2)
+WAYS = {"scratch": (FEW, None), "scratch-tuned": (TUNED, None), "init": (FEW, "accurate")}  # a recipe and where from
 TOLD = ("seed", "train_images", "parameters", "test_accuracy", "test_accuracy_tta", "train_seconds")
 
 
@@ -68,11 +69,11 @@ def main() -> None:
         return replace(recipe, epochs=1) if quick else recipe
 
     minute = [measure(shortened(recipes.get("minute")), dataset, seed) for seed in seeds]
-    scratch, begun = [], []
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for seed in seeds:
         chosen = few(dataset, seed)
-        scratch.append(measure(shortened(SCRATCH), chosen, seed))
-        begun.append(measure(shortened(FEW), chosen, seed, "accurate"))
+        for way, (recipe, init) in WAYS.items():
+            runs[way].append(measure(shortened(recipe), chosen, seed, init))
     environment = machine.environment(torch.device("cpu"))
     names = ("device", "threads", "torch_version", "git_revision", "date")
     content = {
@@ -80,8 +81,7 @@ def main() -> None:
         "minute": minute,
         "few": {
             "images_a_class": EACH,
-            "scratch": {"recipe": asdict(SCRATCH), "runs": scratch},
-            "init": {"recipe": asdict(FEW), "model": "accurate", "runs": begun},
+            **{way: {"recipe": asdict(of), "init": init, "runs": runs[way]} for way, (of, init) in WAYS.items()},
         },
         **{name: environment[name] for name in names},
     }
