@@ -219,7 +219,7 @@ def test_a_recipe_outside_the_ranges_is_trial_0_all_the_same(quick: list[tuple[s
     assert all(0.01 <= of["parameters"]["max_learning_rate"] <= 0.1 for of in found[1:])
 
 
-def test_trials_that_are_worse_than_half_are_pruned_and_those_that_diverge_end_nothing(
+def test_trials_that_are_worse_than_three_quarters_are_pruned_and_those_that_diverge_end_nothing(
     quick: list[tuple[str, int]],
 ) -> None:
     study = study_in(Path("a"))
@@ -371,7 +371,7 @@ def test_the_command_prints_one_json_object(quick: list[tuple[str, int]], capsys
     printed = capsys.readouterr()
     assert "Trial 2: " in printed.out
     assert "Trial 1: " not in printed.out
-    assert "Train it with: tinycifar train a/best.toml" in printed.out
+    assert "Train it with: tinycifar train a/best.toml (which evaluates the test images)\n" in printed.out
     assert command("--trials", "3", "--vary", "weight_decay=0:0.1") == 2
     assert "a holds another sweep: --vary is" in capsys.readouterr().err
 

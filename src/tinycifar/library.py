@@ -1,6 +1,7 @@
 """What `import tinycifar` offers: train, load, evaluate and predict in a line each.
 
-They do what the commands of the same names do, and raise what those report: ValueError for what is not allowed,
+`train`, `evaluate` and `predict` do what the commands of these names do, only that `evaluate` writes no file; `load`
+gives the model itself. They raise what the commands report: ValueError for what is not allowed,
 OSError where the disk fails, FloatingPointError for a training that diverges.
 """
 

@@ -40,7 +40,7 @@ class Recipe:
     model: str
     """One of `tinycifar.models.MODELS`, in any case of letters."""
     epochs: int
-    """How often the training images are gone through; the learning rates are scheduled over all of them."""
+    """Passes over the training images; the learning rates are scheduled over all of them."""
     augmentation: str
     """How training images are changed at random, one of `tinycifar.augment.AUGMENTATIONS`."""
 
@@ -67,7 +67,7 @@ class Recipe:
     """How many augmented forms of each image the teacher answers to; epoch after epoch takes the next of them, so that
     each is answered to once only."""
     teacher_temperature: float = 2.0
-    """What the logits of both are divided by."""
+    """By what the logits of teacher and student are divided."""
 
     optimizer: str = "sgd"
     """Either "sgd" for all parameters, or "muon" for the convolutions' filters and SGD for the rest."""
@@ -86,7 +86,7 @@ class Recipe:
     warmup_fraction: float = 0.3
     """The part of all steps in which the learning rate rises."""
     hold_fraction: float = 0.0
-    """The part of all steps, behind the rise, in which the learning rate stays at its largest."""
+    """The part of all steps, after the rise, in which the learning rate stays at its largest."""
     div_factor: float = 25.0
     """The first learning rate is the largest divided by this."""
     final_div_factor: float = 1000.0

@@ -135,7 +135,9 @@ def lines(study: Study, found: Mapping[str, Any]) -> list[str]:
             "several seeds and compare them before you believe it."
         )
     told.append(f"Trials, picture, best recipe: sweep.json, sweep.png, best.toml in {study.folder}")
-    told.append(f"Train it with: tinycifar train {study.folder / 'best.toml'}")
+    holds_out = study.recipe.validation_images or not study.validation_images  # as the recipe or the data has it
+    opens = "" if holds_out else " (which evaluates the test images)"
+    told.append(f"Train it with: tinycifar train {study.folder / 'best.toml'}{opens}")
     return told
 
 

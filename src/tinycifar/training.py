@@ -28,6 +28,7 @@ from tinycifar import (
     machine,
     memory,
     metrics,
+    models,
     optim,
     recipes,
     run,
@@ -194,6 +195,11 @@ def train(
             console.print(f"Width {recipe.width:g} is the largest with at most {max_parameters:,} parameters")
         for line in (*dataset.notes, *([start] if start else [])):
             console.print(line)
+        if dataset.digest and isinstance(model, models.MirroredNet):
+            console.print(
+                f"{recipe.model} answers an image and its mirror image alike; for classes that differ in nothing else "
+                "train reference-30 --set augmentation=translate"
+            )
         if (steps := sum(steps_by_epoch)) < FEW_STEPS:
             console.print(f"{steps:,} steps are few for so few images: more --epochs may help")
         if recipe.watch_test and split == "test":
