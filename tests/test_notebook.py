@@ -66,5 +66,5 @@ def test_the_notebook_runs_on_all_of_cifar_10_and_shows_its_pictures(tmp_path: P
     notebook = script.execute(tmp_path)  # an error of a cell would be raised
     assert pictures_in(notebook) == pictures_in(json.loads(NOTEBOOK.read_text(encoding="utf-8")))
     (accuracy,) = re.findall(r"Validation accuracy: (\d+\.\d+)%", json.dumps(notebook))[-1:]
-    assert float(accuracy) == pytest.approx(86.4, abs=2)  # 86.38 with this seed
+    assert float(accuracy) == pytest.approx(86.4, abs=2)  # 86.32 with this seed, where it was stored
     assert len(list(tmp_path.glob("runs/minute/*/report.html"))) == 3
