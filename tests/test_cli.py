@@ -383,9 +383,28 @@ def test_a_signal_at_the_end_of_a_seed_begins_no_other_one(tinycifar: Any, monke
 
     monkeypatch.setattr(inference, "evaluate", interrupted)
     words = ["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--seeds", "3", "--out", "many"]
-    assert tinycifar(*words).code == 130
+    done = tinycifar(*words)
+    assert (done.code, "Go on with the same command and --out many" in done.out) == (130, True)
     assert [path.name for path in run.seeds(Path("many"))] == ["seed-0"]
     assert json.loads(Path("many/summary.json").read_text())["finished"] == [0]
+
+
+def test_the_same_command_goes_on_with_the_seeds_of_a_folder_and_another_recipe_is_refused(tinycifar: Any) -> None:
+    words = ["train", "--data", "sample", "--epochs", "2", "--limit", "32", "--out", "many"]
+    whole = tinycifar(*words[:-1], "whole", "--seeds", "3", "--json").json
+    assert tinycifar(*words[:-1], "many/seed-0", "--seed", "0").code == 0
+    assert tinycifar(*words[:-1], "many/seed-1", "--seed", "1", "--stop-after-epoch", "1").code == 0
+    found = tinycifar(*words, "--seeds", "3", "--json").json
+    assert (found["finished"], found["accuracies"]) == ([0, 1, 2], whole["accuracies"])
+    for seed in run.seeds(Path("whole")):
+        other = Path("many", seed.name)
+        assert (seed / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    for refused, told in (
+        (["--seeds", "3", "--set", "batch_size=16"], "was trained by another recipe; name a new folder with --out"),
+        (["--seeds", "3", "--limit", "16"], "many/seed-0 was trained otherwise: train_images is 32 there, not 16"),
+    ):
+        done = tinycifar(*words, *refused)
+        assert (done.code, told in done.err) == (2, True)
 
 
 def test_an_evaluation_is_saved_even_if_its_reader_goes_away(trained: Path) -> None:

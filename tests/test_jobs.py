@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,9 @@ def test_seeds_at_once_are_the_runs_that_each_would_be_alone_with_its_threads(tm
     assert alone.returncode == 0, alone.stderr
     weights = [tmp_path / name / "model.safetensors" for name in ("many/seed-1", "alone")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+    shutil.rmtree(tmp_path / "many" / "seed-2")  # as if it had not begun when the others were interrupted
+    again = tinycifar("--seeds", "3", "--jobs", "2", "--threads", "2", "--out", str(tmp_path / "many"), "--json")
+    assert (again.returncode, json.loads(again.stdout)["accuracies"]) == (0, content["accuracies"])
     refused = tinycifar("--seeds", "3", "--jobs", "3", "--threads", "2", "--out", str(tmp_path / "none"))
     assert (refused.returncode, refused.stderr) == (2, "tinycifar: --jobs 3 is too many for 2 threads and 3 seeds\n")
     assert not (tmp_path / "none").exists()

@@ -111,7 +111,10 @@ def train(
     if resume is not None and (out, seeds) != (None, None):
         raise ValueError("--resume goes on in RUN's own directory: leave out --out and --seeds")
     if resume is not None and (several := run.seeds(resume)):
-        raise ValueError(f"{resume} holds several seeds; resume one of them, for example {several[-1]}")
+        raise ValueError(
+            f"{resume} holds several seeds; go on with the command that began them and --out {resume}, or resume one, "
+            f"for example {several[-1]}"
+        )
     if at_once is not None and seeds is None:
         raise ValueError("--jobs says how many seeds are trained at once: give --seeds too")
     before = run.read_environment(resume) if resume is not None else {}
@@ -158,7 +161,7 @@ def train(
         record_paths = {number: run.record_path(recipe.name, f"seed-{number}", place) for number in all_seeds}
     terminal.set_threads(threads)
     display = terminal.display(as_json)
-    whole = run.place(out, recipe.name) if seeds else None
+    whole = _place_of_seeds(out, recipe, max_parameters, record) if seeds else None
     if whole is not None and at_once is not None and at_once > 1:
         words = [recipe_name or recipes.DEFAULT_RECIPE, "--device", device, *(f"--set={of}" for of in settings)]
         options = {"epochs": epochs, "data": source, "init": init_name, "teacher": teacher_name}
@@ -172,12 +175,14 @@ def train(
     code = 0
     with display:
         for number in all_seeds:
+            directory = whole / f"seed-{number}" if whole else out
+            begun = _begun(whole, number) if whole else False
             try:
                 result = training.train(
                     recipe,
                     source,
-                    out=whole / f"seed-{number}" if whole else out,
-                    resume=resume,
+                    out=None if begun else directory,
+                    resume=directory if begun else resume,
                     teachers=teachers,
                     init=init,
                     seed=number,
@@ -208,7 +213,7 @@ def train(
             elif not as_json:
                 for line in text.closing_summary(recipe, result.record, evaluation, stopped):
                     display.console.print(line)
-            if stopped:
+            if stopped and not whole:
                 launcher = ["torchrun", "--nproc-per-node", str(ranks.world), "-m"] if ranks.world > 1 else []
                 words = [
                     *launcher,
@@ -231,9 +236,35 @@ def train(
         else:
             click.echo(f"Everything lies in {results[0].directory}; open report.html there")
         return code
+    if code > 128:
+        display.console.print(_go_on(whole))
     complete = [result.record for result in results if result.complete]
     _summarize(whole, complete, [result.record for result in results], as_json)
     return code
+
+
+def _place_of_seeds(out: Path | None, recipe: Recipe, max_parameters: int | None, record: bool) -> Path:
+    """The directory of several seeds: a new one, or one that holds seeds of this recipe, with which it goes on."""
+    if out is None or not (there := run.seeds(out)):
+        return run.place(out, recipe.name)
+    if record:
+        raise ValueError(
+            f"{out} holds seeds already; go on with each by --resume {there[0]} --record, or name a new --out"
+        )
+    for directory in there:
+        if (directory / "recipe.json").exists():
+            known = run.read_recipe(directory)
+            if not recipes.same(known if max_parameters is None else replace(known, width=recipe.width), recipe):
+                raise ValueError(f"{directory} was trained by another recipe; name a new folder with --out")
+    return out
+
+
+def _begun(whole: Path, seed: int) -> bool:
+    return (whole / f"seed-{seed}" / "recipe.json").exists()
+
+
+def _go_on(whole: Path) -> str:
+    return f"Go on with the same command and --out {shlex.quote(str(whole))}"
 
 
 def _summarize(whole: Path, complete: list[dict[str, Any]], records: list[dict[str, Any]], as_json: bool) -> None:
@@ -280,7 +311,15 @@ def _at_once(
         if speed is not None:
             display.console.print(speed.told())
         shared = [*words, *only, "--json", f"--threads={threads // count}"]
-        commands = [["train", *shared, f"--seed={seed}", f"--out={whole / f'seed-{seed}'}"] for seed in seeds]
+        commands = [
+            [
+                "train",
+                *shared,
+                f"--seed={seed}",
+                f"--{'resume' if _begun(whole, seed) else 'out'}={whole / f'seed-{seed}'}",
+            ]
+            for seed in seeds
+        ]
         for ended in jobs.run_all(commands, count, stop):
             seed, directory = seeds[ended.index], whole / f"seed-{seeds[ended.index]}"
             for line in ended.err.splitlines():
@@ -288,15 +327,16 @@ def _at_once(
                     display.console.print(f"Seed {seed}: {line}")
             if ended.out:
                 records.append(json.loads(ended.out))
-            if (directory / "evaluation.json").exists():
+            if ended.out and (directory / "evaluation.json").exists():
                 complete.append(records[-1])
                 display.console.print(f"Seed {seed}: {text.accuracy(run.read_evaluation(directory))}")
             elif ended.out:
-                resume = ["tinycifar", "train", "--resume", str(directory)]
-                display.console.print(f"Seed {seed} stopped; go on with: {shlex.join(resume)}")
+                display.console.print(f"Seed {seed} stopped")
             if ended.code and not stop.received:
                 code = max(code, terminal.fail(f"seed {seed}: {jobs.last_line(ended)}", ended.code))
             display.advance(task)
+    if stop.received:
+        display.console.print(_go_on(whole))
     whole.mkdir(parents=True, exist_ok=True)
     complete, records = (sorted(of, key=lambda record: int(record["seed"])) for of in (complete, records))
     _summarize(whole, complete, records, as_json)
