@@ -211,7 +211,7 @@ def test_a_run_of_several_ranks_is_resumed_to_the_same_bits_and_all_have_the_sam
 def failures(folder: Path, ports: list[int]) -> list[tuple[str, str]]:
     """What trainings end with on this rank that something is wrong with on one of them."""
     rank = distributed.here().rank
-    recipe = short("minute", "batch_size=20")
+    recipe = short("minute", "batch_size=20", "epochs=3")
     (folder / "used").mkdir(exist_ok=True)
     (folder / "used" / "file").touch()
     cases: list[dict[str, Any]] = [
@@ -221,14 +221,21 @@ def failures(folder: Path, ports: list[int]) -> list[tuple[str, str]]:
         {"out": folder / "device", "device": "cpu" if rank == 0 else "cuda:7"},
         {"out": folder / "few", "limit": 1},
         {"out": folder / "full"},
+        {"out": folder / "stop", "stop_after_epoch": 1 + rank},
+        {"out": folder / "one", "resume": None} if rank == 0 else {"out": None, "resume": folder / "one"},
+        {"out": None, "resume": folder / "alone"},
     ]
+    if rank == 0:  # 41 images: a last batch of one, which two ranks leave out
+        with mock.patch.dict(os.environ):
+            os.environ.pop("RANK")
+            training.train(recipe, "sample", out=folder / "alone", limit=41, stop_after_epoch=1)
     told = []
     full = mock.patch.object(run, "append_metrics", side_effect=OSError(28, "No space left on device"))
     for case, port in zip(cases, ports, strict=False):
         os.environ["MASTER_PORT"] = str(port)
         with full if case["out"] == folder / "full" else contextlib.nullcontext():
             try:
-                train(recipe, **case)
+                train(recipe, **{"limit": 41 if case.get("resume") == folder / "alone" else 60} | case)
             except (ValueError, OSError) as error:
                 told.append((type(error).__name__, str(error)))
     for words in (["--seeds", "2"], ["--data", "sample", "--limit", "40", "--set", "precision=float32"]):
@@ -242,8 +249,8 @@ def failures(folder: Path, ports: list[int]) -> list[tuple[str, str]]:
 
 
 def test_what_is_wrong_on_one_rank_ends_all_and_only_the_first_prints(tmp_path: Path) -> None:
-    first, second = on_ranks(failures, tmp_path, [free_port() for _ in range(8)])
-    assert first[:6] == second[:6]
+    first, second = on_ranks(failures, tmp_path, [free_port() for _ in range(11)])
+    assert first[:9] == second[:9]
     words = [
         "several processes need a run directory that all of them know",
         "used is in use",
@@ -251,17 +258,20 @@ def test_what_is_wrong_on_one_rank_ends_all_and_only_the_first_prints(tmp_path: 
         "rank 1: no device 'cuda:7' here" if not torch.cuda.is_available() else "rank 1: ",
         "2 processes cannot share a batch of 1 images",
         "No space left on device: stopped at step 3, what was saved before is as it was",
+        "rank 1 was started otherwise than rank 0: stop_after_epoch is 2 there, not 1",
+        "rank 1 was started otherwise than rank 0: out is None there, not ",
+        "alone has come to step 3, and 2 processes would not have by then",
     ]
-    for (kind, message), expected in zip(first[:6], words, strict=True):
+    for (kind, message), expected in zip(first[:9], words, strict=True):
         assert expected in message
         assert kind == ("SaveError" if "space" in expected else "ValueError")
-    assert first[6:] == [
+    assert first[9:] == [
         ("2", "tinycifar: --seeds and --record are for one process: leave them out under torchrun\n"),
         ANY,
     ]
-    assert first[7][0] == "0"
-    assert "2 processes of 1 threads" in first[7][1]
-    assert second[6:] == [("2", ""), ("0", "")]
+    assert first[10][0] == "0"
+    assert "2 processes of 1 thread," in first[10][1]
+    assert second[9:] == [("2", ""), ("0", "")]
 
 
 def dying(folder: Path) -> None:

@@ -8,11 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from tinycifar import jobs, run
+from tinycifar import jobs, recipes, run, training
 
 
 def test_commands_run_so_many_at_once_and_tell_what_they_printed() -> None:
@@ -23,7 +26,7 @@ def test_commands_run_so_many_at_once_and_tell_what_they_printed() -> None:
     assert [by_index[index].code for index in range(3)] == [0, 0, 2]
     assert by_index[0].out.startswith("tinycifar")
     assert len(json.loads(by_index[1].out)["recipes"]) > 5
-    assert jobs.last_line(by_index[2]).startswith("unknown recipe 'no'; allowed are: minute")
+    assert jobs.reason(by_index[2]).startswith("unknown recipe 'no'; allowed are: minute")
 
 
 def test_a_signal_ends_what_runs_and_begins_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +78,58 @@ def test_it_is_told_whether_several_at_once_are_faster(at_once: float, told: str
         speed.told()
         == f"2 at once, 1 thread each, train {at_once:,.0f} images/s; one alone with 2 threads 1,000. {told}"
     )
+
+
+def test_a_seed_that_is_killed_is_told_and_no_other_ones_result_is_its(
+    tinycifar: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(commands: list[list[str]], at_once: int, stop: run.StopSignal) -> Iterator[jobs.Ended]:
+        for index, words in enumerate(commands):
+            out = Path(words[-1].removeprefix("--out="))
+            result = training.train(recipes.get("minute"), "sample", out=out, seed=index, limit=32, device="cpu")
+            killed = index == 1  # as it wrote its report, so that its evaluation is there
+            yield jobs.Ended(index, -9 if killed else 0, "" if killed else json.dumps(result.record), "Epoch 4/4 ...\n")
+
+    monkeypatch.setattr(jobs, "run_all", ended)
+    monkeypatch.setattr(jobs, "compare", lambda *arguments, **options: None)
+    words = ["train", "--data", "sample", "--limit", "32", "--seeds", "3", "--out", "many"]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    done = tinycifar(*words, "--jobs", "2")
+    assert (done.code, done.err) == (1, "tinycifar: seed 1: it was killed by signal 9\n")
+    assert "could not be tried: a training on few images failed" in done.out
+    assert json.loads(Path("many/summary.json").read_text())["finished"] == [0, 2]
+
+
+def test_a_trial_of_speed_that_diverges_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(commands: list[list[str]], at_once: int, stop: run.StopSignal) -> Iterator[jobs.Ended]:
+        yield from (jobs.Ended(index, code, "", "tinycifar: because\n") for index in range(len(commands)))
+
+    monkeypatch.setattr(jobs, "run_all", ended)
+    with run.StopSignal() as stop:
+        code = 1
+        assert jobs.compare(["train"], images=100, threads=2, jobs=2, stop=stop) is None
+        code = 2
+        with pytest.raises(ValueError, match="because"):
+            jobs.compare(["train"], images=100, threads=2, jobs=2, stop=stop)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
+def test_seeds_at_once_end_with_the_command_that_began_them(tmp_path: Path) -> None:
+    words = ["train", "--data", "sample", "--epochs", "900", "--seeds", "2", "--jobs", "2", "--threads", "2"]
+    command = [sys.executable, "-m", "tinycifar", *words, "--out", str(tmp_path / "many")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while len(list(tmp_path.glob("many/seed-*/metrics.jsonl"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+    assert len(children) == 2
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{child}/cmdline").exists() for child in children):
+        assert time.monotonic() < end, "they train on"
+        time.sleep(0.05)
+    assert all((seed / "checkpoints").exists() for seed in run.seeds(tmp_path / "many"))
 
 
 @pytest.mark.end_to_end

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -104,6 +105,7 @@ def test_ranges_are_read_as_the_fields_types() -> None:
         (["batch_size=32"], "at least two choices"),
         (["batch_size=32,32"], "each once"),
         (["learning_rate=0.1:1", "max_learning_rate=0.1:1"], "names max_learning_rate twice"),
+        (["image_size=16:48"], "models take some sizes only, give choices: image_size=24,32"),
         (["warmup_fraction=0.1:0.7", "hold_fraction=0:0.5"], "warmup_fraction=0.7 with hold_fraction=0.5, and then"),
     ],
 )
@@ -279,6 +281,51 @@ def test_a_trial_that_kills_its_process_each_time_is_given_up(quick: list[tuple[
     assert "killed 3 times" in found[0]["problem"]
 
 
+def test_an_end_in_order_is_no_kill_wherever_it_comes(
+    quick: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, train = study_in(Path("a")), training.train
+    for error, code in ((KeyboardInterrupt(), signal.SIGINT), (SystemExit(143), signal.SIGTERM)):
+        for _ in range(sweep_trials.MOST_STARTS):
+            monkeypatch.setattr(training, "train", mock.Mock(side_effect=error))
+            with pytest.raises(sweep.Stopped) as stopped:
+                search(study, 1)
+            assert stopped.value.signal == code
+    monkeypatch.setattr(training, "train", train)
+    assert [of["state"] for of in search(study, 1)] == ["complete"]
+
+
+def test_kills_count_against_a_trial_only_while_it_makes_no_progress() -> None:
+    study = study_in(Path("a"))
+    for epochs in range(1, 1 + sweep_trials.MOST_STARTS):
+        begun = sweep_trials._begin(study, sweep.open_study(study), 1)
+        assert begun
+        recipe, again = study.trained(begun.values), (begun.directory / "recipe.json").exists()
+        place: dict[str, Any] = {"resume" if again else "out": begun.directory}
+        training.train(recipe, tiny(), stop_after_epoch=epochs, evaluate=False, device="cpu", **place)
+        begun.lock.release()  # as its process is killed now
+    metrics = Path("a/trials/0/metrics.jsonl")
+    metrics.write_text(metrics.read_text() + '{"epoch": 4, "tr')  # in the middle of a line
+    (found,) = search(study, 1)
+    assert (found["state"], found["epochs"]) == ("complete", 4)
+
+
+def test_values_that_no_recipe_takes_together_fail_their_trial_alone(
+    quick: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = Study.trained
+
+    def refusing(study: Study, values: dict[str, Any]) -> Recipe:
+        if values and values["label_smoothing"] != study.recipe.label_smoothing:
+            raise ValueError("label_smoothing is wrong")
+        return trained(study, values)
+
+    monkeypatch.setattr(Study, "trained", refusing)
+    found = search(study_in(Path("a")), 3)
+    assert [of["state"] for of in found] == ["complete", "failed", "failed"]
+    assert found[1]["problem"] == "label_smoothing is wrong"
+
+
 def test_half_a_line_at_the_journals_end_is_dropped(quick: list[tuple[str, int]]) -> None:
     study = study_in(Path("a"))
     search(study, 2)
@@ -371,7 +418,7 @@ def test_the_command_prints_one_json_object(quick: list[tuple[str, int]], capsys
     printed = capsys.readouterr()
     assert "Trial 2: " in printed.out
     assert "Trial 1: " not in printed.out
-    assert "Train it with: tinycifar train a/best.toml (which evaluates the test images)\n" in printed.out
+    assert "Train it with: tinycifar train a/best.toml --data sample (which evaluates" in printed.out
     assert command("--trials", "3", "--vary", "weight_decay=0:0.1") == 2
     assert "a holds another sweep: --vary is" in capsys.readouterr().err
 
@@ -393,6 +440,31 @@ def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(
     assert "--trials 3 --jobs 1 --epochs 2 --data sample --device cpu --out a" in printed.splitlines()[-1]
     monkeypatch.setattr(training, "train", train)
     assert command("--trials", "3") == 0
+
+
+def test_a_sweep_without_a_result_ends_with_1_and_one_under_torchrun_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: list[tuple[str, int]]
+) -> None:
+    monkeypatch.setattr(training, "train", mock.Mock(side_effect=FloatingPointError("the loss is nan")))
+    assert command("--trials", "2") == 1
+    assert "No trial was complete (2 diverged)" in capsys.readouterr().out
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert command("--trials", "2") == 2
+    assert "start it without torchrun, with --jobs" in capsys.readouterr().err
+
+
+def test_trials_that_another_process_is_at_are_told(
+    capsys: pytest.CaptureFixture[str], quick: list[tuple[str, int]]
+) -> None:
+    assert command("--trials", "1") == 0
+    study = sweep_study.read(Path("a"))
+    begun = sweep_trials._begin(study, sweep.open_study(study), 2)
+    assert begun
+    capsys.readouterr()
+    assert command("--trials", "2") == 0
+    assert "Another process is at 1 of the trials" in capsys.readouterr().out
+    begun.lock.release()
 
 
 def test_without_the_extra_one_line_says_what_to_install(

@@ -256,7 +256,7 @@ def _of_rank(rank: int, error: Exception) -> Exception:
     if rank == 0:
         return error
     if isinstance(error, OSError):
-        return type(error)(error.errno, f"rank {rank}: {error.strerror or error}", error.filename)
+        return OSError(error.errno, f"rank {rank}: {error.strerror or error}", error.filename)
     return (FloatingPointError if isinstance(error, FloatingPointError) else ValueError)(f"rank {rank}: {error}")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ STEPS = 10  # between two points of the loss
 def check() -> None:
     """Raise ValueError, with what is needed, unless TensorBoard is installed."""
     try:
-        import torch.utils.tensorboard  # noqa: F401
+        import tensorboard.summary.writer.record_writer  # noqa: F401
     except ImportError:
         raise ValueError('--tensorboard needs another package: pip install "tinycifar[tensorboard]"') from None
 
@@ -20,12 +23,14 @@ def check() -> None:
 class View:
     """Writes scalars over the steps of a run, in `directory`; for None it writes nothing.
 
-    What an interrupted run wrote behind the first step that is added is not shown any more.
+    What an interrupted run wrote behind the first step that is added is not shown any more. A view must not end what it
+    shows: where the disk fails, that is given to `warn` and nothing more is written. TensorBoard's own writer would
+    raise it in a thread, at some later call.
     """
 
-    def __init__(self, directory: Path | None) -> None:
-        self._directory = directory
-        self._writer: Any = None
+    def __init__(self, directory: Path | None, warn: Callable[[str], None]) -> None:
+        self._directory, self._warn = directory, warn
+        self._file: Any = None
 
     def __enter__(self) -> View:
         return self
@@ -34,13 +39,37 @@ class View:
         """Add values by name at a step: those of the step itself, or of the epoch that ends with it."""
         if self._directory is None:
             return
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+        try:
+            self._write(step, values)
+        except OSError as error:
+            self._warn(f"Warning: TensorBoard shows nothing more of this run: {error.strerror or error}")
+            self._directory = None
 
-            self._writer = SummaryWriter(str(self._directory / FOLDER), purge_step=step, flush_secs=5)
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        now = time.time()
+        events = [Event(wall_time=now, step=step)]
+        events[0].summary.value.extend(Summary.Value(tag=name, simple_value=value) for name, value in values.items())
+        if self._file is None:
+            assert self._directory is not None
+            folder = self._directory / FOLDER
+            folder.mkdir(exist_ok=True)
+            self._file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("xb")
+            version = Event(wall_time=now, file_version="brain.Event:2")
+            start = Event(wall_time=now, step=step, session_log=SessionLog(status=SessionLog.START))
+            events = [version, start, *events]
+        writer = RecordWriter(self._file)
+        for event in events:
+            writer.write(event.SerializeToString())
+        self._file.flush()
 
     def __exit__(self, *exception: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError as error:  # what was left to be written
+                if self._directory is not None:
+                    self._warn(f"Warning: TensorBoard's last values are missing: {error.strerror or error}")

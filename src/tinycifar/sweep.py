@@ -8,12 +8,10 @@ is at, so that a trial whose process died is known by its free lock, and the nex
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import IO, Any
 import torch
 
 from tinycifar import data, run, sweep_study
+from tinycifar import jobs as processes
 from tinycifar.data import Dataset
 from tinycifar.sweep_study import Study
 from tinycifar.sweep_trials import Stopped as Stopped
@@ -74,12 +73,16 @@ def search(
                     workers.stop()
                 time.sleep(POLL_SECONDS)
         yield from news()
-        if stop.received:
+        if stop.received and sum(of["state"] != "running" for of in entries(study, kept)) < trials:
             raise Stopped(stop.received)
         if workers.problems:
             raise WorkersDied("; ".join(workers.problems))
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT) from None
+    except SystemExit as ended:  # SIGTERM's, as the command has it
+        if not isinstance(ended.code, int) or ended.code <= 128:
+            raise
+        raise Stopped(ended.code - 128) from None
 
 
 class _Workers:
@@ -132,7 +135,7 @@ def worker() -> None:
     """What a process of `_Workers` does; its arguments are JSON in the command's first word."""
     asked = json.loads(sys.argv[1])
     signal.signal(signal.SIGTERM, _terminate)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    processes.end_with_parent()
     torch.set_num_threads(asked.pop("threads"))
     study = sweep_study.read(Path(asked.pop("folder")))
     dataset = data.load(asked["source"], image_size=study.recipe.image_size)
@@ -145,8 +148,3 @@ def worker() -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
-
-
-def _end_with_parent() -> None:
-    os.read(0, 1)  # nothing is ever written: this returns when the parent closes the pipe, or is dead
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -102,8 +103,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def lines(study: Study, found: Mapping[str, Any]) -> list[str]:
-    """What a sweep says at its end."""
+def lines(study: Study, found: Mapping[str, Any], source: str | None = None) -> list[str]:
+    """What a sweep says at its end; `source` is what its data was read from, as the command has it."""
     best, count = found["best"], len(found["trials"])
     states = [of["state"] for of in found["trials"]]
     counted = ", ".join(
@@ -137,7 +138,8 @@ def lines(study: Study, found: Mapping[str, Any]) -> list[str]:
     told.append(f"Trials, picture, best recipe: sweep.json, sweep.png, best.toml in {study.folder}")
     holds_out = study.recipe.validation_images or not study.validation_images  # as the recipe or the data has it
     opens = "" if holds_out else " (which evaluates the test images)"
-    told.append(f"Train it with: tinycifar train {study.folder / 'best.toml'}{opens}")
+    words = ["tinycifar", "train", str(study.folder / "best.toml"), *(["--data", source] if source else [])]
+    told.append(f"Train it with: {shlex.join(words)}{opens}")
     return told
 
 

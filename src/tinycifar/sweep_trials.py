@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import warnings
 from collections.abc import Iterator
@@ -16,13 +17,13 @@ from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from tinycifar import data, run, training
+from tinycifar import checkpoint, data, run, training
 from tinycifar.data import Dataset
 from tinycifar.ranges import Range
 from tinycifar.recipes import Recipe
 from tinycifar.sweep_study import Study
 
-MOST_STARTS = 3  # of a trial whose process was killed each time: perhaps it needs more memory than there is
+MOST_STARTS = 3  # of a trial whose process was killed each time in one epoch: perhaps it wants more memory
 # The worst quarter at a check is pruned. While the learning rate is high, accuracies say little of where trials end:
 # with half of them, as Optuna has it, `minute` as it is would have been pruned after its second epoch (docs/LOG.md).
 KEPT_PERCENT = 75.0
@@ -64,8 +65,8 @@ def open_study(study: Study) -> optuna.Study:
     lock = _JournalLock(study.folder / ".journal.lock")
     lock.acquire()
     content = path.read_bytes() if path.exists() else b""
-    if not content.endswith(b"\n"):  # a full disk or a power cut leaves half a line; what came after it would be lost
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
+    if content and not content.endswith(b"\n"):  # a full disk leaves half a line; what came after it would be lost
+        os.truncate(path, content.rfind(b"\n") + 1)
     lock.release()
     with FileLock(study.folder / ".lock"):
         found = optuna.create_study(
@@ -116,8 +117,8 @@ def _begin(study: Study, kept: optuna.Study, trials: int) -> _Begun | None:
             lock = _lock_of(study, of.number) if of.state == TrialState.RUNNING else None
             if lock is None:
                 continue
-            trial = optuna.Trial(kept, of._trial_id)
-            if of.user_attrs.get("starts", 0) < MOST_STARTS:
+            trial, directory = optuna.Trial(kept, of._trial_id), _directory(study, of.number)
+            if of.user_attrs.get("starts", 0) < MOST_STARTS or _epochs(directory) > of.user_attrs.get("epochs", 0):
                 break
             trial.set_user_attr("problem", f"its process was killed {MOST_STARTS} times")
             kept.tell(trial, state=TrialState.FAIL)
@@ -128,7 +129,10 @@ def _begin(study: Study, kept: optuna.Study, trials: int) -> _Begun | None:
             trial = kept.ask()
             lock = _lock_of(study, trial.number)
             assert lock is not None
-        trial.set_user_attr("starts", trial.user_attrs.get("starts", 0) + 1)
+        directory = _directory(study, trial.number)
+        before, epochs = trial.user_attrs, _epochs(directory)
+        trial.set_user_attr("starts", 1 + (before.get("starts", 0) if epochs == before.get("epochs", 0) else 0))
+        trial.set_user_attr("epochs", epochs)  # finished before this start
         as_it_is = study.as_it_is()
         if trial.number == 0 and not all(of.contains(as_it_is[of.field]) for of in study.ranges):
             values = as_it_is  # nothing that the sampler could learn from
@@ -136,7 +140,24 @@ def _begin(study: Study, kept: optuna.Study, trials: int) -> _Begun | None:
             kept.sampler = _sampler(study, trial.number)
             values = {of.field: _suggest(trial, of) for of in study.ranges}
         reported = kept.get_trials(deepcopy=False)[trial.number].intermediate_values
-    return _Begun(trial, lock, study.folder / "trials" / str(trial.number), values, frozenset(reported))
+    return _Begun(trial, lock, directory, values, frozenset(reported))
+
+
+def _directory(study: Study, number: int) -> Path:
+    return study.folder / "trials" / str(number)
+
+
+def _epochs(directory: Path) -> int:
+    """How many epochs of a trial are checkpointed; its metrics, which a crash may leave half, are made to fit."""
+    if not (directory / "recipe.json").exists():
+        return 0
+    try:
+        found, _ = checkpoint.latest(directory)
+    except ValueError:  # no checkpoint is whole, as the training will say
+        return 0
+    history: list[dict[str, Any]] = [] if found is None else found.about["state.history"]
+    run.rewrite_metrics(directory, history)
+    return len(history)
 
 
 def _lock_of(study: Study, number: int) -> FileLock | None:
@@ -187,10 +208,19 @@ def work(study: Study, dataset: Dataset, *, trials: int, source: str | None, dev
     datasets = {dataset.image_size: dataset}
     while (begun := _begin(study, kept, trials)) is not None:
         try:
-            recipe = study.trained(begun.values)
-            if recipe.image_size not in datasets:
-                datasets[recipe.image_size] = data.load(source, image_size=recipe.image_size)
-            _train(study, kept, begun, recipe, datasets[recipe.image_size], device)
+            try:
+                recipe = study.trained(begun.values)
+            except ValueError as error:
+                _fail(kept, begun, error)  # a value between two that the recipe takes, perhaps
+            else:
+                if recipe.image_size not in datasets:
+                    datasets[recipe.image_size] = data.load(source, image_size=recipe.image_size)
+                _train(study, kept, begun, recipe, datasets[recipe.image_size], device)
+        except (Stopped, KeyboardInterrupt, SystemExit):
+            if kept.get_trials(deepcopy=False)[begun.trial.number].state == TrialState.RUNNING:
+                starts = begun.trial.user_attrs["starts"]
+                begun.trial.set_user_attr("starts", starts - 1)  # it ended in order
+            raise
         finally:
             begun.lock.release()
         yield begun.trial.number
@@ -202,7 +232,7 @@ def _train(study: Study, kept: optuna.Study, begun: _Begun, recipe: Recipe, data
     varied_epochs = any(of.field == "epochs" for of in study.ranges)
     for stop in [recipe.epochs] if trial.number == 0 or varied_epochs else stops(recipe.epochs):
         stopped_by = None
-        if stop == recipe.epochs or len(run.read_metrics(directory)) < stop:
+        if stop == recipe.epochs or begun.trial.user_attrs["epochs"] < stop:
             begun_before = (directory / "recipe.json").exists()
             try:
                 result = training.train(
@@ -219,8 +249,12 @@ def _train(study: Study, kept: optuna.Study, begun: _Begun, recipe: Recipe, data
                 trial.set_user_attr("problem", str(error).splitlines()[0])
                 _tell(kept, begun, TrialState.PRUNED)  # the sampler passes over what failed, and learns from this
                 return
+            except ValueError as error:
+                if not begun_before:
+                    raise
+                _fail(kept, begun, error)  # what it left cannot be gone on with
+                return
             if not result.complete:
-                trial.set_user_attr("starts", trial.user_attrs["starts"] - 1)  # it ended in order
                 raise Stopped(result.stopped_by or signal.SIGTERM)
             stopped_by = result.stopped_by
         for entry in run.read_metrics(directory):
@@ -232,12 +266,15 @@ def _train(study: Study, kept: optuna.Study, begun: _Begun, recipe: Recipe, data
         elif trial.should_prune():
             _tell(kept, begun, TrialState.PRUNED)
             stop = recipe.epochs
-        elif stopped_by:
-            trial.set_user_attr("starts", trial.user_attrs["starts"] - 1)
         if stopped_by:
             raise Stopped(stopped_by)
         if stop == recipe.epochs:
             return
+
+
+def _fail(kept: optuna.Study, begun: _Begun, error: ValueError) -> None:
+    begun.trial.set_user_attr("problem", str(error).splitlines()[0])
+    kept.tell(begun.trial, state=TrialState.FAIL)
 
 
 def _tell(kept: optuna.Study, begun: _Begun, state: TrialState, value: float | None = None) -> None:

@@ -21,6 +21,11 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in shown)
 
 
+def counted(number: int, noun: str) -> str:
+    """So many of something, as "1 thread" and "2 threads"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def prediction(entry: dict[str, Any], width: int) -> str:
     """A picture's most probable classes in a line, after its name in a column of that width."""
     classes = "  ".join(f"{of['class']} {of['probability']:.1%}" for of in entry["classes"])
@@ -118,7 +123,9 @@ def closing_summary(
             lines.append(f"Target of {recipe.target_accuracy:.2%}: {verdict} on the {evaluation['split']} images")
     if record["images_per_second"]:
         seconds, speed = record["train_seconds"], record["images_per_second"]
-        lines.append(f"Training took {seconds:,.1f} s at {speed:,.0f} images/s on {record['threads']} threads")
+        lines.append(
+            f"Training took {seconds:,.1f} s at {speed:,.0f} images/s on {counted(record['threads'], 'thread')}"
+        )
     return lines
 
 

@@ -38,6 +38,7 @@ from tinycifar.checkpoint import State
 from tinycifar.data import Dataset, epoch_generator
 from tinycifar.recipes import Recipe
 from tinycifar.summary import summarize
+from tinycifar.text import counted
 from tinycifar.trained import Trained
 
 FEW_STEPS = 200  # of a run whose result is likely to get better with more of them
@@ -112,6 +113,17 @@ def train(
     ranks = distributed.here()
     if ranks.world > 1 and out is None and resume is None:
         raise ValueError("several processes need a run directory that all of them know: name it with --out or --resume")
+    ranks.check_alike(
+        out=str(out),
+        resume=str(resume),
+        seed=seed,
+        limit=limit,
+        stop_after_epoch=stop_after_epoch,
+        max_parameters=max_parameters,
+        init=init and init.sha256,
+        teachers=[teacher.sha256 for teacher in teachers],
+        **{f"recipe's {name}": value for name, value in asdict(recipe).items()},
+    )
     if display is None or not ranks.first:
         display = Progress(console=Console(quiet=True), disable=True)
     console = display.console
@@ -139,7 +151,7 @@ def train(
     if max_parameters is not None:
         recipe = recipes.widest(recipe, max_parameters, len(dataset.classes))
     memory.keep_freed()
-    ranks.check_alike(recipe=asdict(recipe), seed=seed, data=dataset.digest, train_images=len(dataset.train_images))
+    ranks.check_alike(data=dataset.digest, train_images=len(dataset.train_images))
 
     torch.manual_seed(seed)  # initial weights and dropout draw from torch's own generator
     model = recipe.build(len(dataset.classes))
@@ -183,13 +195,13 @@ def train(
     with (
         run.only_one(directory) if ranks.first else nullcontext(),
         run.StopSignal(quiet=not ranks.first) as stop,
-        live.View(directory if tensorboard and ranks.first else None) as shown_live,
+        live.View(directory if tensorboard and ranks.first else None, console.print) as shown_live,
     ):
         if resume is not None:
             run.check_same(directory, recipe, environment)
         console.print(f"{recipe.name}, seed {seed}: {size.parameters:,} parameters, {len(images):,} images")
         processes = f"{ranks.world} processes of " if ranks.world > 1 else ""
-        console.print(f"{environment['device']}, {processes}{environment['threads']} threads, {precision}")
+        console.print(f"{environment['device']}, {processes}{counted(environment['threads'], 'thread')}, {precision}")
         console.print(f"Run directory: {directory}")
         if max_parameters is not None:
             console.print(f"Width {recipe.width:g} is the largest with at most {max_parameters:,} parameters")
@@ -212,6 +224,11 @@ def train(
             if newest is not None:
                 found = found or checkpoint.read(directory / checkpoint.FOLDER / newest.name)
                 state = checkpoint.restore(found, model, optimizers, place, ranks.rank)
+            if state.step != sum(steps_by_epoch[: state.epoch]) + state.batch:
+                raise ValueError(
+                    f"{directory} has come to step {state.step:,}, and {ranks.world} processes would not have by then, "
+                    "as they leave out other images of last batches; resume it with as many processes as it had"
+                )
             if (state.epoch, state.batch) > (epochs, 0):
                 raise ValueError(f"{directory} is past epoch {epochs} already, it cannot stop after it")
             if ranks.first:

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 import torch
 
-from tinycifar import data, machine, ranges, recipes, sweep_outcome, sweep_study
+from tinycifar import data, distributed, machine, ranges, recipes, sweep_outcome, sweep_study
 from tinycifar.commands import terminal
-from tinycifar.jobs import threads_told
+from tinycifar.text import counted
 
 
 @click.command("sweep")
@@ -67,6 +67,8 @@ def sweep_command(
         from tinycifar import sweep
     except ImportError:
         raise ValueError('a sweep needs one package more: pip install "tinycifar[sweep]"') from None
+    if distributed.here().world > 1:
+        raise ValueError("a sweep's trials are trained by one process each: start it without torchrun, with --jobs")
     recipe = recipes.with_settings(recipes.get(recipe_name), settings)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
@@ -82,9 +84,13 @@ def sweep_command(
     code = 0
     with display:
         display.console.print(
-            f"{recipe.name}: {trials} trials in all, {jobs} at a time with {threads_told(each)} each, "
+            f"{recipe.name}: {trials} trials in all, {jobs} at a time with {counted(each, 'thread')} each, "
             f"judged by {study.scored_on:,} validation images; varied are {', '.join(map(str, searched))}"
         )
+        if jobs > torch.get_num_threads():
+            display.console.print(
+                f"{jobs} processes on {counted(torch.get_num_threads(), 'thread')} wait for each other"
+            )
         display.console.print(f"Study: {study.folder}")
         task = display.add_task("Trials", total=trials, completed=ended)
         try:
@@ -97,12 +103,18 @@ def sweep_command(
             code = terminal.fail(str(died), 1)
     found = sweep_outcome.outcome(study, sweep.entries(study, sweep.open_study(study)))
     sweep_outcome.save(study, found)
-    unfinished = len([of for of in found["trials"] if of["state"] != "running"]) < trials
+    states = [of["state"] for of in found["trials"]]
+    elsewhere = 0 if code else states.count("running")  # in order, this command leaves none of its own
+    unfinished = len(states) - states.count("running") + elsewhere < trials
     if as_json:
         terminal.print_json(found)
     else:
-        for line in sweep_outcome.lines(study, found):
+        for line in sweep_outcome.lines(study, found, source):
             click.echo(line)
+    if elsewhere:
+        terminal.console(as_json).print(
+            f"Another process is at {elsewhere} of the trials; this command again says what they came to"
+        )
     if unfinished:
         words = ["tinycifar", "sweep", recipe_name]
         for name, values in (("--vary", varied), ("--set", settings)):
@@ -120,4 +132,4 @@ def sweep_command(
         ):
             words += [] if value is None else [name, str(value)]
         terminal.console(as_json).print(f"Go on with: {shlex.join(words)}")
-    return code or int(unfinished)
+    return code or int(unfinished or (found["best"] is None and not elsewhere))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from dataclasses import replace
@@ -292,7 +291,9 @@ def _at_once(
     """Train seeds by `count` processes at once, each a `tinycifar train` with `words`; gives the exit code."""
     threads = torch.get_num_threads()
     if count > min(threads, len(seeds)):
-        raise ValueError(f"--jobs {count} is too many for {jobs.threads_told(threads)} and {len(seeds)} seeds")
+        raise ValueError(
+            f"--jobs {count} is too many for {text.counted(threads, 'thread')} and {text.counted(len(seeds), 'seed')}"
+        )
     display = terminal.display(as_json)
     images = len(data.load(source, image_size=recipe.image_size, display=display).train_labels)
     images = min(images - recipe.validation_images, jobs.TRIED_STEPS * recipe.batch_size, limit or images)
@@ -310,6 +311,8 @@ def _at_once(
         )
         if speed is not None:
             display.console.print(speed.told())
+        elif not stop.received:
+            display.console.print("Whether that is faster could not be tried: a training on few images failed")
         shared = [*words, *only, "--json", f"--threads={threads // count}"]
         commands = [
             [
@@ -325,15 +328,17 @@ def _at_once(
             for line in ended.err.splitlines():
                 if line.startswith("Warning: "):
                     display.console.print(f"Seed {seed}: {line}")
-            if ended.out:
-                records.append(json.loads(ended.out))
-            if ended.out and (directory / "evaluation.json").exists():
-                complete.append(records[-1])
+            record = jobs.printed_json(ended)
+            if record is not None:
+                records.append(record)
+            if record is not None and (directory / "evaluation.json").exists():
+                complete.append(record)
                 display.console.print(f"Seed {seed}: {text.accuracy(run.read_evaluation(directory))}")
-            elif ended.out:
+            elif record is not None or stop.received:
                 display.console.print(f"Seed {seed} stopped")
             if ended.code and not stop.received:
-                code = max(code, terminal.fail(f"seed {seed}: {jobs.last_line(ended)}", ended.code))
+                told = f"seed {seed}: {jobs.reason(ended)}"
+                code = max(code, terminal.fail(told, ended.code if ended.code > 0 else 1))
             display.advance(task)
     if stop.received:
         display.console.print(_go_on(whole))
