@@ -221,6 +221,7 @@ def train(
                     "--resume",
                     str(result.directory),
                     *(["--record"] if record else []),
+                    *(["--tensorboard"] if tensorboard else []),
                 ]
                 display.console.print(f"Go on with: {shlex.join(words)}")
             code = max(code, _report(result.directory))
@@ -236,7 +237,7 @@ def train(
             click.echo(f"Everything lies in {results[0].directory}; open report.html there")
         return code
     if code > 128:
-        display.console.print(_go_on(whole))
+        display.console.print(_go_on(whole, record))
     complete = [result.record for result in results if result.complete]
     _summarize(whole, complete, [result.record for result in results], as_json)
     return code
@@ -262,7 +263,9 @@ def _begun(whole: Path, seed: int) -> bool:
     return (whole / f"seed-{seed}" / "recipe.json").exists()
 
 
-def _go_on(whole: Path) -> str:
+def _go_on(whole: Path, record: bool) -> str:
+    if record:  # a record needs a run of its own
+        return f"Go on with each seed: tinycifar train --record --resume {shlex.quote(str(whole))}/seed-N"
     return f"Go on with the same command and --out {shlex.quote(str(whole))}"
 
 
@@ -341,7 +344,7 @@ def _at_once(
                 code = max(code, terminal.fail(told, ended.code if ended.code > 0 else 1))
             display.advance(task)
     if stop.received:
-        display.console.print(_go_on(whole))
+        display.console.print(_go_on(whole, "--record" in only))
     whole.mkdir(parents=True, exist_ok=True)
     complete, records = (sorted(of, key=lambda record: int(record["seed"])) for of in (complete, records))
     _summarize(whole, complete, records, as_json)
