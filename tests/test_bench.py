@@ -187,7 +187,7 @@ def trained(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> TrainBen
 
     monkeypatch.setattr(bench, "_Learner", Learner)
     monkeypatch.setattr(bench.training, "train", train)
-    monkeypatch.setattr(bench.run, "select_precision", lambda name, device: {"auto": "bfloat16"}.get(name, name))
+    monkeypatch.setattr(bench.machine, "select_precision", lambda name, device: {"auto": "bfloat16"}.get(name, name))
     found = bench_train(data.sample(), runs=2, steps=3)
     block = [3.0, 2.0] * (bench.WARM_UP_STEPS + 3)
     assert events == [*block, 0, *block, 1, *block], "precisions in turn, trainings between blocks of reference steps"

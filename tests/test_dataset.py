@@ -1,9 +1,16 @@
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from tinycifar import cifar10, data
-from tinycifar.dataset import Dataset, ranks, stratified
+from tinycifar.dataset import Dataset, Draws, ranks, stratified
+
+
+def draws(count: int, seed: int = 0) -> Draws:
+    return np.random.PCG64(seed).random_raw(count)
 
 
 def made(images: torch.Tensor, **more: object) -> Dataset:
@@ -50,19 +57,64 @@ def test_names_and_notes_go_with_the_images() -> None:
     assert whole.names["train"] == tuple("pqrstu")
 
 
+def test_classes_that_lose_all_their_images_are_told() -> None:
+    images = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    whole = Dataset("mine", ("a", "b"), images, labels, images, labels)
+    assert whole.split(1).notes == ("Validation images lack 1 class of 2: a",)
+    assert whole.split(2).notes == ("Training images lack 1 class of 2: b", "Validation images lack 1 class of 2: a")
+    assert whole.limit(3).notes == ("Training images lack 1 class of 2: b",)
+    assert whole.limit(5).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"classes": ("a", "a")}, "2 to 1,000 classes of different names"),
+        ({"classes": ("a",)}, "2 to 1,000 classes of different names"),
+        ({"classes": tuple(map(str, range(1001)))}, "not 1,001"),
+        ({"classes": ("a", 5)}, "must be text that can be printed, not 5"),
+        ({"classes": ("a", "b\n")}, "must be text that can be printed"),
+        ({"name": "sample"}, "sample is the name of data that comes with the package"),
+        ({"train_images": torch.zeros(4, 3, 8, 8)}, "train images must be a tensor of uint8"),
+        ({"train_images": np.zeros((4, 3, 8, 8), np.uint8)}, "train images must be a tensor of uint8, .* not ndarray"),
+        ({"train_labels": torch.zeros(4, dtype=torch.int32)}, "train labels must be a tensor of int64"),
+        ({"train_labels": torch.tensor([0, 1, 2, 0])}, "train labels must be 0 to 1"),
+        ({"train_labels": torch.zeros(3, dtype=torch.int64)}, "there are 4 train images, but 3 labels"),
+        ({"test_images": torch.zeros(2, 3, 16, 16, dtype=torch.uint8)}, "all of one size"),
+        ({"train_images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, "in three colours"),
+        ({"train_images": torch.zeros(4, 3, 8, 16, dtype=torch.uint8)}, "square"),
+        ({"test_images": torch.zeros(0, 3, 8, 8, dtype=torch.uint8)}, "one at least"),
+        ({"validation_images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "give both or neither"),
+    ],
+)
+def test_images_and_labels_that_do_not_fit_are_refused_in_one_line(changed: dict[str, Any], told: str) -> None:
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=told):
+        replace(made(images), digest="", **changed)
+
+
+def test_lists_of_classes_are_as_good_and_validation_images_are_part_of_the_digest() -> None:
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 0, 1])
+    one = Dataset("mine", ["a", "b"], images, labels, images, labels, images, labels)  # type: ignore[arg-type]
+    assert one.classes == ("a", "b")
+    assert one.digest != replace(one, digest="", validation_images=images + 1).digest
+
+
 def test_ranks_number_the_images_of_each_class() -> None:
     labels = torch.tensor([2, 0, 2, 2, 0, 3])
-    found = ranks(labels, 0)
+    found = ranks(labels, draws(6))
     assert sorted(found[labels == 2].tolist()) == [0, 1, 2]
     assert sorted(found[labels == 0].tolist()) == [0, 1]
     assert found[5] == 0
-    assert torch.equal(found, ranks(labels, 0))
-    assert len({tuple(ranks(torch.zeros(9, dtype=torch.int64), seed).tolist()) for seed in range(5)}) == 5
+    assert torch.equal(found, ranks(labels, draws(6)))
+    assert len({tuple(ranks(torch.zeros(9, dtype=torch.int64), draws(9, seed)).tolist()) for seed in range(5)}) == 5
 
 
 def test_every_part_of_a_stratified_order_has_the_classes_in_proportion() -> None:
     labels = torch.from_numpy(np.repeat(range(7), [400, 400, 200, 100, 50, 10, 1]))
-    order = stratified(labels, 0)
+    order = stratified(labels, draws(len(labels)))
     assert sorted(order.tolist()) == list(range(len(labels)))
     shares = labels.bincount() / len(labels)
     seen = torch.nn.functional.one_hot(labels[order]).cumsum(0)
@@ -74,4 +126,4 @@ def test_every_part_of_a_stratified_order_has_the_classes_in_proportion() -> Non
 def test_the_stratified_order_is_this_one_for_good() -> None:
     """A run that is resumed with another version of NumPy or tinycifar must see the same images in the same order."""
     labels = torch.tensor([0] * 4 + [1] * 6 + [2] * 2)
-    assert stratified(labels, 0).tolist() == [8, 3, 11, 6, 2, 7, 4, 1, 10, 5, 0, 9]
+    assert stratified(labels, draws(12)).tolist() == [8, 3, 11, 6, 2, 7, 4, 1, 10, 5, 0, 9]

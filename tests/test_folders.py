@@ -143,7 +143,7 @@ def test_changed_pictures_are_never_taken_from_the_cache(tmp_path: Path, change:
 def test_what_is_hidden_or_no_picture_is_left_out_and_told(tmp_path: Path) -> None:
     own = tmp_path / "own"
     fill(own / "train", {"a": 2, "b": 2, ".hidden": 2})
-    fill(own / "test", {"a": 1, "b": 1})
+    fill(own / "test", {"a": 1, "b": 1}, 100)
     fill(own / "validation", {"a": 1})
     fill(own / ".git", {"a": 1})
     digest = load(own).digest
@@ -181,8 +181,8 @@ def test_links_to_pictures_are_followed_and_broken_ones_named(tmp_path: Path) ->
 def test_a_split_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
     own = tmp_path / "own"
     fill(own / "train", {"a": 2, "b": 2, "c": 1})
-    fill(own / "val", {"a": 1, "b": 0})
-    fill(own / "test", {"c": 1})
+    fill(own / "val", {"a": 1, "b": 0}, 100)
+    fill(own / "test", {"c": 1}, 200)
     loaded = load(own)
     assert loaded.notes == (
         f"{own}/train has a single picture of class c",
@@ -294,3 +294,41 @@ def test_the_digest_is_that_of_names_and_contents(tmp_path: Path) -> None:
         sha256 = hashlib.sha256((own / name.replace("\\u00e9", "é")).read_bytes()).hexdigest()
         expected.update(f'["{name}", "{sha256}"]\n'.encode())
     assert load(own).digest == expected.hexdigest()
+
+
+def test_adding_or_renaming_pictures_moves_hardly_any_other_to_the_other_side(tmp_path: Path) -> None:
+    """Else a model would be scored on images that it, or what it started from, was trained on."""
+    own = tmp_path / "own" / "train"
+    fill(own, {"a": 100, "b": 100})
+
+    def held_out() -> set[bytes]:
+        loaded = load(own.parent)
+        return {(own.parent / name).read_bytes() for name in loaded.names["test"]}
+
+    before = held_out()
+    draw(own / "a" / "!new.png", 999)
+    (own / "b" / "000.png").rename(own / "b" / "renamed.png")
+    assert len(before - held_out()) <= 1
+    (own / "a" / "050.png").unlink()
+    assert len(before - held_out()) <= 2
+
+
+def test_pictures_that_are_on_both_sides_are_counted(tmp_path: Path) -> None:
+    fill(tmp_path / "own/train", {"a": 5, "b": 5})
+    fill(tmp_path / "own/test", {"a": 2, "b": 2})  # with levels from 0 on, as a of train has
+    (note,) = load(tmp_path / "own").notes
+    assert note == "4 of the test images are, byte for byte, training images too: scores flatter"
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_a_split_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    fill(tmp_path / "own/train", {"a": 5, "b": 5})
+    (tmp_path / "own" / name).symlink_to(tmp_path / "gone")
+    refused(tmp_path / "own", f"{name} is no folder of pictures; remove or mend it")
+
+
+def test_a_class_of_files_of_another_kind_is_told_as_such(tmp_path: Path) -> None:
+    fill(tmp_path / "own/train", {"a": 5})
+    (tmp_path / "own/train/b").mkdir()
+    (tmp_path / "own/train/b/1.bmp").write_bytes(b"BM")
+    refused(tmp_path / "own", r"no picture of class b; add some \(.png.*1 files in .* are of another kind")

@@ -1,4 +1,5 @@
 import gzip
+import os
 import struct
 from pathlib import Path
 
@@ -146,6 +147,7 @@ def test_a_packed_file_that_swells_is_not_read_to_its_end(tmp_path: Path, monkey
 @pytest.mark.full_data
 def test_the_real_fashion_mnist_is_known_by_its_bytes() -> None:
     if not FASHION.is_dir():
+        assert "REQUIRE_FASHION_MNIST" not in os.environ, "Debian's dataset-fashion-mnist is not installed"
         pytest.skip("dataset-fashion-mnist is not installed")
     hashes = {
         name: idx._read(FASHION, name, idx.LABELS if "labels" in name else idx.IMAGES)[1]

@@ -2,15 +2,21 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import tinycifar
-from tinycifar import data, pictures, recipes, trained
+from tinycifar import data, pictures, recipes, trained, training
 from tinycifar.dataset import Dataset
+from tinycifar.recipes import Recipe
 from tinycifar.training import Result
+
+PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +125,61 @@ def test_training_tells_what_happens_unless_it_is_to_be_quiet(
     for quiet in (True, False):
         tinycifar.train("minute", "sample", out=tmp_path / str(quiet), limit=40, epochs=1, quiet=quiet)
         assert ("Epoch 1/1" in capsys.readouterr().out) != quiet
+
+
+def test_what_is_asked_of_train_reaches_the_training(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def train(recipe: Recipe, source: Any, **options: Any) -> Result:
+        asked.update(options, recipe=recipe, source=source)
+        return result
+
+    monkeypatch.setattr(training, "train", train)
+    tinycifar.train("nano", "sample", teacher="minute", init="nano", max_parameters=9, tensorboard=True, quiet=True)
+    assert (asked["max_parameters"], asked["tensorboard"], asked["source"]) == (9, True, "sample")
+    assert ([of.name for of in asked["teachers"]], asked["init"].name) == (["minute"], "nano")
+    tinycifar.train(resume=result.directory, quiet=True)
+    assert (asked["resume"], asked["recipe"].epochs, asked["source"], asked["seed"]) == (
+        result.directory,
+        1,
+        "sample",
+        0,
+    )
+    tinycifar.train(epochs=np.int64(3), weight_decay=np.float64(0.5), quiet=True)
+    assert (asked["recipe"].epochs, asked["recipe"].weight_decay, asked["recipe"].name) == (3, 0.5, "minute")
+
+
+def test_a_run_is_resumed_with_all_that_it_was_begun_with(tmp_path: Path) -> None:
+    own = Dataset("mine", tuple("abcdefghij"), *(getattr(data.sample(), name) for name in PARTS))
+    init = tinycifar.train("minute", own, out=tmp_path / "init", limit=64, epochs=1, quiet=True)
+    recipe = replace(recipes.get("minute"), epochs=2)
+    begun = trained.load(init.directory, "cpu")
+    for name, stop in (("whole", None), ("parts", 1)):
+        options: dict[str, Any] = {"init": begun, "seed": 5, "limit": 64, "stop_after_epoch": stop, "device": "cpu"}
+        training.train(recipe, own, out=tmp_path / name, **options)
+    resumed = tinycifar.train(data=own, resume=tmp_path / "parts", device="cpu", quiet=True)
+    assert (resumed.record["seed"], resumed.record["train_images"], resumed.complete) == (5, 64, True)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1]
+    assert tinycifar.evaluate(resumed, own)["correct"] == tinycifar.evaluate(tmp_path / "whole", own)["correct"]
+    with pytest.raises(ValueError, match="takes images of 32 pixels, not of 16"):
+        tinycifar.evaluate(resumed, data.sample(16))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "folder"])
+def test_a_folder_that_is_no_run_is_not_resumed_and_left_as_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for resume in (lambda: tinycifar.train(resume=tmp_path / name), lambda: again(tmp_path / name)):
+        with pytest.raises(ValueError, match=r"environment.json is missing|is no run directory"):
+            resume()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def again(directory: Path) -> Result:
+    return training.train(recipes.get("minute"), "sample", resume=directory)
+
+
+def test_test_images_are_opened_where_it_is_asked_for(tmp_path: Path) -> None:
+    run = tinycifar.train("minute", "sample", out=tmp_path / "run", epochs=1, validation_images=50, quiet=True)
+    assert [tinycifar.evaluate(run, test=test)["images"] for test in (False, True)] == [50, 200]

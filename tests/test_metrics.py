@@ -117,6 +117,17 @@ def test_the_fitted_temperature_is_the_one_that_logits_were_sharpened_by() -> No
     assert after["loss"] < before["loss"]
 
 
+def test_a_temperature_is_told_only_by_mistakes_and_right_answers() -> None:
+    logits = torch.eye(2).repeat(50, 1)
+    labels = torch.tensor([0, 1]).repeat(50)
+    assert not metrics.tells_temperature(logits, labels)  # the lowest would be best
+    assert not metrics.tells_temperature(logits, 1 - labels)
+    labels[:10] = 1 - labels[:10]
+    assert metrics.tells_temperature(logits, labels)
+    labels[0] = 1 - labels[0]
+    assert not metrics.tells_temperature(logits, labels)
+
+
 def test_crossfitting_divides_each_half_by_the_temperature_of_the_other() -> None:
     logits, labels = noisy()
     scaled = metrics.crossfit_temperature(logits, labels)

@@ -83,7 +83,7 @@ def test_the_names_of_classes_and_folders_cannot_become_markup(tmp_path: Path) -
 
     classes = ("<script>alert(1)</script>", *cifar10.CLASSES[1:])
     directory = tmp_path / "<b>run"
-    training.train(replace(RECIPE, epochs=1), replace(data.sample(), classes=classes), out=directory)
+    training.train(replace(RECIPE, epochs=1), replace(data.sample(), name="mine", classes=classes), out=directory)
     page = report.write(directory).read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page

@@ -38,3 +38,13 @@ def test_the_target_of_a_recipe_is_not_held_against_other_data(own_run: Own) -> 
     assert any("Target of 30.00%" in line for line in text.closing_summary(asked, record, evaluation, False))
     known = {**evaluation, "data_digest": ""}
     assert any("Target of 85.00%" in line for line in text.closing_summary(recipe, record, known, False))
+
+
+def test_classes_that_would_look_alike_above_the_confusion_are_numbered() -> None:
+    rows = [{"class": f"class {i}", "images": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0} for i in ("one", "two")]
+    heading, first, second = text.by_class({"classes": rows, "confusion": [[3, 0], [1, 2]]})[-3:]
+    assert (heading.split(), first.split(), second.split()) == (
+        ["1", "2"],
+        ["1", "class", "one", "3", "0"],
+        ["2", "class", "two", "1", "2"],
+    )

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -263,12 +264,10 @@ def test_a_stop_outside_the_recipe_is_refused_before_anything_is_made(tmp_path: 
 
 
 def test_with_validation_images_the_test_set_stays_shut(tmp_path: Path) -> None:
-    sample = data.sample()
-    shut = data.Dataset(
-        "sample", cifar10.CLASSES, sample.train_images, sample.train_labels, torch.empty(0), torch.empty(0)
-    )
     recipe = recipes.with_settings(SMALL, ["validation_images=50"])
-    record = training.train(recipe, shut, out=tmp_path / "run", limit=64).record
+    with mock.patch.object(inference, "logits", side_effect=inference.logits) as logits:
+        record = training.train(recipe, "sample", out=tmp_path / "run", limit=64).record
+    assert {len(call.args[1]) for call in logits.call_args_list} == {50}
     assert record["validation_accuracy"] is not None
     assert (record["test_accuracy"], record["best_test_accuracy"], record["test_loss"]) == (None, None, None)
     assert all("validation_accuracy" in entry and "test_accuracy" not in entry for entry in record["history"])

@@ -247,7 +247,8 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
         if found is not None:
             parity = export.parity(inference.logits(trained.model, images), found)
             parity_int8 = export.parity(expected, found)
-            if parity_int8.agreement < LEAST_AGREEMENT and not export.relative_error(expected, found) <= MOST_ERROR:
+            differs = export.disagrees(parity_int8, LEAST_AGREEMENT)
+            if differs and not export.relative_error(expected, found) <= MOST_ERROR:
                 raise export.ParityError(
                     f"the compiled C gives {parity_int8.images - parity_int8.same_class} of {parity_int8.images} "
                     f"images another class than the int8 model; nothing is written to {folder}"

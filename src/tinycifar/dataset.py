@@ -12,6 +12,9 @@ from torch import Tensor
 
 from tinycifar import cifar10
 
+Draws = np.ndarray[tuple[int], np.dtype[np.uint64]]
+MOST_CLASSES = 1_000
+NAMED = 5  # classes in a note
 NAMES = ("cifar10", "sample")  # data that is known by name; all other is known by the digest of its content
 
 
@@ -24,6 +27,9 @@ class Dataset:
     the sample, which `name` names. `path` is where own data lies, absolute, "" for data made in memory. `notes` are
     lines that say what was decided when it was read. `names` has by split ("train", "validation", "test") what each
     image is called, where that is known.
+
+    Raises ValueError, saying what is wrong, for tensors that do not fit each other or this, and for fewer than two
+    classes, or names of them that are no text, cannot be printed or are there twice.
     """
 
     name: str
@@ -40,14 +46,49 @@ class Dataset:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        self._check()
         if not self.digest and not self.path and self.name not in NAMES:
             object.__setattr__(self, "digest", self._digest())
 
     def _digest(self) -> str:
         found = hashlib.sha256("\0".join(self.classes).encode())
-        for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+        parts = [self.train_images, self.train_labels, self.test_images, self.test_labels]
+        if self.validation_images is not None and self.validation_labels is not None:
+            parts += [self.validation_images, self.validation_labels]
+        for part in parts:
             found.update(part.contiguous().numpy().data)
         return found.hexdigest()
+
+    def _check(self) -> None:
+        for name in (self.name, *self.classes):
+            if not (isinstance(name, str) and name and name.isprintable()):
+                raise ValueError(f"names of data and classes must be text that can be printed, not {name!r}")
+        if not 2 <= len(self.classes) <= MOST_CLASSES or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"allowed are 2 to {MOST_CLASSES:,} classes of different names, not {len(self.classes):,}")
+        known = self.name in NAMES and not self.digest and not self.path
+        if known and self.classes != cifar10.CLASSES:
+            raise ValueError(f"{self.name} is the name of data that comes with the package; give another")
+        parts = {"train": (self.train_images, self.train_labels), "test": (self.test_images, self.test_labels)}
+        if (self.validation_images is None) != (self.validation_labels is None):
+            raise ValueError("validation images and labels belong together: give both or neither")
+        if self.validation_images is not None and self.validation_labels is not None:
+            parts["validation"] = self.validation_images, self.validation_labels
+        for name, (images, labels) in parts.items():
+            if not (isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4):
+                raise ValueError(f"{name} images must be a tensor of uint8, (N, 3, S, S), not {_about(images)}")
+            if not (isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.ndim == 1):
+                raise ValueError(f"{name} labels must be a tensor of int64, (N,), not {_about(labels)}")
+            side = self.train_images.shape[-1]
+            if len(images) < 1 or images.shape[1:] != (3, side, side):
+                raise ValueError(
+                    f"{name} images must be one at least, in three colours, square, and all of one size, not "
+                    f"{tuple(images.shape)}"
+                )
+            if len(images) != len(labels):
+                raise ValueError(f"there are {len(images):,} {name} images, but {len(labels):,} labels of them")
+            if not (labels.min() >= 0 and labels.max() < len(self.classes)):
+                raise ValueError(f"{name} labels must be 0 to {len(self.classes) - 1}, the places of the classes")
 
     @property
     def image_size(self) -> int:
@@ -59,9 +100,21 @@ class Dataset:
         if not 1 <= count <= len(self.train_labels):
             raise ValueError(f"cannot keep {count} training images: allowed are 1 to {len(self.train_labels)}")
         names = {**self.names, "train": self.names["train"][:count]} if "train" in self.names else self.names
+        kept = self.train_labels[:count]
         return replace(
-            self, train_images=self.train_images[:count], train_labels=self.train_labels[:count], names=names
+            self,
+            train_images=self.train_images[:count],
+            train_labels=kept,
+            names=names,
+            notes=(*self.notes, *self._lost("Training", self.train_labels, kept)),
         )
+
+    def _lost(self, part: str, before: Tensor, now: Tensor) -> list[str]:
+        """A line that says which classes have no image any more, if any."""
+        lost = sorted(set(before.tolist()) - set(now.tolist()))
+        named = ", ".join(self.classes[label] for label in lost[:NAMED]) + ", ..." * (len(lost) > NAMED)
+        count = f"{len(lost):,} class{'es' * (len(lost) > 1)}"
+        return [f"{part} images lack {count} of {len(set(before.tolist())):,}: {named}"] if lost else []
 
     def split(self, validation_images: int) -> Dataset:
         """Hold out the last `validation_images` training images; 0 changes nothing.
@@ -83,8 +136,14 @@ class Dataset:
         names = self.names
         if "train" in names:
             names = {**names, "train": names["train"][:kept], "validation": names["train"][kept:]}
+        lost = [
+            line
+            for part, labels in (("Training", self.train_labels[:kept]), ("Validation", self.train_labels[kept:]))
+            for line in self._lost(part, self.train_labels, labels)
+        ]
         return replace(
             self,
+            notes=(*self.notes, *lost),
             train_images=self.train_images[:kept],
             train_labels=self.train_labels[:kept],
             validation_images=self.train_images[kept:],
@@ -110,26 +169,24 @@ class Dataset:
         return (means[0], means[1], means[2]), (deviations[0], deviations[1], deviations[2])
 
 
-def ranks(labels: Tensor, seed: int) -> Tensor:
-    """The place (N,) of each image among those of its class, from 0, shuffled: a function of (labels, seed) only."""
-    return _ranks(labels, seed)[0]
+def _about(value: object) -> str:
+    """A tensor or another thing in a few words."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def stratified(labels: Tensor, seed: int) -> Tensor:
-    """Indices (N,) that put images into an order of which every part has each class in proportion, shuffled else.
-
-    The first and the last images of any number have, to within an image or so, each class's share.
-    """
-    places, draws = _ranks(labels, seed)
-    counts = np.bincount(labels.numpy())
-    return torch.from_numpy(np.lexsort((draws, (places.numpy() + 0.5) / counts[labels.numpy()])))
-
-
-def _ranks(labels: Tensor, seed: int) -> tuple[Tensor, np.ndarray[tuple[int], np.dtype[np.uint64]]]:
-    """Places as of `ranks`, and the draws they come from: raw ones, as only those are promised to stay the same."""
-    draws = np.random.PCG64(seed).random_raw(len(labels))
+def ranks(labels: Tensor, draws: Draws) -> Tensor:
+    """The place (N,) of each image among those of its class, from 0, by the `draws` (N,) of the images."""
     by_class = np.lexsort((draws, labels.numpy()))
     counts = np.bincount(labels.numpy())
     places = np.empty(len(labels), np.int64)
     places[by_class] = np.arange(len(labels)) - np.repeat(counts.cumsum() - counts, counts)
-    return torch.from_numpy(places), draws
+    return torch.from_numpy(places)
+
+
+def stratified(labels: Tensor, draws: Draws) -> Tensor:
+    """Indices (N,) that put images into an order of which every part has each class in proportion, by `draws` else.
+
+    The first and the last images of any number have, to within an image or so, each class's share.
+    """
+    places, counts = ranks(labels, draws).numpy(), np.bincount(labels.numpy())
+    return torch.from_numpy(np.lexsort((draws, (places + 0.5) / counts[labels.numpy()])))

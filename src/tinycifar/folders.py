@@ -11,18 +11,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
 from tinycifar import decoded, pictures
-from tinycifar.dataset import Dataset, ranks, stratified
+from tinycifar.dataset import MOST_CLASSES, Dataset, Draws, ranks, stratified
 from tinycifar.pictures import MOST_BYTES, SUFFIXES, Pixels
 from tinycifar.text import printable
 
 LAYOUT = f"train/CLASS/*{SUFFIXES[0]} (or {', '.join(SUFFIXES[1:])})"
 SPLITS = {"train": "train", "validation": "val", "test": "test"}  # by the name of a split that of its folder
-FEWEST_CLASSES, MOST_CLASSES = 2, 1000
+FEWEST_CLASSES = 2
 SEED = 0  # of the order of images, and of which are held out
 TEST_SHARE = 5  # one image of so many of a class is held out where there is no test/
 LARGE_AT_ONCE = 4  # pictures of more than pictures.MANY_PIXELS, of which decoding one may take 300 MB
@@ -58,6 +59,9 @@ def load(path: Path, cache: Path, image_size: int, display: Progress | None) -> 
     path = path.absolute()
     if not str(path).isprintable():
         raise ValueError(f"{printable(str(path))} has a name that cannot be printed; rename it")
+    for folder in SPLITS.values():
+        if os.path.lexists(path / folder) and not (path / folder).is_dir():
+            raise ValueError(f"{path / folder} is no folder of pictures; remove or mend it")
     found = {name: _list(path / folder) for name, folder in SPLITS.items() if (path / folder).is_dir()}
     classes = _checked_classes(found)
     notes = _notes(path, found, classes)
@@ -67,31 +71,33 @@ def load(path: Path, cache: Path, image_size: int, display: Progress | None) -> 
         files = [f"{SPLITS[name]}/{kind}/{file}" for kind in classes for file in split.classes.get(kind, [])]
         labels = [label for label, kind in enumerate(classes) for _ in split.classes.get(kind, [])]
         parts[name] = files, torch.tensor(labels)
+    hash_of = _hashes(path, [file for part, _ in parts.values() for file in part], display)
+    digest = decoded.digest(sorted(hash_of.items()))
+
     if "test" not in parts:
         whole, of_whole = parts["train"]
-        held = ranks(of_whole, SEED) < (of_whole.bincount() // TEST_SHARE).clamp(min=1)[of_whole]
+        held = ranks(of_whole, _draws(whole, hash_of)) < (of_whole.bincount() // TEST_SHARE).clamp(min=1)[of_whole]
         parts["train"], parts["test"] = _rows(whole, of_whole, ~held), _rows(whole, of_whole, held)
         notes.append(
             f"No test/ in {path}: a fifth of each class of train/ is held out as test images, {int(held.sum()):,} of "
             f"{len(whole):,}, the same ones each time"
         )
-    parts = {name: _rows(files, labels, stratified(labels, SEED)) for name, (files, labels) in parts.items()}
+    parts = {
+        name: _rows(files, labels, stratified(labels, _draws(files, hash_of)))
+        for name, (files, labels) in parts.items()
+    }
+    trained_on = {hash_of[file] for file in parts["train"][0]}
+    for name in ("validation", "test"):
+        if name in parts and (copies := sum(hash_of[file] in trained_on for file in parts[name][0])):
+            notes.append(f"{copies:,} of the {name} images are, byte for byte, training images too: scores flatter")
 
     files = [file for part, _ in parts.values() for file in part]
     paths = [path / file for file in files]
-    hashes = [""] * len(files)
-
-    def take(index: int) -> None:
-        with contextlib.suppress(OSError, ValueError):  # what cannot be read is named when it is to be decoded
-            hashes[index] = hashlib.sha256(_content(paths[index])).hexdigest()
-
-    decoded.each(take, len(files), "Reading pictures", display)
-    digest = decoded.digest(sorted(zip(files, hashes, strict=True)))
     large = threading.BoundedSemaphore(LARGE_AT_ONCE)
 
     def decode(index: int) -> Pixels:
         content = _content(paths[index])
-        if hashlib.sha256(content).hexdigest() != hashes[index]:
+        if hashlib.sha256(content).hexdigest() != hash_of[files[index]]:
             raise ValueError("it was changed while it was read")
         try:
             return pictures.decode(content, lambda: large, image_size)
@@ -117,6 +123,24 @@ def load(path: Path, cache: Path, image_size: int, display: Progress | None) -> 
         notes=(*notes, *told),
         names={name: tuple(map(printable, part)) for name, (part, _) in parts.items()},
     )
+
+
+def _hashes(path: Path, files: list[str], display: Progress | None) -> dict[str, str]:
+    """The SHA-256 of each file, hexadecimal; "" for what cannot be read, which is named when it is to be decoded."""
+    hashes = [""] * len(files)
+
+    def take(index: int) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            hashes[index] = hashlib.sha256(_content(path / files[index])).hexdigest()
+
+    decoded.each(take, len(files), "Reading pictures", display)
+    return dict(zip(files, hashes, strict=True))
+
+
+def _draws(files: list[str], hash_of: dict[str, str]) -> Draws:
+    """What orders pictures: drawn from (SEED, content), so that of others none moves where one is added or renamed."""
+    drawn = (hashlib.sha256(f"{SEED} {hash_of[file]}".encode()).digest()[:8] for file in files)
+    return np.frombuffer(b"".join(drawn), ">u8").astype(np.uint64)
 
 
 def _rows(files: list[str], labels: Tensor, rows: Tensor) -> tuple[list[str], Tensor]:
@@ -164,7 +188,12 @@ def _checked_classes(found: dict[str, _Split]) -> tuple[str, ...]:
             f"{FEWEST_CLASSES} to {MOST_CLASSES:,}"
         )
     if empty := [kind for kind in classes if not train.classes[kind]]:
-        raise ValueError(f"{train.folder} has no picture of {_named(empty)}; add some, or remove the folder")
+        other = train.left_out["file of another kind"]
+        skipped = f" ({other:,} files in {train.folder} are of another kind)" if other else ""
+        raise ValueError(
+            f"{train.folder} has no picture of {_named(empty)}; add some ({', '.join(SUFFIXES)}), or remove the folder"
+            f"{skipped}"
+        )
     if "test" not in found and (single := [kind for kind in classes if len(train.classes[kind]) == 1]):
         raise ValueError(
             f"{train.folder} has a single picture of {_named(single)}, of which none can be held out; add pictures, or "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -99,7 +100,8 @@ class Evaluation:
 def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = None) -> Evaluation:
     """Score a model on the images that `dataset` opens: accuracy, with TTA too, errors by class, calibration, speed.
 
-    On validation images a temperature is fitted; what it does for calibration is told of each half of the images with
+    On validation images a temperature is fitted, if they say enough (`metrics.tells_temperature`); what it does for
+    calibration is told of each half of the images with
     the temperature of the other half. Nothing may be fitted to test images: there it is `temperature`, if given, which
     must come from elsewhere.
     """
@@ -112,9 +114,11 @@ def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = No
     confusion = metrics.confusion_matrix(plain, labels)
     named = zip(dataset.classes, metrics.per_class(confusion), strict=True)
     scaled = None
-    if split == "validation" and len(labels) > 1:
-        temperature = metrics.fit_temperature(plain, labels)
-        scaled = metrics.crossfit_temperature(plain, labels)
+    if split == "validation":
+        temperature = None
+        if metrics.tells_temperature(plain, labels):
+            temperature = metrics.fit_temperature(plain, labels)
+            scaled = metrics.crossfit_temperature(plain, labels)
     elif temperature is not None:
         scaled = plain / temperature
     content = {
@@ -166,19 +170,37 @@ def robustness(model: Classifier, dataset: Dataset, count: int = 2_000, seed: in
 
 
 def evaluate_model(
-    trained: Trained, *, source: str | Path | None = None, test: bool = False, corrupted: int = 0
+    trained: Trained,
+    *,
+    source: str | Path | Dataset | None = None,
+    test: bool = False,
+    corrupted: int = 0,
+    display: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a trained model on the images that it opens, and its `robustness` on `corrupted` of them.
 
-    `source` is as in `tinycifar.data.load`; by default the data it was trained on. Of that a model which was trained
-    with validation images opens only these, unless `test` opens the test images. Raises ValueError for data of other
-    classes, and if what it was trained on is gone or has changed.
+    `source` is a Dataset or as in `tinycifar.data.load`; by default the data it was trained on. Of that a model which
+    was trained with validation images opens only these, unless `test` opens the test images. The progress of reading,
+    and what is to be told of the data, goes to `display` (default: nowhere). Raises ValueError for data of other
+    classes or of another size, and if what it was trained on is gone or has changed.
     """
-    dataset = trained.dataset() if source is None else data.load(source, image_size=trained.image_size)
+    if isinstance(source, Dataset):
+        dataset = source
+        if dataset.image_size != trained.image_size:
+            raise ValueError(f"{trained.name} takes images of {trained.image_size} pixels, not of {dataset.image_size}")
+    else:
+        dataset = (
+            trained.dataset(display)
+            if source is None
+            else data.load(source, image_size=trained.image_size, display=display)
+        )
     if dataset.classes != trained.classes:
         raise ValueError(
-            f"{trained.name} knows {several(trained.classes)}, {source or trained.data} has {several(dataset.classes)}"
+            f"{trained.name} knows {several(trained.classes)}, {dataset.name} has {several(dataset.classes)}"
         )
+    if display is not None:
+        for line in dataset.notes:
+            display.console.print(line)
     if test:
         dataset = replace(dataset, validation_images=None, validation_labels=None)
     elif trained.trained_on(dataset):

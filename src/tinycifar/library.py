@@ -12,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from tinycifar import distill, distributed, inference, pictures, plots, recipes, report, trained, training
+from tinycifar import resume as resuming
 from tinycifar.data import Dataset
 from tinycifar.models import Classifier
 from tinycifar.recipes import Recipe
@@ -26,14 +28,14 @@ Source = str | Path | Result
 
 
 def train(
-    recipe: str | Recipe = recipes.DEFAULT_RECIPE,
+    recipe: str | Recipe | None = None,
     data: str | Path | Dataset | None = None,
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     init: Source | None = None,
     teacher: Source | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     max_parameters: int | None = None,
     limit: int | None = None,
@@ -43,17 +45,34 @@ def train(
 ) -> Result:
     """Train a recipe and give its run, whose `directory` holds weights, metrics, evaluation, plots and `report.html`.
 
-    `recipe` is a name, a TOML file or a `Recipe`, of which `settings` change fields: `train("minute", epochs=8)`.
-    `data` is a folder of pictures or another source of `tinycifar.data.load` (default: CIFAR-10), or a `Dataset` in
-    memory. The rest is as in `tinycifar.training.train`, `teacher` also a directory of several seeds. What happens is
-    told on standard output unless `quiet`.
+    `recipe` is a name (default: minute), a TOML file or a `Recipe`, of which `settings` change fields: `train("minute",
+    epochs=8)`. `data` is a folder of pictures or another source of `tinycifar.data.load` (default: CIFAR-10), or a
+    `Dataset` in memory. The rest is as in `tinycifar.training.train`, `teacher` also a directory of several seeds. What
+    is left out of a run that is resumed, recipe, data, seed, limit, teachers and init, is as it was begun. What happens
+    is told on standard output unless `quiet`. Torch's generator is the process's own: of trainings in several threads
+    none can be repeated.
     """
-    chosen = recipes.get(str(recipe)) if isinstance(recipe, str | Path) else recipe
+    begun = None
+    if resume is not None:
+        if out is not None:
+            raise ValueError("a run is resumed in its own directory: leave out resume, or out")
+        begun = resuming.read(Path(resume))
+    if recipe is None:
+        chosen = recipes.get(recipes.DEFAULT_RECIPE) if begun is None else begun.recipe
+    else:
+        chosen = recipe if isinstance(recipe, Recipe) else recipes.get(str(recipe))
     for name in settings:
         if name not in recipes.SETTABLE:
             raise ValueError(f"unknown recipe field {name!r}; allowed are: {', '.join(recipes.SETTABLE)}")
     if max_parameters is not None and "width" in settings:
         raise ValueError("max_parameters finds the width: leave out width, or max_parameters")
+    settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    teachers, start = [], None
+    if begun is not None:
+        data = begun.source() if data is None else data
+        seed, limit = begun.seed if seed is None else seed, begun.limit if limit is None else limit
+        teachers = begun.teachers(device) if teacher is None else []
+        start = begun.init(device) if init is None else None
     console = Console(  # in a notebook too it prints lines, for which Rich would want widgets
         quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True, force_jupyter=False
     )
@@ -64,9 +83,9 @@ def train(
             data,
             out=None if out is None else Path(out),
             resume=None if resume is None else Path(resume),
-            teachers=[] if teacher is None else distill.load(_place(teacher), device),
-            init=None if init is None else trained.load(_place(init), device),
-            seed=seed,
+            teachers=teachers if teacher is None else distill.load(_place(teacher), device),
+            init=start if init is None else trained.load(_place(init), device),
+            seed=seed or 0,
             device=device,
             max_parameters=max_parameters,
             limit=limit,
@@ -89,11 +108,12 @@ def load(model: Source, device: str = "cpu") -> Classifier:
 
 
 def evaluate(
-    model: Source, data: str | Path | None = None, *, test: bool = False, device: str = "auto"
+    model: Source, data: str | Path | Dataset | None = None, *, test: bool = False, device: str = "auto"
 ) -> dict[str, Any]:
     """Score a trained model, by default on the images that its own data opens: the content of an `evaluation.json`.
 
-    Nothing is written. Of data with validation images these are opened, unless `test` opens the test images.
+    `data` is a folder, another source of `tinycifar.data.load`, or a `Dataset` in memory. Nothing is written. Of data
+    with validation images these are opened, unless `test` opens the test images.
     """
     return inference.evaluate_model(trained.load(_place(model), device), source=data, test=test).content
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 RELIABILITY_BINS = 15
+LEAST_OF_EACH = 5  # mistakes and right answers
 MANY_CLASSES = 30  # with more, the best and worst of them are told, and not the whole confusion matrix
 
 
@@ -141,6 +142,15 @@ def calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "brier": brier_score(logits, labels),
         "ece": expected_calibration_error(logits, labels),
     }
+
+
+def tells_temperature(logits: Tensor, labels: Tensor) -> bool:
+    """Whether logits (N, C) say enough for `fit_temperature`: each half of them has some mistakes and right answers.
+
+    Without mistakes the best temperature is the lowest, at which all is certain; without right answers the highest.
+    """
+    right = logits.argmax(1) == labels
+    return all(min(int(half.sum()), int((~half).sum())) >= LEAST_OF_EACH for half in (right[::2], right[1::2]))
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

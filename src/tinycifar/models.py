@@ -311,11 +311,12 @@ class MirroredNet(Classifier):
         )
 
     def prepare(self, images: Tensor) -> None:
-        """Fit the whitening stem to the first of the training images (N, 3, H, W), uint8."""
+        """Fit the whitening stem to the first of the training images (N, 3, H, W), uint8; of large ones to fewer."""
         stem, first = self[0], self[2]
         assert isinstance(stem, WhiteningStem)
         assert isinstance(first, MirroredBlock)
-        mirror = stem.fit(self.normalize(images[:WHITENING_IMAGES] / 255))
+        count = WHITENING_IMAGES * 32**2 // max(32, images.shape[-1]) ** 2  # as many patches, as much memory
+        mirror = stem.fit(self.normalize(images[:count] / 255))
         first.get_submodule("layers.0").get_buffer("mirror").copy_(mirror)
 
 

@@ -198,7 +198,10 @@ def resized(images: Tensor, size: int) -> Tensor:
     """Images as uint8 (N, 3, size, size) from uint8 (N, 3, S, S), each resized as `to_array` does."""
     if images.shape[-1] == size:
         return images
-    return torch.stack([to_tensor(to_image(image), size) for image in images])
+    found = images.new_empty(len(images), 3, size, size)
+    for index, image in enumerate(images):
+        found[index] = to_tensor(to_image(image), size)
+    return found
 
 
 def to_image(tensor: Tensor) -> Image.Image:

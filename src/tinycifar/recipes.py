@@ -18,6 +18,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+LARGE = 10**15  # integers may be larger than a float can be
+
 # Of a field's annotation: the types that a value may have, and how they are called.
 KINDS = {
     "int": ({"int"}, "a whole number"),
@@ -143,7 +145,8 @@ class Recipe:
         ):
             value = getattr(self, field)
             if not low <= value <= high:
-                raise ValueError(f"{field} must lie between {low:g} and {high:g}, not {value:g}")
+                told = "one with as many digits" if isinstance(value, int) and abs(value) > LARGE else f"{value:g}"
+                raise ValueError(f"{field} must lie between {low:g} and {high:g}, not {told}")
         if self.nesterov and not (self.base_momentum and self.max_momentum):
             raise ValueError("nesterov needs base_momentum and max_momentum above 0")
 
@@ -295,7 +298,7 @@ def read(path: Path) -> Recipe:
     missing, and a value that is not allowed.
     """
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")  # Windows' Notepad begins a file with a mark
     except FileNotFoundError:
         raise ValueError(
             f"{path} does not exist; `tinycifar recipes show NAME > {path}` writes one to start from"
@@ -304,7 +307,7 @@ def read(path: Path) -> Recipe:
         raise ValueError(f"{path} is no TOML file: it is not in UTF-8") from None
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # a TOMLDecodeError, or of a number with thousands of digits
         raise ValueError(f"{path} is no TOML file: {error}") from None
     except RecursionError:
         raise ValueError(f"{path} is no recipe: its values are nested too deeply") from None

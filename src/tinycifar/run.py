@@ -245,6 +245,7 @@ def resumed(directory: Path, details: dict[str, Any], step: int) -> tuple[dict[s
     }
     entry = {"step": step, "date": details["date"], "git_revision": details["git_revision"], **differing}
     content["resumes"] = [*content["resumes"], entry]
+    content["data"] = details["data"]  # where that lies now
     atomic.write_json(directory / "environment.json", content)
     told = [f"{name} was {content.get(name)} and is {value}: results may differ" for name, value in differing.items()]
     return content, told

@@ -78,7 +78,7 @@ def open_model(source: str) -> Served:
     try:
         dataset = export.known_data(model)
         shown = web.samples(dataset)
-    except ValueError:  # what is to be served is the model; without its data it is tried on other pictures
+    except (OSError, ValueError):  # what is to be served is the model; without its data it is tried on other pictures
         dataset = data.sample(model.image_size)
     with tempfile.TemporaryDirectory() as folder:
         exported = export.to_onnx(model, Path(folder) / "model.onnx", dataset)

@@ -153,7 +153,9 @@ def calibration(evaluation: dict[str, Any]) -> str:
     plain = f"ECE {evaluation['ece']:.4f}, NLL {evaluation['loss']:.4f}, Brier {evaluation['brier']:.4f}"
     after = evaluation["calibrated"]
     if after is None:
-        return f"{plain}; no temperature, as it is fitted on validation images only"
+        opened = evaluation["split"] == "validation"
+        why = "mistakes or right answers are too few for one" if opened else "it is fitted on validation images only"
+        return f"{plain}; no temperature, as {why}"
     return (
         f"{plain}; at temperature {evaluation['temperature']:.3f} {after['ece']:.4f}, {after['loss']:.4f}, "
         f"{after['brier']:.4f} ({temperature_source(evaluation)})"
@@ -189,7 +191,11 @@ def by_class(evaluation: dict[str, Any]) -> list[str]:
             *["Most often confused", *table([["", "images", "of"], *pairs])],
             "evaluation.json has all classes and the whole confusion matrix",
         ]
-    confusion = [["", *(name[:6] for name in names)]]
+    heads = [name[:6] for name in names]
+    if len(set(heads)) < len(heads):  # cut like this they would be taken for each other
+        heads = [str(number) for number in range(1, 1 + len(names))]
+        names = [f"{head} {name}" for head, name in zip(heads, names, strict=True)]
+    confusion = [["", *heads]]
     for name, counts in zip(names, evaluation["confusion"], strict=True):
         confusion.append([name, *map(str, counts)])
     return [*scores_of(classes), "", "Confusion, true classes down, predicted across", *table(confusion)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 
 from tinycifar import atomic, data, machine, models, recipes, run
@@ -50,10 +51,10 @@ class Trained:
     image_size: int = 32
     data_digest: str = ""
 
-    def dataset(self) -> Dataset:
+    def dataset(self, display: Progress | None = None) -> Dataset:
         """The data it was trained on, at its image size, not split; ValueError if that is gone or has changed."""
         try:
-            dataset = data.load(self.data, image_size=self.image_size)
+            dataset = data.load(self.data, image_size=self.image_size, display=display)
         except ValueError as error:
             if not self.data_digest:
                 raise

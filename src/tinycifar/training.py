@@ -131,6 +131,10 @@ def train(
         live.check()
     place = machine.select_device(ranks.device(device))
     distill.check(recipe, teachers)
+    if resume is not None and out is not None:
+        raise ValueError("a run is resumed in its own directory: leave out resume, or out")
+    if resume is not None and not (resume / "recipe.json").exists():
+        raise ValueError(f"{resume} is no run directory: it holds no recipe.json")
     if resume is None and ranks.began(out):
         out, resume = None, out  # torchrun started all processes again after one had died
     if resume is None and ranks.first:

@@ -40,6 +40,7 @@ def test_data_that_was_moved_is_asked_for_by_a_resume_and_is_the_same_elsewhere(
     assert (lost.code, lost.out) == (2, "")
     assert lost.err == (f"tinycifar: {own} does not exist. run was trained on it: say where it is now with --data\n")
     assert tinycifar("train", "--resume", "run", "--data", "moved", "--json").json["epochs"] == 2
+    assert tinycifar("train", "--resume", "run").code == 0  # from now on it knows the place
     assert tinycifar("evaluate", "run").code == 0
     next(Path("moved/train/cat").iterdir()).unlink()
     changed = tinycifar("train", "--resume", "run", "--data", "moved")

@@ -45,7 +45,8 @@ def evaluate(
     corrupted = (images or 2000) if robustness else 0
     if test and out is not None and out.resolve() / "model.safetensors" == Path(model.source):
         raise ValueError(f"{out} is the run itself, where --test writes nothing: name another folder with --out")
-    found = inference.evaluate_model(model, source=source, test=test, corrupted=corrupted)
+    with terminal.display(to_stderr=True) as display:
+        found = inference.evaluate_model(model, source=source, test=test, corrupted=corrupted, display=display)
     if out is None:  # a run's own evaluation is that on its own data
         of_run = source is None and not test and model_name not in trained.shipped() and Path(model_name).is_dir()
         out = Path(model_name) if of_run else Path("evaluations") / terminal.file_name(model)

@@ -27,9 +27,9 @@ from tinycifar import (
     trained,
     training,
 )
+from tinycifar import resume as resuming
 from tinycifar.commands import terminal
 from tinycifar.recipes import Recipe
-from tinycifar.trained import Trained
 
 
 @click.command()
@@ -109,40 +109,31 @@ def train(
         raise ValueError("--max-parameters finds the width: leave out --set width=, or --max-parameters")
     if resume is not None and (out, seeds) != (None, None):
         raise ValueError("--resume goes on in RUN's own directory: leave out --out and --seeds")
-    if resume is not None and (several := run.seeds(resume)):
-        raise ValueError(
-            f"{resume} holds several seeds; go on with the command that began them and --out {resume}, or resume one, "
-            f"for example {several[-1]}"
-        )
     if at_once is not None and seeds is None:
         raise ValueError("--jobs says how many seeds are trained at once: give --seeds too")
-    before = run.read_environment(resume) if resume is not None else {}
-    if resume is not None and recipe_name is None:
-        recipe = run.read_recipe(resume)
+    begun = None if resume is None else resuming.read(resume)
+    if begun is not None and recipe_name is None:
+        recipe = begun.recipe
     else:
         recipe = recipes.get(recipe_name or recipes.DEFAULT_RECIPE)
     recipe = recipes.with_settings(recipe, settings)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
-    first_seed = before.get("seed", 0) if seed is None else seed
-    if resume is not None and source is None:
-        source = str(before["data"])
-        if source not in data.NAMES and not Path(source).exists():
-            raise ValueError(f"{source} does not exist. {resume} was trained on it: say where it is now with --data")
-    limit = before.get("limit") if limit is None else limit
-    if threads is None and resume is not None and before["threads"] <= (os.cpu_count() or 1):
-        threads = before["threads"]  # another number would give other bits
+    first_seed, teachers, init = seed or 0, [], None
+    if begun is not None:
+        first_seed = begun.seed if seed is None else seed
+        source = begun.source() if source is None else source
+        limit = begun.limit if limit is None else limit
+        if threads is None and begun.threads <= (os.cpu_count() or 1):
+            threads = begun.threads  # another number would give other bits
     if teacher_name is not None:
         teachers = distill.load(teacher_name, device)
-    else:
-        teachers = [
-            _before(of, device, f"{resume} learned from it", "--teacher") for of in before.get("teachers") or []
-        ]
-    init = None
+    elif begun is not None:
+        teachers = begun.teachers(device)
     if init_name is not None:
         init = trained.load(init_name, device)
-    elif before.get("init"):
-        init = _before(before["init"], device, f"{resume} started from it", "--init")
+    elif begun is not None:
+        init = begun.init(device)
     all_seeds = range(first_seed, first_seed + (seeds or 1))
     if record:
         named = recipes.RECIPES.get(recipe.name)
@@ -155,7 +146,7 @@ def train(
         distill.check(recipe, teachers)
         distill.check_record(recipe, teachers)
         place = machine.select_device(device)
-        if resume is not None and str(before.get("git_revision")).endswith(("None", "-dirty")):
+        if begun is not None and begun.revision().endswith(("None", "-dirty")):
             raise ValueError(f"--record needs a run that was begun from committed source, which {resume} was not")
         record_paths = {number: run.record_path(recipe.name, f"seed-{number}", place) for number in all_seeds}
     terminal.set_threads(threads)
@@ -175,13 +166,13 @@ def train(
     with display:
         for number in all_seeds:
             directory = whole / f"seed-{number}" if whole else out
-            begun = _begun(whole, number) if whole else False
+            there = _begun(whole, number) if whole else False
             try:
                 result = training.train(
                     recipe,
                     source,
-                    out=None if begun else directory,
-                    resume=directory if begun else resume,
+                    out=None if there else directory,
+                    resume=directory if there else resume,
                     teachers=teachers,
                     init=init,
                     seed=number,
@@ -349,14 +340,6 @@ def _at_once(
     complete, records = (sorted(of, key=lambda record: int(record["seed"])) for of in (complete, records))
     _summarize(whole, complete, records, as_json)
     return 128 + stop.received if stop.received else code
-
-
-def _before(of: dict[str, Any], device: str, what: str, option: str) -> Trained:
-    """Load a model that a run was begun with; where it is gone, the ValueError says with which option to name it."""
-    try:
-        return trained.load(str(of.get("source")), device)
-    except ValueError as error:
-        raise ValueError(f"{error}. {what}; say where it is now with {option}") from None
 
 
 def _report(directory: Path) -> int:
