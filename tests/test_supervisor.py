@@ -43,10 +43,34 @@ def test_an_interrupt_while_it_starts_ends_it_quietly(exports: Path, seconds: fl
         time.sleep(0.01)
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.wait(20) in (0, 130)
-    assert process.stderr is not None
-    assert "Traceback" not in process.stderr.read()
-    process.stderr.close()
+    printed = process.communicate(timeout=20)[1]
+    assert process.returncode in (0, 130)
+    assert "Traceback" not in printed
+
+
+SIGINT_IS_BLOCKED = """
+import multiprocessing, signal
+from tinycifar import supervisor
+
+def tell(pipe):
+    pipe.send(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    for _ in range(2):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=tell, args=[theirs])
+        with supervisor._no_interrupt():
+            process.start()
+        print(ours.recv())
+        process.join()
+"""
+
+
+def test_no_process_is_started_that_an_interrupt_reaches(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(SIGINT_IS_BLOCKED)
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
 
 
 def test_a_worker_that_is_killed_is_replaced_and_none_outlives_the_service(exports: Path, tmp_path: Path) -> None:
