@@ -101,9 +101,8 @@ def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = No
     """Score a model on the images that `dataset` opens: accuracy, with TTA too, errors by class, calibration, speed.
 
     On validation images a temperature is fitted, if they say enough (`metrics.tells_temperature`); what it does for
-    calibration is told of each half of the images with
-    the temperature of the other half. Nothing may be fitted to test images: there it is `temperature`, if given, which
-    must come from elsewhere.
+    calibration is told of each half of the images with the temperature of the other half. Nothing may be fitted to test
+    images: there it is `temperature`, if given, which must come from elsewhere.
     """
     split, images, labels = evaluation_split(dataset)
     start = time.perf_counter()
