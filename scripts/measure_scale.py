@@ -24,7 +24,9 @@ from typing import Any
 
 import torch
 
-from tinycifar import atomic, data, machine, pictures, run, trained, web
+from tinycifar import atomic, data, machine, run, trained
+from tinycifar.data import pictures
+from tinycifar.formats import web
 
 BATCH = 250
 CLIENTS = 8

@@ -19,6 +19,7 @@ import torch
 
 from tinycifar import atomic, data, machine, recipes, run, trained, training
 from tinycifar.data import Dataset
+from tinycifar.epochs import epoch_generator
 from tinycifar.recipes import Recipe
 
 PLACE = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
@@ -32,7 +33,7 @@ TOLD = ("seed", "train_images", "parameters", "test_accuracy", "test_accuracy_tt
 
 def few(dataset: Dataset, seed: int) -> Dataset:
     """`EACH` training images of each class, drawn with `seed`, and all test images."""
-    order = torch.randperm(len(dataset.train_labels), generator=data.epoch_generator(seed, 0))
+    order = torch.randperm(len(dataset.train_labels), generator=epoch_generator(seed, 0))
     of_class = [order[dataset.train_labels[order] == label][:EACH] for label in range(len(dataset.classes))]
     rows = torch.cat(of_class)
     return replace(

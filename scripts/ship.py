@@ -47,7 +47,7 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
     model = trained.load(directory, "cpu")
     trained.WEIGHTS.mkdir(exist_ok=True)
     file = trained.WEIGHTS / f"{recipe.name}.safetensors"
-    run.save_weights(
+    trained.save_weights(
         file,
         model.model,
         model_name=model.model_name,

@@ -28,8 +28,8 @@ from PIL import Image
 
 from tinycifar.metrics import mean_interval, wilson_interval
 from tinycifar.models import build, written_out
-from tinycifar.plots import BLUE, ORANGE
 from tinycifar.recipes import RECIPES, SETTABLE, Recipe
+from tinycifar.report.plots import BLUE, ORANGE
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

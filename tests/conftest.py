@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tinycifar import cifar10
+from tinycifar.data import cifar10
 
 if TYPE_CHECKING:
     from tinycifar.data import Dataset
@@ -27,12 +27,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped `minute` as `minute.onnx`, `minute-int8.onnx` and `c/minute.c`, made once."""
-    from tinycifar import c_source, export, trained
+    from tinycifar import trained
+    from tinycifar.formats import c_source, onnx_file
 
     folder = tmp_path_factory.mktemp("exports")
     model = trained.load("minute", "cpu")
-    export.to_onnx(model, folder / "minute.onnx")
-    export.to_int8(model, folder / "minute-int8.onnx")
+    onnx_file.to_onnx(model, folder / "minute.onnx")
+    onnx_file.to_int8(model, folder / "minute-int8.onnx")
     c_source.write(c_source.read(folder / "minute-int8.onnx"), folder / "c", "minute")
     return folder
 
@@ -48,7 +49,8 @@ class Own:
 @pytest.fixture(scope="session")
 def own_run(tmp_path_factory: pytest.TempPathFactory) -> Own:
     """A run on images of 24x24 pixels in three classes, whose names are not in ASCII, with images held out."""
-    from tinycifar import data, recipes, report, training
+    from tinycifar import data, recipes, training
+    from tinycifar.report import run_page
 
     sample = data.sample(image_size=24)
     names = {
@@ -69,7 +71,7 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Own:
     )
     directory = tmp_path_factory.mktemp("own") / "run"
     training.train(recipe, dataset, out=directory)
-    report.write(directory, dataset)
+    run_page.write(directory, dataset)
     return Own(directory, dataset)
 
 
@@ -99,7 +101,7 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> Own:
         "precision": "float32",
     }
     run.start(directory, recipe, {**environment, "data_digest": dataset.digest, "resumes": []})
-    run.save_weights(
+    trained.save_weights(
         directory / "model.safetensors",
         model,
         model_name="whitenet",
@@ -148,7 +150,8 @@ def trained(tinycifar: Any, tmp_path: Path) -> Path:
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """A folder of pictures of three classes, 41 to 60 pixels a side: 20 of each in train, 5 in val, more in test."""
-    from tinycifar import data, pictures
+    from tinycifar import data
+    from tinycifar.data import pictures
 
     sample, folder = data.sample(), tmp_path / "own"
     for label, kind in enumerate(("car", "cat", "dog")):

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from tinycifar import serve
+from tinycifar.serve import app
 
 try:
     from uvloop import run
@@ -52,7 +52,7 @@ def pictures() -> dict[str, bytes]:
     return found
 
 
-def directly(service: serve.Service, content: bytes) -> float:
+def directly(service: app.Service, content: bytes) -> float:
     """Pictures a second when all threads of this process decode and classify, one picture at a time."""
     threads = os.cpu_count() or 1
     end = time.perf_counter() + SECONDS
@@ -60,7 +60,7 @@ def directly(service: serve.Service, content: bytes) -> float:
     def work(_: int) -> int:
         count = 0
         while time.perf_counter() < end:
-            service.classify([service.decode(content)], [serve.Asked()])
+            service.classify([service.decode(content)], [app.Asked()])
             count += 1
         return count
 
@@ -197,7 +197,7 @@ def main() -> int:
     if address is None:
         raise SystemExit(f"the service did not start: {line}")
     port = int(address[1])
-    service = serve.Service(serve.open_model(model))
+    service = app.Service(app.open_model(model))
     found: dict[str, object] = {}
     missed = False
     try:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tinycifar import augment, data
 from tinycifar.augment import AUGMENTATIONS, Augmentation, Parameters, Translation, affine, build, fill_holes, flip
+from tinycifar.epochs import epoch_generator
 
 TENSOR_NAMES = [name for name in AUGMENTATIONS if not name.startswith("albumentations")]
 ON_ALBUMENTATIONS = {"reference": "albumentations", "reference-as-run": "albumentations-as-run"}
@@ -538,7 +539,7 @@ def test_augmentations_of_larger_images_move_and_cover_them_in_proportion(name: 
     for size in (32, 64):
         made = augment.build(name, size, mean=(0, 0, 0))
         images = data.sample(size).train_images[:100]
-        out = made.apply(images, made.draw(len(images), data.epoch_generator(0, 0)))
+        out = made.apply(images, made.draw(len(images), epoch_generator(0, 0)))
         assert out.shape == images.shape
         changed[size] = (out - images / 255).abs().mean().item()
     assert changed[64] == pytest.approx(changed[32], rel=0.35)
@@ -546,6 +547,6 @@ def test_augmentations_of_larger_images_move_and_cover_them_in_proportion(name: 
 
 def test_a_hole_has_the_mean_colour_of_the_data() -> None:
     made = augment.build("reference", 32, mean=(0.2, 0.4, 0.6))
-    out = made.apply(torch.full((50, 3, 32, 32), 255, dtype=torch.uint8), made.draw(50, data.epoch_generator(0, 0)))
+    out = made.apply(torch.full((50, 3, 32, 32), 255, dtype=torch.uint8), made.draw(50, epoch_generator(0, 0)))
     levels = (255 * out).round().permute(0, 2, 3, 1).flatten(0, 2).unique(dim=0)
     assert [51, 102, 153] in levels.tolist()

@@ -16,22 +16,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tinycifar import (
-    bench,
-    c_source,
-    cifar10,
-    data,
-    export,
-    inference,
-    machine,
-    pictures,
-    plots,
-    recipes,
-    run,
-    training,
-)
+from tinycifar import data, inference, machine, recipes, run, training
 from tinycifar import trained as trained_models
-from tinycifar.corruptions import CORRUPTIONS
+from tinycifar.bench import timing
+from tinycifar.data import cifar10, pictures
+from tinycifar.evaluation.corruptions import CORRUPTIONS
+from tinycifar.formats import c_source, onnx_file
+from tinycifar.report import plots
 
 
 def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, tmp_path: Path) -> None:
@@ -51,7 +42,7 @@ def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, t
 def test_every_command_with_json_prints_one_json_object_and_nothing_else(
     tinycifar: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "bench_step", partial(bench.bench_step, steps=1, batch_size=8))
+    monkeypatch.setattr(timing, "bench_step", partial(timing.bench_step, steps=1, batch_size=8))
     Image.new("RGB", (40, 40)).save(tmp_path / "image.png")
     for words, key in [
         (["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "other"], "test_accuracy"),
@@ -71,7 +62,7 @@ def test_every_command_with_json_prints_one_json_object_and_nothing_else(
 
 
 def test_bench_train_prints_the_ratio_and_writes_its_record(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = bench.TrainBench(
+    measured = timing.TrainBench(
         ratio=60.0,
         ratios={"float32": 60.0},
         reference_seconds={"float32": 1200.0},
@@ -91,7 +82,7 @@ def test_bench_train_prints_the_ratio_and_writes_its_record(tinycifar: Any, monk
     )
     asked = {}
     monkeypatch.setattr(data, "load", lambda *_: data.sample())
-    monkeypatch.setattr(bench, "bench_train", lambda dataset, **options: asked.update(options) or measured)
+    monkeypatch.setattr(timing, "bench_train", lambda dataset, **options: asked.update(options) or measured)
     monkeypatch.setattr(machine, "git_revision", lambda: "0123abcd")
     done = tinycifar("bench", "train", "minute", "--runs", "2", "--steps", "5")
     assert (asked["recipe_name"], asked["runs"], asked["steps"]) == ("minute", 2, 5)
@@ -108,10 +99,10 @@ def test_a_benchmark_that_a_signal_ends_says_so_and_gives_its_exit_code(
     tinycifar: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*_: Any, **__: Any) -> None:
-        raise bench.Stopped(signal.SIGTERM)
+        raise timing.Stopped(signal.SIGTERM)
 
     monkeypatch.setattr(data, "load", lambda *_: data.sample())
-    monkeypatch.setattr(bench, "bench_train", stopped)
+    monkeypatch.setattr(timing, "bench_train", stopped)
     done = tinycifar("bench", "train")
     assert (done.code, done.out) == (143, "")
     assert done.err == "tinycifar: stopped; nothing was recorded\n"
@@ -203,7 +194,7 @@ def test_a_run_is_exported_as_onnx_with_the_parity_told(tinycifar: Any, trained:
         r"Against PyTorch on 200 images: \d+ with the same class.*, logits differ by at most \S+\n",
         done.out,
     )
-    assert export.logits(Path("model.onnx"), data.sample().test_images).shape == (200, 10)
+    assert onnx_file.logits(Path("model.onnx"), data.sample().test_images).shape == (200, 10)
 
 
 def test_an_export_never_writes_over_the_weights_or_into_what_is_of_another_kind(
@@ -228,7 +219,7 @@ def test_exports_of_several_seeds_are_told_apart(tinycifar: Any, trained: Path, 
 
 
 def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "to_int8", lambda _, path, *__: shutil.copyfile(exports / "minute-int8.onnx", path))
+    monkeypatch.setattr(onnx_file, "to_int8", lambda _, path, *__: shutil.copyfile(exports / "minute-int8.onnx", path))
     found = tinycifar("export", "minute", "--format", "c", "--json").json
     assert Path(found["source"]) == Path("exports/minute-c/minute.c")
     assert found["weight_bytes"] < found["constant_bytes"] < Path(found["source"]).stat().st_size
@@ -242,9 +233,9 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
 
 def test_an_export_that_differs_ends_with_1_and_one_line(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def differ(*_: object) -> None:
-        raise export.ParityError("the exported model differs")
+        raise onnx_file.ParityError("the exported model differs")
 
-    monkeypatch.setattr(export, "to_onnx", differ)
+    monkeypatch.setattr(onnx_file, "to_onnx", differ)
     done = tinycifar("export", "minute")
     assert (done.code, done.out, done.err) == (1, "", "tinycifar: the exported model differs\n")
 

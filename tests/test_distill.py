@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import faults
 from tinycifar import data, distill, inference, models, optim, recipes, trained, training
+from tinycifar.epochs import epoch_generator, plan
 
 LEARNING = recipes.with_settings(
     recipes.get("nano"), ["teacher=minute", "teacher_views=2", "epochs=4", "batch_size=32", "precision=float32"]
@@ -41,10 +42,10 @@ def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_
     )
     both = [inference.logits(teacher.model, sample.train_images) for teacher in teachers]
     soft = torch.nn.functional.softmax((both[0] + both[1]) / 2 / 3, 1).clone()
-    schedule, step = training.plan(recipe, 64)[2], 0
+    schedule, step = plan(recipe, 64)[2], 0
     for epoch in range(4):
         label_loss = 0.0
-        for rows in torch.randperm(64, generator=data.epoch_generator(5, epoch)).split(32):
+        for rows in torch.randperm(64, generator=epoch_generator(5, epoch)).split(32):
             images = (sample.train_images[rows] / 255).contiguous(memory_format=torch.channels_last)
             logits = model(images)
             label_loss += torch.nn.functional.cross_entropy(logits, sample.train_labels[rows]).item() / 2

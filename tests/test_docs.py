@@ -26,9 +26,11 @@ import click
 import pytest
 from torch.distributed.run import get_args_parser
 
-from tinycifar import data, models, pictures, recipes, report, training
+from tinycifar import data, models, recipes, training
 from tinycifar.cli import cli
+from tinycifar.data import pictures
 from tinycifar.recipes import tomllib
+from tinycifar.report import run_page
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
@@ -238,7 +240,7 @@ def a_run(place: Path, recipe: str = "minute", stop_after_epoch: int | None = No
         settings.append("validation_images=40")
     changed = recipes.with_settings(recipes.get(recipe), settings)
     training.train(changed, "sample", out=place, limit=64, stop_after_epoch=stop_after_epoch, seed=seed)
-    report.write(place)
+    run_page.write(place)
 
 
 def exported(place: Path, exports: Path) -> None:

@@ -6,14 +6,16 @@ from PIL import Image
 
 from conftest import Own
 from test_trained import ABOUT
-from tinycifar import atomic, cifar10, data, inference, models, pictures, run, trained
+from tinycifar import atomic, data, inference, models, trained
+from tinycifar.data import pictures
+from tinycifar.data.dataset import CLASSES
 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     path = tmp_path / "model.safetensors"
-    run.save_weights(path, models.build("c1c2c3c4o"), **ABOUT, temperature=0.5)
+    trained.save_weights(path, models.build("c1c2c3c4o"), **ABOUT, temperature=0.5)
     return path
 
 
@@ -64,7 +66,7 @@ def test_predictions_are_the_three_largest_softmax_probabilities_at_the_models_t
     (prediction,) = inference.predict(model, [tmp_path / "image.png"])
     probabilities = (inference.logits(model.model, image[None]) / 0.5).softmax(1)[0]
     order = probabilities.argsort(descending=True)[:3].tolist()
-    assert [entry["class"] for entry in prediction["classes"]] == [cifar10.CLASSES[i] for i in order]
+    assert [entry["class"] for entry in prediction["classes"]] == [CLASSES[i] for i in order]
     assert [entry["probability"] for entry in prediction["classes"]] == pytest.approx(probabilities[order].tolist())
 
 
@@ -100,7 +102,7 @@ def test_on_test_images_a_given_temperature_is_applied_and_on_validation_images_
 
 def test_a_model_with_validation_images_opens_these_alone(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    run.save_weights(path, models.build("c1c2c3c4o"), **{**ABOUT, "validation_images": 100})
+    trained.save_weights(path, models.build("c1c2c3c4o"), **{**ABOUT, "validation_images": 100})
     content = inference.evaluate_model(trained.load(path)).content
     assert (content["split"], content["images"]) == ("validation", 100)
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import tinycifar
-from tinycifar import data, pictures, recipes, trained, training
-from tinycifar.dataset import Dataset
+from tinycifar import data, recipes, trained, training
+from tinycifar.data import pictures
+from tinycifar.data.dataset import Dataset
 from tinycifar.recipes import Recipe
 from tinycifar.training import Result
 

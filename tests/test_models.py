@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tinycifar import data, models, recipes
-from tinycifar.cifar10 import MEAN, STD
+from tinycifar.data.dataset import MEAN, STD
 from tinycifar.models import MODELS, build
 from tinycifar.summary import summarize
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tinycifar import machine, models, recipes, run
+from tinycifar import machine, models, recipes, run, signals, trained
 
 
 def test_a_run_without_a_name_gets_a_new_folder_every_time() -> None:
@@ -94,7 +94,7 @@ def test_a_run_with_foreign_content_is_refused_by_name(tmp_path: Path, name: str
 
 
 def test_the_first_signal_is_noted_and_the_second_one_acts() -> None:
-    with run.StopSignal() as stop:
+    with signals.StopSignal() as stop:
         assert stop.received is None
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == signal.SIGINT
@@ -107,7 +107,7 @@ def test_weights_name_their_model_recipe_and_classes(tmp_path: Path) -> None:
 
     path = tmp_path / "model.safetensors"
     about: dict[str, Any] = {"model_name": "c1c2c3c4o", "recipe": "mine", "classes": ("a", "b"), "data": "sample"}
-    run.save_weights(path, models.build("c1c2c3c4o"), **about, validation_images=7)
+    trained.save_weights(path, models.build("c1c2c3c4o"), **about, validation_images=7)
     with safe_open(path, framework="pt") as stored:
         found = json.loads(stored.metadata()["tinycifar"])
     expected: dict[str, Any] = {"model": "c1c2c3c4o", "recipe": "mine", "classes": ["a", "b"], "data": "sample"}
@@ -119,7 +119,7 @@ def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
     model = models.build("c1c2c3c4o")
     about: dict[str, Any] = {"model_name": "c1c2c3c4o", "recipe": "mine", "classes": ("a", "b"), "data": "sample"}
     for number in range(8):
-        run.save_weights(tmp_path / str(number), model, **about, validation_images=7, temperature=0.1)
+        trained.save_weights(tmp_path / str(number), model, **about, validation_images=7, temperature=0.1)
     assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
 
 

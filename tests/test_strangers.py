@@ -19,7 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tinycifar import cifar10, compare, data, pictures, recipes, report, run, trained, training
+from tinycifar import data, recipes, run, trained, training
+from tinycifar.data import pictures
+from tinycifar.data.dataset import CLASSES
+from tinycifar.report import compare, run_page
 
 MEGABYTE = 1 << 20
 
@@ -306,7 +309,7 @@ def test_weights_of_other_shapes_and_names_that_are_no_names_are_refused(finishe
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(finished / "model.safetensors")
-    about = {"model": "whitenet", "recipe": "x", "classes": list(cifar10.CLASSES), "data": "sample"}
+    about = {"model": "whitenet", "recipe": "x", "classes": list(CLASSES), "data": "sample"}
     about |= {"validation_images": 0, "temperature": None}
     for changes, message in (
         ({"classes": ["a", "b"]}, "do not fit the model whitenet"),
@@ -330,7 +333,7 @@ def test_weights_of_another_type_of_numbers_are_refused(finished: Path, tmp_path
     from safetensors.torch import load_file, save_file
 
     tensors = {name: tensor.to(kind) for name, tensor in load_file(finished / "model.safetensors").items()}
-    about = {"model": "whitenet", "recipe": "x", "classes": list(cifar10.CLASSES), "data": "sample"}
+    about = {"model": "whitenet", "recipe": "x", "classes": list(CLASSES), "data": "sample"}
     about |= {"validation_images": 0, "temperature": None}
     save_file(tensors, tmp_path / "x.safetensors", {"tinycifar": json.dumps(about)})
     with pytest.raises(ValueError, match=r"do not fit the model whitenet|is no readable safetensors file"):
@@ -356,7 +359,7 @@ def test_values_of_another_kind_are_refused_by_the_files_name(
     path = tmp_path / "run" / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(ValueError, match=name):
-        report.write(tmp_path / "run")
+        run_page.write(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "environment.json", "evaluation.json", "metrics.jsonl"])
@@ -368,7 +371,7 @@ def test_a_run_with_a_file_of_another_form_is_refused_in_one_line_or_read(
     (tmp_path / "run" / name).write_text(content)
     if name != "metrics.jsonl" or content:
         with pytest.raises(ValueError, match=r"(?s)^[^\n]+$"):
-            report.write(tmp_path / "run")
+            run_page.write(tmp_path / "run")
     for reader in (compare.read, resume):
         told = ""
         try:

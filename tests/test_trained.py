@@ -7,12 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinycifar import cifar10, data, inference, models, pictures, run, trained
+from tinycifar import data, inference, models, trained
+from tinycifar.data import pictures
+from tinycifar.data.dataset import CLASSES
 
 ABOUT: dict[str, Any] = {
     "model_name": "c1c2c3c4o",
     "recipe": "reference-30",
-    "classes": cifar10.CLASSES,
+    "classes": CLASSES,
     "data": "sample",
     "validation_images": 0,
 }
@@ -22,13 +24,13 @@ ABOUT: dict[str, Any] = {
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "a run" / "model.safetensors"
     path.parent.mkdir()
-    run.save_weights(path, models.build("c1c2c3c4o"), **ABOUT, temperature=0.7)
+    trained.save_weights(path, models.build("c1c2c3c4o"), **ABOUT, temperature=0.7)
     return path
 
 
 def test_weights_load_from_their_file_and_from_the_run_directory(weights: Path) -> None:
     model = trained.load(weights)
-    assert (model.model_name, model.recipe, model.classes) == ("c1c2c3c4o", "reference-30", cifar10.CLASSES)
+    assert (model.model_name, model.recipe, model.classes) == ("c1c2c3c4o", "reference-30", CLASSES)
     assert (model.data, model.validation_images, model.temperature) == ("sample", 0, 0.7)
     again = trained.load(weights.parent)
     images = data.sample().test_images[:5]
@@ -40,7 +42,7 @@ def test_what_is_no_weights_file_of_ours_is_refused_by_name(weights: Path, tmp_p
     (tmp_path / "text.safetensors").write_text("no weights")
     (tmp_path / "short.safetensors").write_bytes(weights.read_bytes()[:5000])
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    about = {"model": "c1c2c3c4o", "classes": cifar10.CLASSES, "recipe": "x", "data": "sample"}
+    about = {"model": "c1c2c3c4o", "classes": CLASSES, "recipe": "x", "data": "sample"}
     about |= {"validation_images": 0, "temperature": None}
     save_file({"x": torch.zeros(1)}, tmp_path / "misfit.safetensors", {"tinycifar": json.dumps(about)})
     save_file(
@@ -134,7 +136,7 @@ def trained_on(folder: Path, out: Path, **about: Any) -> trained.Trained:
     own = data.load(folder)
     model = models.build("whitenet", num_classes=2)
     out.mkdir()
-    run.save_weights(
+    trained.save_weights(
         out / "model.safetensors",
         model,
         model_name="whitenet",
@@ -167,7 +169,7 @@ def test_a_model_finds_its_own_data_again_and_notices_that_it_moved_or_changed(t
 
 def test_weights_of_other_widths_and_sizes_are_built_as_they_were(tmp_path: Path) -> None:
     about = {**ABOUT, "model_name": "whitenet", "width": 0.5, "image_size": 40}
-    run.save_weights(tmp_path / "model.safetensors", models.build("whitenet", image_size=40, width=0.5), **about)
+    trained.save_weights(tmp_path / "model.safetensors", models.build("whitenet", image_size=40, width=0.5), **about)
     model = trained.load(tmp_path / "model.safetensors", "cpu")
     assert (model.width, model.image_size, model.model.image_size) == (0.5, 40, 40)
     assert model.model(torch.rand(1, 3, 40, 40)).shape == (1, 10)
@@ -189,7 +191,7 @@ def test_a_start_takes_all_weights_for_the_same_classes_and_all_but_the_head_for
 def test_a_start_from_another_architecture_or_width_is_refused_with_what_would_do(name: str, width: float) -> None:
     model = models.build(name, width=width)
     with pytest.raises(ValueError, match=r"minute is a whitenet of width 1, .* --set model=whitenet --set width=1, w"):
-        trained.start_from(model, trained.load("minute", "cpu"), cifar10.CLASSES)
+        trained.start_from(model, trained.load("minute", "cpu"), CLASSES)
 
 
 def test_a_model_that_may_have_seen_what_is_held_out_is_no_start_and_no_teacher(weights: Path) -> None:

@@ -19,7 +19,10 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 
 import faults
-from tinycifar import augment, checkpoint, cifar10, data, inference, models, optim, recipes, run, trained, training
+from tinycifar import augment, checkpoint, data, inference, models, optim, recipes, run, trained, training
+from tinycifar.data.dataset import CLASSES
+from tinycifar.epochs import epoch_generator
+from tinycifar.epochs import hardest as hardest_of
 from tinycifar.recipes import Recipe
 
 SMALL = recipes.with_settings(recipes.get("reference-30"), ["epochs=2", "batch_size=32", "augmentation=none"])
@@ -44,7 +47,7 @@ def test_training_equals_a_plain_loop_with_torch_sgd_and_one_cycle_scheduler(tmp
         optimizer, 0.02, total_steps=6, pct_start=0.3, div_factor=25, final_div_factor=1000
     )
     for epoch in range(2):
-        order = torch.randperm(80, generator=data.epoch_generator(5, epoch))
+        order = torch.randperm(80, generator=epoch_generator(5, epoch))
         for rows in order.split(32):
             images = (sample.train_images[rows] / 255).contiguous(memory_format=torch.channels_last)
             loss = torch.nn.functional.cross_entropy(model(images), sample.train_labels[rows])
@@ -90,7 +93,7 @@ def test_label_smoothing_and_muon_equal_a_plain_loop(tmp_path: Path) -> None:
         cycle_momentum=False,
     )
     for epoch in range(3):
-        order = torch.randperm(80, generator=data.epoch_generator(5, epoch))
+        order = torch.randperm(80, generator=epoch_generator(5, epoch))
         for rows in order.split(32):
             images = (sample.train_images[rows] / 255).contiguous(memory_format=torch.channels_last)
             loss = torch.nn.functional.cross_entropy(model(images), sample.train_labels[rows], label_smoothing=0.05)
@@ -122,14 +125,14 @@ def test_later_epochs_leave_out_the_images_with_the_least_loss_in_the_epoch_befo
             return super().apply(images, parameters)
 
     asked: list[torch.Tensor] = []
-    real = data.hardest
+    real = hardest_of
 
     def watched(order: torch.Tensor, losses: torch.Tensor, count: int) -> torch.Tensor:
         asked.append(losses.clone())
         return real(order, losses, count)
 
     monkeypatch.setitem(augment.AUGMENTATIONS, "none", lambda *_: Watching())
-    monkeypatch.setattr(data, "hardest", watched)
+    monkeypatch.setattr(training, "hardest", watched)
     recipe = recipes.with_settings(MINUTE, ["skip_easiest=0.5", "augmentation=none"])
     record = training.train(recipe, data.sample(), out=tmp_path / "run", limit=80).record
     assert [len(rows) for rows in seen] == [32, 32, 16, 32, 32], "whole batches of the 40 hardest"
@@ -332,7 +335,7 @@ def test_the_stored_logits_give_the_stored_figures(tmp_path: Path) -> None:
     for suffix in ("", "_tta"):
         accuracy = (stored[f"logits{suffix}"].argmax(1) == stored["labels"]).double().mean().item()
         assert content[f"accuracy{suffix}"] == accuracy
-    assert [row["class"] for row in content["classes"]] == list(cifar10.CLASSES)
+    assert [row["class"] for row in content["classes"]] == list(CLASSES)
     assert sum(map(sum, content["confusion"])) == sum(row["images"] for row in content["reliability"]) == 200
 
 

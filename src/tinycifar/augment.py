@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinycifar.cifar10 import MEAN
+from tinycifar.data.dataset import MEAN
 
 IMAGE_SIZE = 32  # pixels a side of the images that the distances here are for; those for others are in proportion
 

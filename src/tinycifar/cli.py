@@ -8,8 +8,11 @@ import sys
 
 import click
 
-from tinycifar import __version__, bench, checkpoint, distributed, export
+from tinycifar import __version__, checkpoint
+from tinycifar.bench import timing
 from tinycifar.commands import evaluate, listings, predict, ship, sweep, terminal, timings, train
+from tinycifar.formats import onnx_file
+from tinycifar.scale import distributed
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,12 +58,12 @@ def main(arguments: list[str] | None = None) -> None:
         code = terminal.fail(terminal.problem(error), 2)
     except ValueError as error:
         code = terminal.fail(str(error), 2)
-    except (FloatingPointError, export.ParityError) as error:
+    except (FloatingPointError, onnx_file.ParityError) as error:
         code = terminal.fail(str(error), 1)
     except distributed.LostRankError as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the processes that are left, as this one is
         code = terminal.fail(str(error), 1, error.tell)
-    except bench.Stopped as error:
+    except timing.Stopped as error:
         code = terminal.fail(str(error), 128 + error.signal)
     except (KeyboardInterrupt, click.Abort):
         code = terminal.fail("interrupted", 130)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tinycifar import inference, recipes, run, trained
+from tinycifar import inference, recipes, run, signals, trained
 from tinycifar.augment import Augmentation, Parameters
 from tinycifar.data import Dataset
 from tinycifar.recipes import Recipe
@@ -96,7 +96,7 @@ def teacher_logits(
     augmentation: Augmentation,
     parameters: Parameters,
     precision: str,
-    stop: run.StopSignal,
+    stop: signals.StopSignal,
 ) -> Tensor | None:
     """The mean of the teachers' logits (N, num_classes) for images (N, 3, H, W), uint8, augmented by `parameters`.
 

@@ -14,8 +14,8 @@ from rich.progress import Progress
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tinycifar import atomic, data, metrics, pictures, run
-from tinycifar.data import Dataset
+from tinycifar import atomic, data, metrics, run
+from tinycifar.data import Dataset, pictures
 from tinycifar.models import Classifier
 from tinycifar.trained import Trained
 
@@ -142,13 +142,13 @@ def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = No
 
 
 def robustness(model: Classifier, dataset: Dataset, count: int = 2_000, seed: int = 0) -> dict[str, Any]:
-    """Accuracy on the first `count` images open for evaluation, corrupted as in `tinycifar.corruptions`.
+    """Accuracy on the first `count` images open for evaluation, corrupted as in `tinycifar.evaluation.corruptions`.
 
     `images` is how many there were, `clean_accuracy` that on them as they are, `accuracy` has by corruption those at
     severities 1 to 5, and `mean_corruption_accuracy` is the mean of all of these, which is not CIFAR-10-C's: snow and
     frost of its fifteen are missing, and three of its extra ones are in.
     """
-    from tinycifar import corruptions  # SciPy's filters take a quarter of a second to load
+    from tinycifar.evaluation import corruptions  # SciPy's filters take a quarter of a second to load
 
     _, images, labels = evaluation_split(dataset)
     images, labels = images[:count], labels[:count]

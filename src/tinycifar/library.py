@@ -16,11 +16,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from tinycifar import distill, distributed, inference, pictures, plots, recipes, report, trained, training
+from tinycifar import distill, inference, recipes, trained, training
 from tinycifar import resume as resuming
-from tinycifar.data import Dataset
+from tinycifar.data import Dataset, pictures
 from tinycifar.models import Classifier
 from tinycifar.recipes import Recipe
+from tinycifar.report import plots, run_page
+from tinycifar.scale import distributed
 from tinycifar.training import Result
 
 Source = str | Path | Result
@@ -94,7 +96,7 @@ def train(
         )
     if distributed.here().first:
         plots.save_curves(result.directory)
-        report.write(result.directory, data if isinstance(data, Dataset) else None)
+        run_page.write(result.directory, data if isinstance(data, Dataset) else None)
     return result
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinycifar.cifar10 import MEAN, STD
+from tinycifar.data.dataset import MEAN, STD
 
 WHITENING_IMAGES = 2_000  # 450,000 patches for the second moments of 48 values
 MOST_PIXELS = 64  # a side: what is larger takes more than a laptop's minutes

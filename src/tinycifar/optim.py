@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,50 +13,6 @@ from torch.optim import SGD, Optimizer
 # https://kellerjordan.github.io/posts/muon); three steps instead of its five, as in its authors' CIFAR-10 record.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 3
-
-
-def one_cycle(
-    step: int,
-    total_steps: int,
-    *,
-    warmup_fraction: float,
-    div_factor: float,
-    final_div_factor: float,
-    base_momentum: float,
-    max_momentum: float,
-    hold_fraction: float = 0.0,
-    anneal: str = "cosine",
-) -> tuple[float, float]:
-    """Learning rate, as a fraction of its maximum, and momentum of update `step` (0-based) under the one-cycle policy.
-
-    The rate rises from 1 / `div_factor` to 1 over the first `warmup_fraction` of the steps, stays there for
-    `hold_fraction` of them, and falls to its initial value divided by `final_div_factor`; the momentum moves the
-    opposite way between `max_momentum` and `base_momentum`. Both move along a half cosine, or along a straight line
-    where `anneal` is "linear". Without a hold equal to `torch.optim.lr_scheduler.OneCycleLR` (after Smith & Topin 2017,
-    arXiv:1708.07120) at every step, also at `step == total_steps`, which is what a log line after the last epoch shows.
-
-    Raises ValueError if `step` lies outside [0, total_steps].
-    """
-    if not 0 <= step <= total_steps:
-        raise ValueError(f"step must lie between 0 and {total_steps}, not {step}")
-    move = _cosine if anneal == "cosine" else _linear
-    initial = 1 / div_factor
-    final = initial / final_div_factor
-    peak = warmup_fraction * total_steps - 1
-    if step <= peak:
-        fraction = step / peak if peak > 0 else 1.0
-        return move(initial, 1.0, fraction), move(max_momentum, base_momentum, fraction)
-    held = peak + hold_fraction * total_steps
-    fraction = min(1.0, max(0.0, (step - held) / (total_steps - 1 - held)))
-    return move(1.0, final, fraction), move(base_momentum, max_momentum, fraction)
-
-
-def _cosine(start: float, end: float, fraction: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
-
-
-def _linear(start: float, end: float, fraction: float) -> float:
-    return start + (end - start) * fraction
 
 
 class Muon(Optimizer):

@@ -7,20 +7,15 @@ import datetime
 import errno
 import itertools
 import json
-import os
 import re
 import shutil
-import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import save
-from torch import nn
 
 from tinycifar import atomic, machine
 from tinycifar.recipes import Recipe
@@ -177,39 +172,6 @@ def seeds(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
 
 
-def save_weights(
-    path: Path,
-    model: nn.Module,
-    *,
-    model_name: str,
-    recipe: str,
-    width: float = 1.0,
-    image_size: int = 32,
-    classes: tuple[str, ...],
-    data: str,
-    data_digest: str = "",
-    validation_images: int,
-    temperature: float | None = None,
-) -> None:
-    """Write a model's weights as safetensors, what is needed to build and to judge it again as metadata.
-
-    The metadata is one JSON object named "tinycifar": safetensors writes several entries in an order that changes.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    about = {
-        "model": model_name,
-        "width": width,
-        "image_size": image_size,
-        "recipe": recipe,
-        "classes": classes,
-        "data": data,
-        "data_digest": data_digest,
-        "validation_images": validation_images,
-        "temperature": temperature,
-    }
-    atomic.write_bytes(path, save(tensors, metadata={"tinycifar": json.dumps(about)}))
-
-
 def start(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None:
     """Write what is known before the first step: `recipe.json` and `environment.json`."""
     atomic.write_json(directory / "environment.json", details)
@@ -275,37 +237,3 @@ def only_one(directory: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise ValueError(f"another process is training {directory}") from None
-
-
-class StopSignal:
-    """While it is entered, the first Ctrl-C, SIGTERM or SIGHUP sets `.received`; a second one acts at once.
-
-    A signal that the process was started to ignore stays ignored. Outside the main thread, where Python allows no
-    signal handler, nothing is caught. With `quiet` nothing is printed when a signal comes.
-    """
-
-    def __init__(self, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is None or signal.getsignal(number) is signal.SIG_IGN:
-                continue
-            with contextlib.suppress(ValueError):
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self.__exit__()
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            if not self._quiet:
-                os.write(2, b"\nStopping after this step and saving; a second signal ends at once\n")
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()

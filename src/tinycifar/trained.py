@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
 
 from tinycifar import atomic, data, machine, models, recipes, run
 from tinycifar.data import Dataset
@@ -234,3 +236,36 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         image_size,
         data_digest,
     )
+
+
+def save_weights(
+    path: Path,
+    model: nn.Module,
+    *,
+    model_name: str,
+    recipe: str,
+    width: float = 1.0,
+    image_size: int = 32,
+    classes: tuple[str, ...],
+    data: str,
+    data_digest: str = "",
+    validation_images: int,
+    temperature: float | None = None,
+) -> None:
+    """Write a model's weights as safetensors, what is needed to build and to judge it again as metadata.
+
+    The metadata is one JSON object named "tinycifar": safetensors writes several entries in an order that changes.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    about = {
+        "model": model_name,
+        "width": width,
+        "image_size": image_size,
+        "recipe": recipe,
+        "classes": classes,
+        "data": data,
+        "data_digest": data_digest,
+        "validation_images": validation_images,
+        "temperature": temperature,
+    }
+    atomic.write_bytes(path, save(tensors, metadata={"tinycifar": json.dumps(about)}))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ from tinycifar import (
     checkpoint,
     data,
     distill,
-    distributed,
     inference,
-    live,
     machine,
     memory,
     metrics,
@@ -32,14 +29,17 @@ from tinycifar import (
     optim,
     recipes,
     run,
+    signals,
     trained,
 )
 from tinycifar.checkpoint import State
-from tinycifar.data import Dataset, epoch_generator
+from tinycifar.data import Dataset
+from tinycifar.epochs import epoch_generator, hardest, plan
 from tinycifar.recipes import Recipe
+from tinycifar.scale import distributed, live
 from tinycifar.summary import summarize
-from tinycifar.text import counted
 from tinycifar.trained import Trained
+from tinycifar.words import counted
 
 FEW_STEPS = 200  # of a run whose result is likely to get better with more of them
 
@@ -198,7 +198,7 @@ def train(
 
     with (
         run.only_one(directory) if ranks.first else nullcontext(),
-        run.StopSignal(quiet=not ranks.first) as stop,
+        signals.StopSignal(quiet=not ranks.first) as stop,
         live.View(directory if tensorboard and ranks.first else None, console.print) as shown_live,
     ):
         if resume is not None:
@@ -253,7 +253,7 @@ def train(
         parallel = ranks.parallel(model)
 
         def save(temperature: float | None = None) -> None:
-            run.save_weights(
+            trained.save_weights(
                 directory / "model.safetensors",
                 model,
                 model_name=recipe.model,
@@ -299,7 +299,7 @@ def train(
                 assert targets_of_view is not None
                 taught[view] = targets_of_view
             if epoch > 0 and recipe.skip_easiest:
-                order = data.hardest(order, state.losses_before.cpu(), images_by_epoch[epoch])
+                order = hardest(order, state.losses_before.cpu(), images_by_epoch[epoch])
             order = order[: images_by_epoch[epoch]]
             display.reset(
                 epoch_task,
@@ -433,38 +433,6 @@ def train(
         "history": history,
     }
     return Result(directory, record, complete, stopped_by)
-
-
-def plan(
-    recipe: Recipe, images: int, ranks: int = 1
-) -> tuple[list[int], list[int], Callable[[int], tuple[float, float]]]:
-    """Images and steps of each epoch, and the schedule: from a step to the rate's fraction and the momentum.
-
-    A last batch that has no image for each of the `ranks` is left out. ValueError if an epoch has no others.
-    """
-    later_images = images - int(recipe.skip_easiest * images)
-    if recipe.skip_easiest and later_images > recipe.batch_size:
-        later_images -= later_images % recipe.batch_size  # a small last batch would spoil the running statistics
-    images_by_epoch = [images] + [later_images] * (recipe.epochs - 1)
-    if (largest := min(recipe.batch_size, *images_by_epoch)) < ranks:
-        raise ValueError(f"{ranks} processes cannot share a batch of {largest} images: start fewer of them")
-    last_batches = (count % recipe.batch_size for count in images_by_epoch)
-    images_by_epoch = [
-        count - last if last < ranks else count for count, last in zip(images_by_epoch, last_batches, strict=True)
-    ]
-    steps_by_epoch = [-(-count // recipe.batch_size) for count in images_by_epoch]
-    schedule = partial(
-        optim.one_cycle,
-        total_steps=sum(steps_by_epoch),
-        warmup_fraction=recipe.warmup_fraction,
-        hold_fraction=recipe.hold_fraction,
-        div_factor=recipe.div_factor,
-        final_div_factor=recipe.final_div_factor,
-        base_momentum=recipe.base_momentum,
-        max_momentum=recipe.max_momentum,
-        anneal=recipe.anneal,
-    )
-    return images_by_epoch, steps_by_epoch, schedule
 
 
 def log_line(entry: dict[str, Any], epochs: int) -> str:

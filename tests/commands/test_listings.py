@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tinycifar import cifar10, data, recipes, run
+from tinycifar import data, recipes, run
+from tinycifar.data import cifar10
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tinycifar import c_source, data, export, inference, web
+from tinycifar import data, inference
 from tinycifar import trained as trained_models
+from tinycifar.formats import c_source, onnx_file, web
 
 
 def test_an_export_is_tried_on_the_pictures_that_are_named_where_its_own_are_gone(
@@ -19,18 +20,18 @@ def test_an_export_is_tried_on_the_pictures_that_are_named_where_its_own_are_gon
     loaded = data.load(own, image_size=24)
     assert f"Against PyTorch on {len(loaded.test_images)} images" in done.out
     expected = inference.logits(trained_models.load(own_run.directory).model, loaded.test_images)
-    torch.testing.assert_close(export.logits(Path("own.onnx"), loaded.test_images), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(onnx_file.logits(Path("own.onnx"), loaded.test_images), expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("kind", "where", "name"),
-    [("onnx-int8", export, "to_int8"), ("c", c_source, "export_c"), ("web", web, "write")],
+    [("onnx-int8", onnx_file, "to_int8"), ("c", c_source, "export_c"), ("web", web, "write")],
 )
 def test_every_kind_of_export_is_given_the_pictures_at_the_models_size(
     tinycifar: Any, own_run: Any, own: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: Any, name: str
 ) -> None:
     def given(model: Any, out: Path, dataset: data.Dataset, **_: Any) -> None:
-        raise export.ParityError(f"{dataset.path} at {dataset.image_size}")
+        raise onnx_file.ParityError(f"{dataset.path} at {dataset.image_size}")
 
     monkeypatch.setattr(where, name, given)
     done = tinycifar("export", own_run.directory, "--data", own, "--format", kind)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from tinycifar import compare, data, inference, plots, report, run, text, trained
+from tinycifar import data, inference, run, trained
 from tinycifar.commands import terminal
+from tinycifar.report import compare, plots, run_page, text
 
 
 @click.command()
@@ -76,7 +77,7 @@ def report_command(directory: Path, source: str | None, as_json: bool) -> int:
     if source is not None:
         with terminal.display(to_stderr=True) as display:
             dataset = data.load(source, image_size=run.read_recipe(directory).image_size, display=display)
-    path = report.write(directory, dataset)
+    path = run_page.write(directory, dataset)
     plots.save_curves(directory)
     if as_json:
         terminal.print_json({"report": str(path)})

@@ -12,22 +12,11 @@ from typing import Any
 import click
 from PIL import Image
 
-from tinycifar import (
-    cifar10,
-    data,
-    decoded,
-    explain,
-    folders,
-    idx,
-    models,
-    pictures,
-    plots,
-    recipes,
-    summary,
-    text,
-    trained,
-)
+from tinycifar import data, heatmaps, models, recipes, summary, trained, words
 from tinycifar.commands import terminal
+from tinycifar.data import cifar10, decoded, folders, idx, pictures
+from tinycifar.data.dataset import CLASSES
+from tinycifar.report import plots, text
 
 
 @click.command("summary")
@@ -58,8 +47,8 @@ def summary_command(model_name: str, plot: Path | None, as_json: bool) -> None:
     table = summary.summarize(model)
     if plot is not None:
         images = data.sample(model.image_size).test_images
-        field = explain.effective_receptive_field(model, images)
-        plots.save(plot, plots.receptive_fields, table, field, images[plots.EXAMPLE], text.printable(label))
+        field = heatmaps.effective_receptive_field(model, images)
+        plots.save(plot, plots.receptive_fields, table, field, images[plots.EXAMPLE], words.printable(label))
     if as_json:
         terminal.print_json(summary.as_json(table))
     else:
@@ -170,7 +159,7 @@ def info(source: str | None, as_json: bool) -> None:
         "train_images": 50_000,
         "test_images": 10_000,
         "image_shape": [3, 32, 32],
-        "classes": list(cifar10.CLASSES),
+        "classes": list(CLASSES),
     }
     _print_info(content, as_json)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 
-from tinycifar import explain, inference, pictures, text, trained
+from tinycifar import heatmaps, inference, trained, words
 from tinycifar.commands import terminal
+from tinycifar.data import pictures
+from tinycifar.report import text
 
 
 @click.command()
@@ -28,7 +30,7 @@ def predict(
     terminal.set_threads(threads)
     model = trained.load(model_name, device)
     files = pictures.find(paths)
-    width = max(len(text.printable(str(path))) for path in files)
+    width = max(len(words.printable(str(path))) for path in files)
     rows = csv.writer(sys.stdout, lineterminator="\n")
     found = []
     display = terminal.display(to_stderr=True)
@@ -42,7 +44,7 @@ def predict(
                 terminal.fail(entry["problem"], 1)
             elif as_csv:
                 cells = [cell for of in entry["classes"] for cell in (of["class"], f"{of['probability']:.6f}")]
-                rows.writerow([text.printable(entry["file"]), *cells])
+                rows.writerow([words.printable(entry["file"]), *cells])
             elif not as_json:
                 click.echo(text.prediction(entry, width))
     unreadable = [entry for entry in found if "problem" in entry]
@@ -84,7 +86,7 @@ def explain_command(
     files = pictures.find(paths)
     display = terminal.display(to_stderr=True)
     with display:
-        work = explain.explain_files(model, files, out, class_name)
+        work = heatmaps.explain_files(model, files, out, class_name)
         found = list(display.track(work, total=len(files), description="Pictures"))
     unreadable = [entry for entry in found if "problem" in entry]
     explained = [entry for entry in found if "problem" not in entry]
@@ -92,7 +94,7 @@ def explain_command(
         terminal.print_json({"model": model_name, "explanations": explained, "unreadable": unreadable})
     else:
         for entry in explained:
-            file, drawn = text.printable(entry["file"]), text.printable(entry["picture"])
+            file, drawn = words.printable(entry["file"]), words.printable(entry["picture"])
             click.echo(f"{file}: {entry['class']} {entry['probability']:.1%}, drawn in {drawn}")
     for entry in unreadable:
         terminal.fail(entry["problem"], 1)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import click
 
-from tinycifar import c_source, data, export, text, trained, web
+from tinycifar import data, trained
 from tinycifar.commands import terminal
+from tinycifar.formats import c_source, onnx_file, web
+from tinycifar.report import text
 
 
 @click.command("export")
@@ -55,11 +57,11 @@ def export_command(
     if source is not None:
         with terminal.display(to_stderr=True) as display:
             dataset = data.load(source, image_size=model.image_size, display=display)
-    found: export.Exported | c_source.ExportedC
+    found: onnx_file.Exported | c_source.ExportedC
     if kind == "onnx":
-        found = export.to_onnx(model, out, dataset)
+        found = onnx_file.to_onnx(model, out, dataset)
     elif kind == "onnx-int8":
-        found = export.to_int8(model, out, dataset, signed=signed)
+        found = onnx_file.to_int8(model, out, dataset, signed=signed)
     elif kind == "c":
         found = c_source.export_c(model, out, dataset)
     else:
@@ -95,7 +97,7 @@ def serve_command(
     By default it is the most accurate model that is shipped.
     """
     try:
-        from tinycifar import gate, serve, supervisor
+        from tinycifar.serve import app, gate, supervisor
     except ImportError:
         raise ValueError('serving needs more packages: pip install "tinycifar[serve]"') from None
 
@@ -105,7 +107,7 @@ def serve_command(
             webbrowser.open(address)
 
     gate.check_hosts(host, hosts)
-    model = serve.open_model(model_name)
+    model = app.open_model(model_name)
     try:
         supervisor.serve(
             model,

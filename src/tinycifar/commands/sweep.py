@@ -9,9 +9,13 @@ from pathlib import Path
 import click
 import torch
 
-from tinycifar import data, distributed, machine, ranges, recipes, sweep_outcome, sweep_study
+from tinycifar import data, machine, recipes
 from tinycifar.commands import terminal
-from tinycifar.text import counted
+from tinycifar.scale import distributed
+from tinycifar.sweep import outcome as sweep_outcome
+from tinycifar.sweep import ranges
+from tinycifar.sweep import study as sweep_study
+from tinycifar.words import counted
 
 
 @click.command("sweep")
@@ -64,7 +68,7 @@ def sweep_command(
     where another is at work, on this machine or on one that shares the folder.
     """
     try:
-        from tinycifar import sweep
+        from tinycifar.sweep import search
     except ImportError:
         raise ValueError('a sweep needs one package more: pip install "tinycifar[sweep]"') from None
     if distributed.here().world > 1:
@@ -78,7 +82,7 @@ def sweep_command(
     display = terminal.display(as_json)
     dataset = data.load(source, image_size=recipe.image_size, display=display)
     study = sweep_study.create(recipe, searched, dataset, out=out, validation_images=validation_images, seed=seed)
-    ended = sum(of["state"] != "running" for of in sweep.entries(study, sweep.open_study(study)))
+    ended = sum(of["state"] != "running" for of in search.entries(study, search.open_study(study)))
     jobs = min(jobs, trials)
     each = max(1, torch.get_num_threads() // jobs)
     code = 0
@@ -94,14 +98,14 @@ def sweep_command(
         display.console.print(f"Study: {study.folder}")
         task = display.add_task("Trials", total=trials, completed=ended)
         try:
-            for entry in sweep.search(study, dataset, trials=trials, jobs=jobs, source=source, device=device):
+            for entry in search.search(study, dataset, trials=trials, jobs=jobs, source=source, device=device):
                 display.console.print(sweep_outcome.line(entry))
                 display.advance(task)
-        except sweep.Stopped as stopped:
+        except search.Stopped as stopped:
             code = 128 + stopped.signal
-        except sweep.WorkersDied as died:
+        except search.WorkersDied as died:
             code = terminal.fail(str(died), 1)
-    found = sweep_outcome.outcome(study, sweep.entries(study, sweep.open_study(study)))
+    found = sweep_outcome.outcome(study, search.entries(study, search.open_study(study)))
     sweep_outcome.save(study, found)
     states = [of["state"] for of in found["trials"]]
     elsewhere = 0 if code else states.count("running")  # in order, this command leaves none of its own

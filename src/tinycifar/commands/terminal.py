@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from tinycifar import distributed, run, text, trained
+from tinycifar import run, trained, words
+from tinycifar.scale import distributed
 from tinycifar.trained import Trained
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -88,5 +89,5 @@ def fail(message: str, code: int, tell: bool | None = None) -> int:
     Of several processes that torchrun started only the first prints, unless `tell` says which.
     """
     if distributed.here().first if tell is None else tell:
-        click.echo(f"tinycifar: {text.printable(' '.join(message.splitlines()))}", err=True)
+        click.echo(f"tinycifar: {words.printable(' '.join(message.splitlines()))}", err=True)
     return code

@@ -7,7 +7,8 @@ from dataclasses import asdict
 import click
 import torch
 
-from tinycifar import atomic, bench, bench_infer, data, recipes, run, trained
+from tinycifar import atomic, data, recipes, run, trained
+from tinycifar.bench import infer, timing
 from tinycifar.commands import terminal
 
 
@@ -23,11 +24,11 @@ def bench_group() -> None:
 def step(model_name: str, threads: int | None, as_json: bool) -> None:
     """Time MODEL's training steps: images a second, milliseconds a part, GFLOP/s against this machine's peak."""
     terminal.set_threads(threads)
-    result = bench.bench_step(model_name)
+    result = timing.bench_step(model_name)
     if as_json:
         terminal.print_json(asdict(result))
     else:
-        click.echo(bench.render(result))
+        click.echo(timing.render(result))
 
 
 @bench_group.command("train")
@@ -39,15 +40,15 @@ def step(model_name: str, threads: int | None, as_json: bool) -> None:
 @terminal.json_option
 def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: int | None, as_json: bool) -> None:
     """Train RECIPE in full, time the reference's steps in turn with it, and tell how many times faster it is."""
-    bench.timed_recipe(recipe_name)
+    timing.timed_recipe(recipe_name)
     terminal.set_threads(threads)
     path = run.record_path(recipe_name, "bench-train", torch.device("cpu")) if record else None
     console = terminal.console(as_json)
-    result = bench.bench_train(data.load(), recipe_name=recipe_name, runs=runs, steps=steps, console=console)
+    result = timing.bench_train(data.load(), recipe_name=recipe_name, runs=runs, steps=steps, console=console)
     if as_json:
         terminal.print_json(asdict(result))
     else:
-        click.echo(bench.render_train(result))
+        click.echo(timing.render_train(result))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_json(path, asdict(result))
@@ -56,25 +57,23 @@ def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: 
 
 @bench_group.command("infer")
 @click.argument("model_names", metavar="[MODEL...]", nargs=-1)
-@click.option(
-    "--rounds", type=click.IntRange(1), default=bench_infer.ROUNDS, show_default=True, help="Measurements of each."
-)
+@click.option("--rounds", type=click.IntRange(1), default=infer.ROUNDS, show_default=True, help="Measurements of each.")
 @click.option("--record", is_flag=True, help="Write results/bench-infer.json; for all shipped models only.")
 @terminal.threads_option
 @terminal.json_option
 def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads: int | None, as_json: bool) -> None:
     """Time inference of MODELs (default: all shipped) and of ResNet-8 and ResNet-20: PyTorch, ONNX, int8, in turn."""
-    if record and (model_names or rounds != bench_infer.ROUNDS):
+    if record and (model_names or rounds != infer.ROUNDS):
         raise ValueError("--record is for all shipped models: leave out MODEL and --rounds")
     terminal.set_threads(threads)
     path = run.record_path("", "bench-infer", torch.device("cpu")) if record else None
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    result = bench_infer.bench_infer(model_names or tuple(trained.shipped()), rounds=rounds)
+    result = infer.bench_infer(model_names or tuple(trained.shipped()), rounds=rounds)
     if as_json:
         terminal.print_json(asdict(result))
     else:
-        click.echo(bench_infer.render(result))
+        click.echo(infer.render(result))
     if path is not None:
         atomic.write_json(path, asdict(result))
         terminal.console(as_json).print(f"Record: {path}")

@@ -11,25 +11,13 @@ from typing import Any
 import click
 import torch
 
-from tinycifar import (
-    atomic,
-    compare,
-    data,
-    distill,
-    distributed,
-    jobs,
-    machine,
-    plots,
-    recipes,
-    report,
-    run,
-    text,
-    trained,
-    training,
-)
+from tinycifar import atomic, data, distill, machine, recipes, run, signals, trained, training
 from tinycifar import resume as resuming
 from tinycifar.commands import terminal
 from tinycifar.recipes import Recipe
+from tinycifar.report import compare, plots, run_page, text
+from tinycifar.scale import distributed, jobs
+from tinycifar.words import counted
 
 
 @click.command()
@@ -286,7 +274,7 @@ def _at_once(
     threads = torch.get_num_threads()
     if count > min(threads, len(seeds)):
         raise ValueError(
-            f"--jobs {count} is too many for {text.counted(threads, 'thread')} and {text.counted(len(seeds), 'seed')}"
+            f"--jobs {count} is too many for {counted(threads, 'thread')} and {counted(len(seeds), 'seed')}"
         )
     display = terminal.display(as_json)
     images = len(data.load(source, image_size=recipe.image_size, display=display).train_labels)
@@ -294,7 +282,7 @@ def _at_once(
     complete: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
     code = 0
-    with display, run.StopSignal() as stop:
+    with display, signals.StopSignal() as stop:
         task = display.add_task("Seeds", total=len(seeds))
         speed = jobs.compare(
             ["train", *(word for word in words if not word.startswith(("--limit=", "--stop-after-epoch=")))],
@@ -346,7 +334,7 @@ def _report(directory: Path) -> int:
     """Write a run's pictures and its page; 1 and a line if that fails, as the run itself is safe by now."""
     try:
         plots.save_curves(directory)
-        report.write(directory)
+        run_page.write(directory)
     except OSError as error:
         click.echo(f"tinycifar: no report: {terminal.problem(error)}", err=True)
         return 1

@@ -1,0 +1,1 @@
+"""What a training step, a training and an exported model cost."""

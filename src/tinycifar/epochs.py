@@ -1,0 +1,110 @@
+"""Which images an epoch takes, in which order, and at which rates: functions of (recipe, seed, epoch) alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinycifar.recipes import Recipe
+
+
+def plan(
+    recipe: Recipe, images: int, ranks: int = 1
+) -> tuple[list[int], list[int], Callable[[int], tuple[float, float]]]:
+    """Images and steps of each epoch, and the schedule: from a step to the rate's fraction and the momentum.
+
+    A last batch that has no image for each of the `ranks` is left out. ValueError if an epoch has no others.
+    """
+    later_images = images - int(recipe.skip_easiest * images)
+    if recipe.skip_easiest and later_images > recipe.batch_size:
+        later_images -= later_images % recipe.batch_size  # a small last batch would spoil the running statistics
+    images_by_epoch = [images] + [later_images] * (recipe.epochs - 1)
+    if (largest := min(recipe.batch_size, *images_by_epoch)) < ranks:
+        raise ValueError(f"{ranks} processes cannot share a batch of {largest} images: start fewer of them")
+    last_batches = (count % recipe.batch_size for count in images_by_epoch)
+    images_by_epoch = [
+        count - last if last < ranks else count for count, last in zip(images_by_epoch, last_batches, strict=True)
+    ]
+    steps_by_epoch = [-(-count // recipe.batch_size) for count in images_by_epoch]
+    schedule = partial(
+        one_cycle,
+        total_steps=sum(steps_by_epoch),
+        warmup_fraction=recipe.warmup_fraction,
+        hold_fraction=recipe.hold_fraction,
+        div_factor=recipe.div_factor,
+        final_div_factor=recipe.final_div_factor,
+        base_momentum=recipe.base_momentum,
+        max_momentum=recipe.max_momentum,
+        anneal=recipe.anneal,
+    )
+    return images_by_epoch, steps_by_epoch, schedule
+
+
+def one_cycle(
+    step: int,
+    total_steps: int,
+    *,
+    warmup_fraction: float,
+    div_factor: float,
+    final_div_factor: float,
+    base_momentum: float,
+    max_momentum: float,
+    hold_fraction: float = 0.0,
+    anneal: str = "cosine",
+) -> tuple[float, float]:
+    """Learning rate, as a fraction of its maximum, and momentum of update `step` (0-based) under the one-cycle policy.
+
+    The rate rises from 1 / `div_factor` to 1 over the first `warmup_fraction` of the steps, stays there for
+    `hold_fraction` of them, and falls to its initial value divided by `final_div_factor`; the momentum moves the
+    opposite way between `max_momentum` and `base_momentum`. Both move along a half cosine, or along a straight line
+    where `anneal` is "linear". Without a hold equal to `torch.optim.lr_scheduler.OneCycleLR` (after Smith & Topin 2017,
+    arXiv:1708.07120) at every step, also at `step == total_steps`, which is what a log line after the last epoch shows.
+
+    Raises ValueError if `step` lies outside [0, total_steps].
+    """
+    if not 0 <= step <= total_steps:
+        raise ValueError(f"step must lie between 0 and {total_steps}, not {step}")
+    move = _cosine if anneal == "cosine" else _linear
+    initial = 1 / div_factor
+    final = initial / final_div_factor
+    peak = warmup_fraction * total_steps - 1
+    if step <= peak:
+        fraction = step / peak if peak > 0 else 1.0
+        return move(initial, 1.0, fraction), move(max_momentum, base_momentum, fraction)
+    held = peak + hold_fraction * total_steps
+    fraction = min(1.0, max(0.0, (step - held) / (total_steps - 1 - held)))
+    return move(1.0, final, fraction), move(base_momentum, max_momentum, fraction)
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Give the CPU generator that every draw of one epoch comes from, a function of (seed, epoch) only.
+
+    NumPy's SeedSequence mixes the two, so that neighbouring seeds and epochs share no stream (seed + epoch would);
+    its algorithm is covered by NumPy's promise of stable streams. Both are at least 0, else ValueError.
+    """
+    state = np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def hardest(order: Tensor, losses: Tensor, count: int) -> Tensor:
+    """Those rows of `order` (N,) whose images have the `count` largest of `losses` (N,), in the same order.
+
+    Leaving out what is learned already is from selective backpropagation (Jiang et al. 2019, arXiv:1910.00762); here
+    the losses are those of an image's last time in training, which cost nothing.
+    """
+    kept = torch.zeros(len(losses), dtype=torch.bool)
+    kept[losses.argsort(stable=True)[len(losses) - count :]] = True
+    return order[kept[order]]
+
+
+def _cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
+
+
+def _linear(start: float, end: float, fraction: float) -> float:
+    return start + (end - start) * fraction

@@ -1,0 +1,342 @@
+"""Runs side by side: a table, curves, and whether they differ by more than noise."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinycifar import atomic, metrics, recipes, run
+from tinycifar.recipes import Recipe
+from tinycifar.report import plots, run_page, text
+from tinycifar.summary import summarize
+from tinycifar.words import table
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A run with what it gave; `labels` (N,) are of the images it was evaluated on, `right` (N,) whether it got each.
+
+    `ece_calibrated` is that at a temperature fitted on validation images; None where there is none.
+    """
+
+    directory: Path
+    recipe: Recipe
+    seed: int
+    data: str
+    data_digest: str
+    init: str | None
+    init_name: str
+    classes: int
+    train_images: int
+    precision: str
+    place: tuple[str, ...]
+    split: str
+    history: list[dict[str, Any]]
+    train_seconds: float
+    accuracy: float
+    interval: tuple[float, float]
+    ece: float
+    ece_calibrated: float | None
+    labels: Tensor
+    right: Tensor
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Runs that differ in nothing but the seed, with what they gave; accuracies and the like are means over them.
+
+    `interval` is Wilson's for one run, and Student's for the mean of several. `ece_calibrated` is that at a temperature
+    fitted on validation images; None where there is none.
+    """
+
+    letter: str
+    label: str
+    runs: tuple[Evaluated, ...]
+    split: str
+    parameters: int
+    macs: int
+    accuracy: float
+    interval: tuple[float, float]
+    ece: float
+    ece_calibrated: float | None
+    train_seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Contenders, and for each after the first a verdict on how it compares with the first."""
+
+    contenders: tuple[Contender, ...]
+    verdicts: tuple[dict[str, Any], ...]
+    unfinished: tuple[Path, ...]
+
+    def table(self) -> list[list[str]]:
+        """Heading and rows, a contender each."""
+        rows = [
+            ["", "seeds", "split", "accuracy", "95% interval", "ECE", "ECE, scaled", "parameters", "MACs", "seconds"]
+        ]
+        for of in self.contenders:
+            low, high = of.interval
+            rows.append(
+                [
+                    f"{of.letter}  {of.label}",
+                    str(len(of.runs)),
+                    of.split,
+                    f"{of.accuracy:.2%}",
+                    f"{low:.2%} to {high:.2%}",
+                    f"{of.ece:.4f}",
+                    "-" if of.ece_calibrated is None else f"{of.ece_calibrated:.4f}",
+                    f"{of.parameters:,}",
+                    f"{of.macs:,}",
+                    f"{of.train_seconds:,.1f}",
+                ]
+            )
+        return rows
+
+    def lines(self) -> list[str]:
+        """Table, curves and verdicts as text."""
+        series = [(f"{of.letter} {plots.SPLITS[watched(of)][0]}", *curve(of)) for of in self.contenders]
+        verdicts = [verdict["text"] for verdict in self.verdicts]
+        return [*table(self.table()), "", *text.chart(series), "", *verdicts, *self.remarks()]
+
+    def remarks(self) -> list[str]:
+        """What to bear in mind."""
+        remarks = ["Interval: Wilson's over images for a single run, Student's over seeds for the mean of several."]
+        if len(self.verdicts) > 1:
+            remarks.append(f"Each of the {len(self.verdicts)} comparisons takes noise for more once in 20 times.")
+        if len({member.place for of in self.contenders for member in of.runs}) > 1:
+            remarks.append("Not all of these runs are of the same device, thread count, torch and revision.")
+        remarks += [f"{path} was not finished and is left out." for path in self.unfinished]
+        return remarks
+
+    def as_json(self) -> dict[str, Any]:
+        """Contenders and verdicts as plain values."""
+        fields = ("letter", "label", "split", "parameters", "macs", "accuracy", "interval", "ece", "ece_calibrated")
+        contenders = [
+            {name: getattr(of, name) for name in (*fields, "train_seconds")}
+            | {"runs": [str(member.directory) for member in of.runs]}
+            for of in self.contenders
+        ]
+        unfinished = [str(path) for path in self.unfinished]
+        return {"contenders": contenders, "verdicts": list(self.verdicts), "unfinished": unfinished}
+
+
+def read(directory: Path) -> Evaluated:
+    """A run that was evaluated; ValueError, naming the file, for any other folder."""
+    with run.as_written(directory):
+        return _read(directory)
+
+
+def _read(directory: Path) -> Evaluated:
+    recipe, environment, history = (
+        run.read_recipe(directory),
+        run.read_environment(directory),
+        run.read_metrics(directory),
+    )
+    if not (directory / "evaluation.json").exists():
+        raise ValueError(f"{directory} was not evaluated; `tinycifar evaluate` does that")
+    init = environment.get("init") or {}
+    stored = run_page.read_logits(directory / "evaluation.safetensors")
+    evaluation = run.read_evaluation(directory)
+    low, high = evaluation["accuracy_interval"]
+    calibrated = evaluation["calibrated"]
+    return Evaluated(
+        directory=directory,
+        recipe=recipe,
+        seed=environment["seed"],
+        data=str(evaluation["data"]),
+        data_digest=str(evaluation.get("data_digest", "")),
+        init=init.get("sha256"),
+        init_name=str(init.get("name")),
+        classes=len(evaluation["classes"]),
+        train_images=environment["train_images"],
+        precision=environment["precision"],
+        place=tuple(str(environment.get(name)) for name in ("device", "threads", "torch_version", "git_revision")),
+        split=str(evaluation["split"]),
+        history=history,
+        train_seconds=float(sum(entry["train_seconds"] for entry in history)),
+        accuracy=float(evaluation["accuracy"]),
+        interval=(float(low), float(high)),
+        ece=float(evaluation["ece"]),
+        ece_calibrated=None if calibrated is None else float(calibrated["ece"]),
+        labels=stored["labels"],
+        right=stored["logits"].argmax(1) == stored["labels"],
+    )
+
+
+def compare(directories: Sequence[Path]) -> Comparison:
+    """Compare runs; a directory of several seeds is one contender, as are runs of one recipe, data and precision.
+
+    Only two single runs are always two. Seeds that were not finished are left out. Raises ValueError for a folder that
+    is no evaluated run, and for two runs of one contender with the same seed, which are one measurement and not two.
+    """
+    paths = [path for directory in directories for path in run.seeds(directory) or [directory]]
+    unfinished = tuple(path for path in paths if path not in directories and not (path / "evaluation.json").exists())
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError("a run is named twice; name each once")
+    members = [read(path) for path in paths if path not in unfinished]
+    if not members:
+        raise ValueError("no seed was finished: there is nothing to compare")
+    groups: dict[tuple[Any, ...], list[Evaluated]] = {}
+    for number, member in enumerate(members):
+        alone = number if len(directories) == len(paths) == 2 else None
+        key = (
+            member.recipe,
+            _data(member),
+            member.init,
+            member.split,
+            member.train_images,
+            member.precision,
+            len(member.history),
+            alone,
+        )
+        for other in groups.setdefault(key, []):
+            if other.seed == member.seed:
+                raise ValueError(f"{other.directory} and {member.directory} are the same recipe and seed; name one")
+        groups[key].append(member)
+    contenders = tuple(_contender(number, tuple(group)) for number, group in enumerate(groups.values()))
+    verdicts = tuple(_verdict(contenders[0], other) for other in contenders[1:])
+    return Comparison(contenders, verdicts, unfinished)
+
+
+def _contender(number: int, runs: tuple[Evaluated, ...]) -> Contender:
+    accuracies = [member.accuracy for member in runs]
+    calibrated = [member.ece_calibrated for member in runs if member.ece_calibrated is not None]
+    table = summarize(runs[0].recipe.build(runs[0].classes))
+    return Contender(
+        letter=chr(ord("A") + number % 26),
+        label=_label(runs[0]),
+        runs=runs,
+        split=runs[0].split,
+        parameters=table.parameters,
+        macs=table.macs,
+        accuracy=statistics.mean(accuracies),
+        interval=_in_range(metrics.mean_interval(accuracies)) if len(runs) > 1 else runs[0].interval,
+        ece=statistics.mean(member.ece for member in runs),
+        ece_calibrated=statistics.mean(calibrated) if len(calibrated) == len(runs) else None,
+        train_seconds=statistics.mean(member.train_seconds for member in runs),
+    )
+
+
+def _data(member: Evaluated) -> str:
+    """Which images a run was evaluated on: the digest of own ones, or a name."""
+    return member.data_digest or member.data
+
+
+def _in_range(interval: tuple[float, float]) -> tuple[float, float]:
+    """An interval of an accuracy without what no accuracy can be."""
+    return max(0.0, interval[0]), min(1.0, interval[1])
+
+
+def _label(member: Evaluated) -> str:
+    """The recipe's name, what was changed of it, and, if it was, on how few images it was trained."""
+    recipe = member.recipe
+    parts = [recipe.name, *(f"{name}={value}" for name, value in recipes.changed(recipe).items())]
+    if member.init is not None:
+        parts.append(f"from {member.init_name}'s weights")
+    if (member.data, member.train_images) != ("cifar10", 50_000 - recipe.validation_images):
+        parts.append(f"{member.train_images:,} images of {member.data}")
+    if recipe.precision == "auto":
+        parts.append(member.precision)
+    if len(member.history) != recipe.epochs:
+        parts.append(f"{len(member.history)} of its epochs")
+    return ", ".join(parts)
+
+
+def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
+    """How `other` compares with `first`, in figures and in words."""
+    difference = other.accuracy - first.accuracy
+    more = (
+        f"{abs(100 * difference):.2f} points {'above' if difference > 0 else 'below'}" if difference else "level with"
+    )
+    found: dict[str, Any] = {"first": first.letter, "second": other.letter, "difference": difference, "test": None}
+    start = f"{other.letter} is {more} {first.letter}"
+    one, two = first.runs[0], other.runs[0]
+    if not torch.equal(one.labels, two.labels) or _data(one) != _data(two):
+        return found | {"text": f"{start}, but on other images: that says little."}
+    if len(first.runs) == len(other.runs) == 1:
+        only_first, only_second, p = metrics.mcnemar(one.right, two.right)
+        shown = f"p = {p:.2g}" if p > 1e-4 else "p < 0.0001"
+        words = (
+            f"{start}: {_noise(p < 0.05)} (McNemar {shown}; only {first.letter} has {only_first:,} images right, "
+            f"only {other.letter} {only_second:,}). One seed each: of the recipes it says less, as another moves both."
+        )
+        figures = {"test": "mcnemar", "only_first": only_first, "only_second": only_second, "p": p}
+        return found | figures | {"significant": p < 0.05, "text": words}
+    if min(len(first.runs), len(other.runs)) < 2:
+        several, single = (first, other) if len(first.runs) > 1 else (other, first)
+        low, high = _in_range(metrics.prediction_interval([member.accuracy for member in several.runs]))
+        significant = not low <= single.accuracy <= high
+        words = (
+            f"{start}: {_noise(significant)} (95% of further seeds of {several.letter} would lie within {low:.2%} to "
+            f"{high:.2%}). Of {single.letter} there is one seed only."
+        )
+        figures = {"test": "prediction", "interval": [low, high], "significant": significant}
+        return found | figures | {"text": words}
+    before, after = ([member.accuracy for member in of.runs] for of in (first, other))
+    low, high = metrics.welch_interval(before, after)
+    significant = low > 0 or high < 0
+    words = (
+        f"{start}: {_noise(significant)} (Welch's 95% interval of the difference over seeds: {100 * low:+.2f} to "
+        f"{100 * high:+.2f} points)."
+    )
+    return found | {"test": "welch", "interval": [low, high], "significant": significant, "text": words}
+
+
+def _noise(significant: bool) -> str:
+    return "more than noise" if significant else "within noise"
+
+
+def curve(of: Contender) -> tuple[list[int], list[float]]:
+    """Epochs and, in per cent, the mean over the runs of the accuracy on the split that was watched."""
+    name = f"{watched(of)}_accuracy"
+    epochs = [entry["epoch"] for entry in of.runs[0].history]
+    return epochs, [
+        100 * statistics.mean(entry[name] for entry in entries)
+        for entries in zip(*(member.history for member in of.runs), strict=True)
+    ]
+
+
+def watched(of: Contender) -> str:
+    """The split whose accuracy is known after every epoch: that of the evaluation, or else "train"."""
+    return of.split if f"{of.split}_accuracy" in of.runs[0].history[-1] else "train"
+
+
+def write(found: Comparison, path: Path) -> None:
+    """Write a comparison as one self-contained page."""
+    runs = [
+        (number, of.letter, watched(of), member.history)
+        for number, of in enumerate(found.contenders)
+        for member in of.runs
+    ]
+    figure = plots.svg("curves", plots.compared_curves, runs)
+    page = run_page.render("compare.html", found=found, rows=found.table(), figure=figure, remarks=found.remarks())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_bytes(path, page.encode())
+
+
+def over_seeds(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What finished runs of one recipe gave, from their records: mean, standard deviation, min, max, 95% t-interval."""
+    if not records:
+        return {"finished": []}
+    split = "test" if records[0]["test_accuracy"] is not None else "validation"
+    accuracies = [record[f"{split}_accuracy"] for record in records]
+    several = len(records) > 1
+    return {
+        "recipe": records[0]["recipe"],
+        "split": split,
+        "finished": [record["seed"] for record in records],
+        "accuracies": accuracies,
+        "mean": statistics.mean(accuracies),
+        "standard_deviation": statistics.stdev(accuracies) if several else None,
+        "min": min(accuracies),
+        "max": max(accuracies),
+        "interval": list(_in_range(metrics.mean_interval(accuracies))) if several else None,
+        "mean_train_seconds": statistics.mean(record["train_seconds"] for record in records),
+    }

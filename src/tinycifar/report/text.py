@@ -1,0 +1,240 @@
+"""What commands print: results as lines of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tinycifar import metrics, recipes
+from tinycifar.recipes import Recipe
+from tinycifar.words import counted, printable, table
+
+CORRUPTION_NOTE = (
+    "The mean is of these sixteen, 13 of CIFAR-10-C's fifteen (without snow and frost) and three of its extra ones: "
+    "it is not the benchmark's figure"
+)
+
+
+def prediction(entry: dict[str, Any], width: int) -> str:
+    """A picture's most probable classes in a line, after its name in a column of that width."""
+    classes = "  ".join(f"{of['class']} {of['probability']:.1%}" for of in entry["classes"])
+    return f"{printable(entry['file']):{width}}  {classes}"
+
+
+def models(shipped: dict[str, dict[str, Any]], architectures: dict[str, dict[str, Any]]) -> list[str]:
+    """The tables of `trained.shipped` and `trained.architectures`; a line in place of one without rows."""
+    lines = ["no shipped model is within these limits"]
+    if shipped:
+        lines = table(
+            [["shipped", "model", "parameters", "MACs", "test accuracy", "weights"]]
+            + [
+                [
+                    name,
+                    of["model"],
+                    f"{of['parameters']:,}",
+                    f"{of['macs']:,}",
+                    f"{of['test_accuracy']:.2%}",
+                    f"{of['bytes'] / 1000:,.0f} kB",
+                ]
+                for name, of in shipped.items()
+            ]
+        )
+    lines.append("")
+    if not architectures:
+        return [*lines, "no architecture is within these limits"]
+    lines += table(
+        [["architecture", "parameters", "written out", "MACs", "best recipe's mean", "recipes"]]
+        + [
+            [
+                name,
+                f"{of['parameters']:,}",
+                f"{of['written_out']:,}",
+                f"{of['macs']:,}",
+                f"{of['test_accuracy']:.2%}" if of["test_accuracy"] else "no test figure",
+                ", ".join(of["recipes"]),
+            ]
+            for name, of in architectures.items()
+        ]
+    )
+    return [*lines, "written out: with the filters that are mirror images of others counted too"]
+
+
+def exported(found: dict[str, Any]) -> list[str]:
+    """What was exported, and how it compares: lines from the fields of an `export.Exported` or `ExportedC`."""
+    if "source" in found:
+        lines = [
+            f"{printable(found['header'])}, {printable(found['source'])}: C99 with int8 weights",
+            f"Flash: {found['weight_bytes']:,} bytes of weights, {found['constant_bytes']:,} with all other constants, "
+            "and the code",
+            f"RAM: {found['memory_bytes']:,} bytes of working memory, and a small stack",
+        ]
+    else:
+        lines = [f"{printable(found['path'])}: {found['size']:,} bytes of ONNX, opset {found['opset']}"]
+    for key, against in (("parity", "PyTorch"), ("parity_int8", "the int8 ONNX model")):
+        if parity := found.get(key):
+            undecided = f", {parity['undecided']} of the others undecided" if parity["undecided"] else ""
+            lines.append(
+                f"Against {against} on {parity['images']} images: {parity['same_class']} with the same class"
+                f"{undecided}, logits differ by at most {parity['largest_difference']:.2g}"
+            )
+    return lines if found["parity"] else [*lines, "Not compared: there is no C compiler here"]
+
+
+def closing_summary(
+    recipe: Recipe, record: dict[str, Any], evaluation: dict[str, Any] | None, stopped: bool
+) -> list[str]:
+    """What `train` says at its end, from the run's record and, unless it was stopped, its evaluation."""
+    lines = []
+    if stopped:
+        lines.append(f"Stopped in epoch {record['epochs'] + 1}; the weights of the last step are saved")
+    if record["train_accuracy"] is not None:
+        which = "augmented images"
+        if recipe.skip_easiest and record["epochs"] > 1:
+            which = f"augmented images, the hardest {1 - recipe.skip_easiest:.0%}"
+        lines.append(f"Train accuracy, last epoch: {record['train_accuracy']:.2%} (on the {which} trained on)")
+    if evaluation is not None:
+        lines += scores(evaluation)
+        if record["best_test_accuracy"] is not None:
+            best = f"{record['best_test_accuracy']:.2%}"
+            lines.append(f"Best on test, any epoch: {best} (chosen on the test set, as the reference did)")
+        # A recipe's target is for CIFAR-10.
+        if not evaluation.get("data_digest") or "target_accuracy" in recipes.changed(recipe):
+            verdict = "met" if evaluation["accuracy"] >= recipe.target_accuracy else "not met"
+            lines.append(f"Target of {recipe.target_accuracy:.2%}: {verdict} on the {evaluation['split']} images")
+    if record["images_per_second"]:
+        seconds, speed = record["train_seconds"], record["images_per_second"]
+        lines.append(
+            f"Training took {seconds:,.1f} s at {speed:,.0f} images/s on {counted(record['threads'], 'thread')}"
+        )
+    return lines
+
+
+def accuracy(evaluation: dict[str, Any]) -> str:
+    """An accuracy with its interval and what it counts."""
+    low, high = evaluation["accuracy_interval"]
+    return (
+        f"{evaluation['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}; "
+        f"{evaluation['correct']:,} of {evaluation['images']:,} images)"
+    )
+
+
+def scores(evaluation: dict[str, Any]) -> list[str]:
+    """Accuracy and calibration."""
+    return [
+        f"{evaluation['split'].capitalize()} accuracy: {accuracy(evaluation)}, loss {evaluation['loss']:.4f}",
+        f"With flip averaging (TTA): {evaluation['accuracy_tta']:.2%}",
+        f"Among the best two: {evaluation['top2_accuracy']:.2%}, three: {evaluation['top3_accuracy']:.2%}",
+        f"Calibration: {calibration(evaluation)}",
+    ]
+
+
+def calibration(evaluation: dict[str, Any]) -> str:
+    """Calibration as it is, and what a temperature makes of it."""
+    plain = f"ECE {evaluation['ece']:.4f}, NLL {evaluation['loss']:.4f}, Brier {evaluation['brier']:.4f}"
+    after = evaluation["calibrated"]
+    if after is None:
+        opened = evaluation["split"] == "validation"
+        why = "mistakes or right answers are too few for one" if opened else "it is fitted on validation images only"
+        return f"{plain}; no temperature, as {why}"
+    return (
+        f"{plain}; at temperature {evaluation['temperature']:.3f} {after['ece']:.4f}, {after['loss']:.4f}, "
+        f"{after['brier']:.4f} ({temperature_source(evaluation)})"
+    )
+
+
+def temperature_source(evaluation: dict[str, Any]) -> str:
+    """Which images an evaluation's temperature comes from."""
+    if evaluation["split"] == "validation":
+        return "fitted to these images; the scores are of each half at the temperature that fits the other"
+    return "fitted to validation images of a twin that was trained without them"
+
+
+def by_class(evaluation: dict[str, Any]) -> list[str]:
+    """Scores of each class and the confusion matrix; of many classes the worst, the best and those most confused."""
+    classes = evaluation["classes"]
+
+    def scores_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+        shown = (f"{row[key]:.2%}" for row in rows for key in ("precision", "recall", "f1"))
+        cells = [[row["class"], f"{row['images']:,}", next(shown), next(shown), next(shown)] for row in rows]
+        return table([["", "images", "precision", "recall", "F1"], *cells])
+
+    names = [row["class"] for row in classes]
+    if len(classes) > metrics.MANY_CLASSES:
+        best, worst = metrics.best_and_worst(classes)
+        pairs = [
+            [f"{names[true]} taken for {names[taken]}", f"{count:,}", f"{classes[true]['images']:,}"]
+            for true, taken, count in metrics.most_confused(evaluation["confusion"])
+        ]
+        return [
+            *[f"The {len(worst)} worst of {len(classes):,} classes", *scores_of(worst), ""],
+            *[f"The {len(best)} best", *scores_of(best), ""],
+            *["Most often confused", *table([["", "images", "of"], *pairs])],
+            "evaluation.json has all classes and the whole confusion matrix",
+        ]
+    heads = [name[:6] for name in names]
+    if len(set(heads)) < len(heads):  # cut like this they would be taken for each other
+        heads = [str(number) for number in range(1, 1 + len(names))]
+        names = [f"{head} {name}" for head, name in zip(heads, names, strict=True)]
+    confusion = [["", *heads]]
+    for name, counts in zip(names, evaluation["confusion"], strict=True):
+        confusion.append([name, *map(str, counts)])
+    return [*scores_of(classes), "", "Confusion, true classes down, predicted across", *table(confusion)]
+
+
+def robustness(evaluation: dict[str, Any]) -> list[str]:
+    """Accuracy on corrupted images; nothing where it was not measured."""
+    if "robustness" not in evaluation:
+        return []
+    found = evaluation["robustness"]
+    rows = [["", *map(str, range(1, 6))]]
+    rows += [[name, *(f"{value:.2%}" for value in values)] for name, values in found["accuracy"].items()]
+    return [
+        f"Corrupted: {found['images']:,} images, accuracy at severity 1 to 5",
+        *table(rows),
+        f"Mean {found['mean_corruption_accuracy']:.2%}, without corruption {found['clean_accuracy']:.2%}",
+        CORRUPTION_NOTE,
+    ]
+
+
+def over_seeds(summary: dict[str, Any]) -> list[str]:
+    """What several seeds of one recipe gave."""
+    if not summary["finished"]:
+        return ["No seed was finished"]
+    count = len(summary["finished"])
+    lines = [f"{count} seed{'s' * (count > 1)} of {summary['recipe']}, {summary['split']} accuracy:"]
+    if summary["interval"] is not None:
+        low, high = summary["interval"]
+        lines.append(
+            f"mean {summary['mean']:.2%} (95% t-interval of the mean {low:.2%} to {high:.2%}), "
+            f"standard deviation {100 * summary['standard_deviation']:.2f} points"
+        )
+    lines.append(f"min {summary['min']:.2%}, max {summary['max']:.2%}")
+    lines.append(f"training: mean {summary['mean_train_seconds']:,.1f} s")
+    return lines
+
+
+def chart(
+    series: Sequence[tuple[str, Sequence[float], Sequence[float]]], width: int = 64, height: int = 14
+) -> list[str]:
+    """Curves of accuracies in per cent over epochs, each a label, its epochs and its values, as characters.
+
+    A curve is drawn with the first letter of its label, and with an asterisk where it meets another.
+    """
+    values = [value for _, _, ys in series for value in ys]
+    low, high = 5 * math.floor(min(values) / 5), 5 * math.ceil(max(values) / 5)
+    high = max(high, low + 5)
+    last = max(max(xs) for _, xs, _ in series)
+    first = min(min(xs) for _, xs, _ in series)
+    grid = [[" "] * width for _ in range(height)]
+    for label, xs, ys in series:
+        letter = label[0]
+        for x, y in zip(xs, ys, strict=True):
+            column = round((x - first) / max(1, last - first) * (width - 1))
+            row = round((high - y) / (high - low) * (height - 1))
+            grid[row][column] = letter if grid[row][column] in (" ", letter) else "*"
+    heights = [f"{high:3d}% " if row == 0 else f"{low:3d}% " if row == height - 1 else "     " for row in range(height)]
+    lines = [f"{label}|{''.join(cells)}".rstrip() for label, cells in zip(heights, grid, strict=True)]
+    axis = f"epoch {first:g}".ljust(width - 4) + f"{last:>4g}"
+    named = ", ".join(label for label, _, _ in series)
+    return [f"accuracy over the epochs: {named} (* where curves meet)", *lines, "     +" + "-" * width, "      " + axis]

@@ -1,0 +1,1 @@
+"""Several processes: torchrun, child processes, live event files."""

@@ -1,0 +1,272 @@
+"""One training on several processes: the ranks 0 to N-1 that `torchrun` starts act as one.
+
+Each rank computes its part of every batch, and DistributedDataParallel averages the gradients, so that weights and
+optimizers are the same on all of them. Rank 0 alone writes, evaluates and prints. What waits here for the other ranks
+is called by all of them in the same order. Without torchrun there is one rank, and nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from tinycifar import atomic, signals
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# A process that dies is noticed at once, as its connections end; this is for a machine that is lost without a word. It
+# must be longer than what rank 0 does alone: filling the cache, an evaluation.
+TIMEOUT = datetime.timedelta(minutes=30)
+FAILURES = (ValueError, OSError, FloatingPointError)  # what a command tells in one line
+
+
+class LostRankError(RuntimeError):
+    """Another process of the run has ended; `tell` on one of those that are left."""
+
+    def __init__(self, message: str, tell: bool) -> None:
+        super().__init__(message)
+        self.tell = tell
+
+
+class _ToldError(Exception):
+    """An error that all ranks know of by now."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this one is, and its number on its machine."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    launch: str = ""
+    """What tells this start of torchrun on this machine from all others; the same when it starts processes again."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes, evaluates and prints."""
+        return self.rank == 0
+
+    def device(self, name: str) -> str:
+        """The device that `name` means here: of GPUs each process of a machine takes that of its own number."""
+        if self.world == 1:
+            return name
+        if name == "mps":
+            raise ValueError("several processes train on CPUs or on CUDA's GPUs, not on mps")
+        gpus = torch.cuda.device_count()
+        if name == "auto":
+            name = "cuda" if gpus else "cpu"
+        if gpus == 0 or not name.startswith("cuda"):
+            return name
+        own = f"cuda:{self.local_rank}"
+        if name not in ("cuda", own):
+            raise ValueError(f"each of several processes takes the GPU of its own number: give cuda, not {name}")
+        if self.local_rank >= gpus:
+            raise ValueError(f"more processes on this machine than GPUs, of which it has {gpus}: start as many")
+        torch.cuda.set_device(self.local_rank)
+        return own
+
+    def exchange(self, value: Any = None, error: Exception | None = None) -> list[Any]:
+        """Wait for all ranks and give the `value` of each; what ended one of them is raised on all instead."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, (value, error))
+        for rank, (_, failure) in enumerate(found):
+            if failure is not None:
+                raise _ToldError(_of_rank(rank, failure))
+        return [value for value, _ in found]
+
+    def signal(self, stop: signals.StopSignal) -> int | None:
+        """The number of the signal that has come to any of the ranks, the same on all of them."""
+        return max(self.exchange(stop.received or 0)) or None
+
+    def began(self, out: Path | None) -> bool:
+        """Whether this very start of torchrun began the run in `out`, and has started the processes again since."""
+        begun = out is not None and self.launch != "" and (out / "recipe.json").exists()
+        launches = atomic.read_json(out / "environment.json").get("torchrun", []) if begun and out is not None else []
+        return any(self.exchange(self.launch in launches))
+
+    def gather(
+        self, count: int, values: Sequence[Tensor], flags: Sequence[int]
+    ) -> tuple[Sequence[Tensor], Sequence[int]]:
+        """Put together what the ranks found for a batch of `count` images, of which rank r has `rows[r::world]`.
+
+        `values` are tensors of a value for each of this rank's images; gives them for the whole batch, (count,), in its
+        order, and of each of the `flags` the largest of any rank.
+        """
+        if self.world == 1:
+            return values, flags
+        longest, header = -(-count // self.world), len(flags)
+        own = torch.zeros(header + len(values) * longest, device=values[0].device)
+        own[:header] = torch.tensor(flags)
+        own[header:].view(len(values), longest)[:, : len(values[0])] = torch.stack([value.to(own) for value in values])
+        found = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(found, own)
+        of_all = torch.stack(found)
+        columns = of_all[:, header:].view(self.world, len(values), longest).permute(1, 2, 0).flatten(1)[:, :count]
+        return list(columns), [int(flag) for flag in of_all[:, :header].amax(0).tolist()]
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """`model` so that a backward pass leaves on every rank the mean of all ranks' gradients.
+
+        Weights and buffers become those of rank 0; in every forward pass the buffers do, running statistics among them.
+        """
+        if self.world == 1:
+            return model
+        index = next(model.parameters()).device.index
+        parallel = DistributedDataParallel(model, device_ids=None if index is None else [index])
+        parallel.register_comm_hook(None, lambda _, bucket: _mean_in_order(bucket))
+        # Told of 1x1 filters; what it costs is nothing for such small models.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        return parallel
+
+    def reseed(self, seed: int) -> None:
+        """Have every rank but the first draw its dropout from a stream of its own, that of (`seed`, rank)."""
+        if self.rank:
+            state = np.random.SeedSequence(seed, spawn_key=(0, self.rank)).generate_state(1, np.uint64)
+            torch.manual_seed(int(state[0]))
+
+    def check_alike(self, **settings: Any) -> None:
+        """Raise ValueError, naming what differs, unless all ranks were started with the same settings."""
+        first, *others = self.exchange(settings)
+        for rank, found in enumerate(others, 1):
+            differing = [name for name in first if found[name] != first[name]]
+            if differing:
+                words = ", ".join(f"{name} is {found[name]} there, not {first[name]}" for name in differing)
+                raise ValueError(f"rank {rank} was started otherwise than rank 0: {words}")
+
+    @contextlib.contextmanager
+    def one_a_machine_first(self) -> Iterator[None]:
+        """Have one process of each machine go through a block before the others: it fills the machine's cache."""
+        if self.local_rank:
+            self.exchange()
+        yield
+        if not self.local_rank:
+            self.exchange()
+
+
+def here() -> Ranks:
+    """The ranks as torchrun's environment variables tell them; one without it."""
+    numbers = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    rank, world, local_rank = (0 if number is None else int(number) for number in numbers)
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # LOGS/RUN_RANDOM/attempt_N/RANK/error.json
+    launch = Path(error_file).parts[-4] if error_file and len(Path(error_file).parts) > 4 else ""
+    return Ranks() if None in numbers else Ranks(rank, world, local_rank, launch)
+
+
+def as_one(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function that all ranks call end on all of them where it ends on one.
+
+    The ranks are connected while it runs. ValueError, OSError and FloatingPointError of one are raised on each, with
+    "rank N: " before their words unless it is rank 0's; LostRankError where another process has ended.
+    """
+
+    @functools.wraps(function)
+    def joined(*arguments: P.args, **options: P.kwargs) -> R:
+        ranks = here()
+        if ranks.world == 1 or dist.is_initialized():
+            return function(*arguments, **options)
+        store = None
+        try:
+            with _dying_of_sigterm():
+                store = _store(ranks)
+                backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+                dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=TIMEOUT)
+            try:
+                return function(*arguments, **options)
+            except FAILURES as error:
+                with contextlib.suppress(RuntimeError):  # the others may have ended
+                    ranks.exchange(error=error)
+                raise
+        except _ToldError as told:
+            raise told.error from None
+        except RuntimeError as error:
+            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            raise _lost(ranks.rank, store) from None
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+    return joined
+
+
+def _store(ranks: Ranks) -> Store:
+    """Where the ranks find each other, empty at first.
+
+    torchrun keeps one store over all its restarts, in which they would find the addresses of processes that are dead
+    (pytorch issue 135712). How often it restarted is counted by each machine for itself, so that it serves as a name on
+    one machine only; on several TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has torchrun make a new one each time.
+    """
+    shared, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(ranks.world)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "0"
+    return PrefixStore(f"tinycifar/{attempt}", shared)
+
+
+@contextlib.contextmanager
+def _dying_of_sigterm() -> Iterator[None]:
+    """Have SIGTERM end the process even while it waits for another inside torch, where no handler of Python's runs."""
+    handler = None
+    with contextlib.suppress(ValueError):  # outside the main thread there are no handlers
+        handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _mean_in_order(bucket: Any) -> Any:
+    """The mean of the ranks' gradients, always added in the order of the ranks.
+
+    By default the order follows from the place in the bucket, and gradients are packed anew after the first step, so
+    that with three ranks or more a resume would come to other bits.
+    """
+    gradients = bucket.buffer()
+    of_all = [torch.empty_like(gradients) for _ in range(dist.get_world_size())]
+    done = dist.all_gather(of_all, gradients, async_op=True).get_future()
+    return done.then(lambda _: functools.reduce(torch.add, of_all) / len(of_all))
+
+
+def _of_rank(rank: int, error: Exception) -> Exception:
+    """An error as the other ranks tell it."""
+    if rank == 0:
+        return error
+    if isinstance(error, OSError):
+        return OSError(error.errno, f"rank {rank}: {error.strerror or error}", error.filename)
+    return (FloatingPointError if isinstance(error, FloatingPointError) else ValueError)(f"rank {rank}: {error}")
+
+
+def _lost(rank: int, store: Store | None) -> LostRankError:
+    """What the ranks that are left raise; the first of them to come here is the one to tell."""
+    tell = True
+    with contextlib.suppress(RuntimeError):  # the store may have ended too
+        tell = store is None or store.add("lost", 1) == 1
+    return LostRankError(
+        f"{f'rank {rank}: ' if rank else ''}another process of this run has ended, and so does the run. "
+        "Its last checkpoint is whole: go on from it with --resume, or have torchrun do that with --max-restarts",
+        tell,
+    )

@@ -1,0 +1,192 @@
+"""The processes of the HTTP service: sockets, start, replacement and end."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import uvicorn
+from filelock import FileLock
+
+from tinycifar import memory
+from tinycifar.serve.app import MOST_BYTES, MOST_BYTES_AT_ONCE, Served, Service, create_app, read_model
+from tinycifar.serve.gate import SECONDS, Protocol, check_hosts
+
+MOST_WORKERS = 4  # unless told otherwise
+MOST_DEATHS = 4  # of processes within a minute
+BACKLOG = 2048  # connections that wait to be taken by a process
+LOCK_SECONDS = 0.005  # between two looks at whether a large picture may be decoded
+MODEL_FILE, SAMPLES_FILE = "model.onnx", "samples"
+
+
+class WorkerError(Exception):
+    """A process of the service that failed."""
+
+
+def serve(
+    model: Served,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    hosts: Sequence[str] = (),
+    workers: int | None = None,
+    started: Callable[[str], None] = lambda _: None,
+    replaced: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Serve with that many processes, by default one a core but four at most, until SIGTERM or SIGINT.
+
+    They end after the requests at hand. `started` is called with the address once all take connections, `replaced` with
+    a line when one that ended is replaced. Raises ValueError as `check_hosts` does, OSError where the port is taken,
+    and WorkerError where processes end again and again.
+    """
+    check_hosts(host, hosts)
+    count = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    context = multiprocessing.get_context("spawn")
+    processes: dict[SpawnProcess, socket.socket] = {}
+    ending = False
+
+    with contextlib.ExitStack() as opened:
+        sockets = [opened.enter_context(one) for one in _listen(host, port, count)]
+        name = opened.enter_context(tempfile.TemporaryDirectory())
+
+        def end(*_: object) -> None:
+            nonlocal ending
+            ending = True
+            for one in sockets:
+                one.close()  # the processes close theirs
+            for process in processes:
+                process.terminate()
+
+        folder = Path(name)
+        (folder / MODEL_FILE).write_bytes(model.content)  # what a process is started with must fit into a pipe
+        (folder / SAMPLES_FILE).write_bytes(pickle.dumps(model.samples))
+        ready, is_ready = context.Pipe(duplex=False)
+        most_bytes = max(MOST_BYTES, MOST_BYTES_AT_ONCE // count)
+        port = sockets[0].getsockname()[1]
+
+        def begin(listening: socket.socket) -> None:
+            arguments = listening, folder, model.name, tuple(hosts), most_bytes, is_ready
+            process = context.Process(target=_work, args=arguments)
+            try:
+                with _no_interrupt():  # of the terminal, which reaches all processes; this one ends the others
+                    process.start()
+            except OSError:
+                if not ending:  # else `listening` may be closed
+                    raise
+            else:
+                processes[process] = listening
+
+        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            for one in sockets:
+                if not ending:
+                    begin(one)
+            up = 0
+            deaths: list[float] = []
+            while not ending:
+                if ready in connection.wait([ready, *(process.sentinel for process in processes)]):
+                    ready.recv()
+                    up += 1
+                    if up == count and not ending:
+                        shown = hosts[0] if hosts else f"[{host}]" if ":" in host else host
+                        started(f"http://{shown}:{port}/")
+                for process in [process for process in processes if not process.is_alive() and not ending]:
+                    listening = processes.pop(process)
+                    deaths = [at for at in deaths if time.monotonic() - at < 60] + [time.monotonic()]
+                    if len(deaths) > MOST_DEATHS:
+                        raise WorkerError(f"the processes of the service keep ending, with code {process.exitcode}")
+                    replaced(f"a process of the service ended with code {process.exitcode} and is replaced")
+                    begin(listening)
+        finally:
+            end()
+            for process in processes:
+                process.join()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _listen(host: str, port: int, count: int) -> list[socket.socket]:
+    """That many sockets on one port; OSError where it is taken.
+
+    Linux shares the connections out among several. Elsewhere the list has one socket `count` times, and a process may
+    take all connections that come at a time. `port` 0 takes a free one.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    alone = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    if sys.platform != "linux":
+        return [alone] * count
+    port = alone.getsockname()[1]
+    alone.close()  # it was open to find whether the port is free: those that share one would not tell
+    sockets: list[socket.socket] = []
+    try:
+        while len(sockets) < count:
+            sockets.append(socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True))
+    except OSError:
+        for one in sockets:
+            one.close()
+        raise
+    return sockets
+
+
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Let no SIGINT through, nor to processes that are started meanwhile, ever; where there is such a thing."""
+    if sys.platform == "win32":
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # the first process would have it started, which lets SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(
+    listening: socket.socket, folder: Path, name: str, hosts: Sequence[str], most_bytes: int, is_ready: Connection
+) -> None:
+    """One process of the service."""
+    memory.return_freed()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()  # however it ended
+        signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+    lock = FileLock(folder / "large")
+    samples = pickle.loads((folder / SAMPLES_FILE).read_bytes())
+    model = replace(read_model(name, folder / MODEL_FILE), samples=samples)
+    service = Service(model, lambda: lock.acquire(poll_interval=LOCK_SECONDS), most_bytes)
+    config = uvicorn.Config(
+        create_app(service, hosts),
+        http=Protocol,
+        workers=1,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=int(2 * SECONDS),
+    )
+    is_ready.send(True)
+    uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,1 @@
+"""Searches of recipe fields."""

@@ -1,0 +1,116 @@
+"""What a sweep searches: the folder of a study, and what its `study.json` says."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tinycifar import atomic
+from tinycifar.data import Dataset
+from tinycifar.recipes import Recipe
+from tinycifar.sweep import ranges
+from tinycifar.sweep.ranges import Range
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is searched, on what, and where it is kept.
+
+    Of the training images the last `validation_images` are held out; 0 where the data brings its own. `scored_on` is
+    how many images a trial is judged by. `data` is the digest of own data, or the name of known data.
+    """
+
+    folder: Path
+    recipe: Recipe
+    ranges: tuple[Range, ...]
+    data: str
+    validation_images: int
+    scored_on: int
+    seed: int
+
+    def trained(self, values: dict[str, Any]) -> Recipe:
+        """The recipe of a trial with these values."""
+        return replace(self.recipe, validation_images=self.validation_images, **values)
+
+    def as_it_is(self) -> dict[str, Any]:
+        """What the unchanged recipe has for the varied fields."""
+        return {of.field: getattr(self.recipe, of.field) for of in self.ranges}
+
+
+def create(
+    recipe: Recipe,
+    varied: tuple[Range, ...],
+    dataset: Dataset,
+    *,
+    out: Path | None = None,
+    validation_images: int | None = None,
+    seed: int = 0,
+) -> Study:
+    """Make a study's folder, `out` or a new dated one under `sweeps/`; where it holds this very study, that goes on.
+
+    `validation_images` is by default the recipe's own number, else 5,000 of CIFAR-10 and a tenth of other data; data
+    that brings validation images is judged by those. Raises ValueError for a recipe with a teacher, where no validation
+    image would be, and for a folder in use or with another study, naming what differs.
+    """
+    if recipe.teacher:
+        raise ValueError(
+            f"{recipe.name} learns from a teacher, and a sweep has none; learn from the labels with --set teacher="
+        )
+    if dataset.validation_images is None:
+        if validation_images is None:
+            tenth = max(1, len(dataset.train_labels) // 10)
+            validation_images = recipe.validation_images or (5_000 if dataset.name == "cifar10" else tenth)
+        if validation_images < 1:
+            raise ValueError("a sweep chooses by validation images and opens no test image: hold out at least 1")
+    split = dataset.split(validation_images or 0)
+    assert split.validation_images is not None
+    if out is None:
+        out = Path("sweeps") / f"{recipe.name}-{datetime.datetime.now():%Y-%m-%d-%H%M%S}"
+    study = Study(
+        folder=out,
+        recipe=recipe,
+        ranges=varied,
+        data=dataset.digest or dataset.name,
+        validation_images=validation_images or 0,
+        scored_on=len(split.validation_images),
+        seed=seed,
+    )
+    study.trained({})  # the recipe takes that many validation images
+    path = out / "study.json"
+    if out.exists() and not (out.is_dir() and (path.exists() or all(of.name[0] == "." for of in out.iterdir()))):
+        raise ValueError(f"{out} is in use and holds no sweep; name a new or an empty folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / ".lock"):
+        if path.exists():
+            _check_same(study, read(out))
+        else:
+            content = {**asdict(study), "ranges": [of.as_json() for of in varied]}
+            atomic.write_json(path, {name: value for name, value in content.items() if name != "folder"})
+    return study
+
+
+def read(folder: Path) -> Study:
+    """The study that a folder holds; ValueError, naming the file, if it is missing or not of this version's."""
+    path = folder / "study.json"
+    content = atomic.read_json(path)
+    try:
+        varied = tuple(map(ranges.from_json, content.pop("ranges")))
+        return Study(folder, Recipe(**content.pop("recipe")), varied, **content)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise ValueError(f"{path} is no study that this version knows: {error}") from None
+
+
+def _check_same(asked: Study, there: Study) -> None:
+    then, now = ({**asdict(of.recipe), "data": of.data, "seed": of.seed} for of in (there, asked))
+    for fields, of in ((then, there), (now, asked)):
+        fields["validation images"] = of.scored_on
+        fields["--vary"] = " ".join(map(str, of.ranges))
+    told = {"expected_accuracy", "expected_minutes", "validation_images"}
+    differing = [name for name in now if name not in told and then[name] != now[name]]
+    if differing:
+        words = ", ".join(f"{name} is {then[name]} there, not {now[name]}" for name in differing)
+        raise ValueError(f"{asked.folder} holds another sweep: {words}")

@@ -1,0 +1,25 @@
+"""Words and tables for people: printable names, plurals, aligned columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def printable(name: str) -> str:
+    """A name as it is, but with escapes for what a terminal or a picture cannot show: control codes, stray bytes."""
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in shown)
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something, as "1 thread" and "2 threads"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows, the first of them the heading, as lines of aligned columns: the first flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:{'>' if column else '<'}{width}}" for column, (cell, width) in cells).rstrip()
+        for cells in (enumerate(zip(row, widths, strict=True)) for row in rows)
+    ]

@@ -1,0 +1,248 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from safetensors import safe_open
+
+from tinycifar import atomic
+from tinycifar.data import decoded
+
+SHAPE = (100, 3, 4, 4)
+
+
+def image(index: int) -> np.ndarray:
+    return np.full(SHAPE[1:], index, np.uint8)
+
+
+def never(index: int) -> np.ndarray:
+    raise AssertionError("it should have come from the cache")
+
+
+def load(
+    cache: Path,
+    decode: Callable[[int], np.ndarray] = image,
+    content: str = "0" * 64,
+    size: int = 4,
+    display: Progress | None = None,
+) -> tuple[torch.Tensor, list[str]]:
+    names = [f"picture {index:02}" for index in range(SHAPE[0])]
+    found, notes = decoded.load(
+        Path("own"), names, decode, content=content, image_size=size, cache=cache, display=display
+    )
+    assert torch.equal(found, torch.arange(100, dtype=torch.uint8)[:, None, None, None].expand(100, 3, size, size))
+    return found, notes
+
+
+def only(cache: Path) -> Path:
+    (entry,) = (cache / "decoded").iterdir()
+    return entry
+
+
+def test_pictures_are_decoded_once(tmp_path: Path) -> None:
+    assert load(tmp_path)[1] == []
+    assert load(tmp_path, never)[1] == []
+    load(tmp_path, content="1" * 64)
+    load(tmp_path, lambda index: np.full((3, 5, 5), index, np.uint8), size=5)
+    assert len(list((tmp_path / "decoded").iterdir())) == 3
+    with safe_open(next((tmp_path / "decoded").iterdir()), framework="np") as stored:
+        assert stored.get_tensor("images").shape[0] == 100
+        assert len(stored.metadata()["sha256"]) == 64
+
+
+def test_another_order_is_another_entry(tmp_path: Path) -> None:
+    def ask(names: list[str]) -> list[int]:
+        options = {"content": "", "image_size": 4, "cache": tmp_path, "display": None}
+        found, _ = decoded.load(Path("own"), names, lambda index: image(int(names[index])), **options)  # type: ignore
+        return found[:, 0, 0, 0].tolist()
+
+    assert ask(["1", "2"]) == [1, 2]
+    assert ask(["2", "1"]) == [2, 1]
+    assert ask(["1", "2"]) == [1, 2]
+
+
+@pytest.mark.parametrize("damage", ["bit", "header", "short", "long", "empty", "folder"])
+def test_a_damaged_entry_is_decoded_again_and_told(tmp_path: Path, damage: str) -> None:
+    load(tmp_path)
+    entry = only(tmp_path)
+    whole = entry.read_bytes()
+    place = {"bit": len(whole) - 3, "header": 40}.get(damage, 0)
+    flipped = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    entry.write_bytes({"short": whole[:-1], "long": whole + b"0", "empty": b""}.get(damage, flipped))
+    if damage == "folder":
+        entry.unlink()
+        entry.mkdir()
+    notes = load(tmp_path)[1]
+    assert "could not be used" in notes[0]
+    if damage == "folder":
+        assert "could not be kept" in notes[1]
+    else:
+        assert len(notes) == 1
+        assert entry.read_bytes() == whole
+        assert load(tmp_path, never)[1] == []
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    load(tmp_path)
+    entry = only(tmp_path)
+    whole = bytearray(entry.read_bytes())
+    for place in range(0, len(whole), 7):
+        whole[place] ^= 1 << place % 8
+        entry.write_bytes(whole)
+        with pytest.raises(ValueError, match="checksum"):
+            decoded._read(entry, SHAPE)
+        whole[place] ^= 1 << place % 8
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (note,) = load(tmp_path / "file")[1]
+    assert "could not be kept" in note
+
+    def full(path: Path, *parts: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(atomic, "write_bytes", full)
+    (note,) = load(tmp_path)[1]
+    assert "could not be kept" in note
+    assert "(No space left on device): each start decodes them" in note
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "No space left" in load(tmp_path)[1][0]
+    assert list((tmp_path / "decoded").iterdir()) == []
+
+
+def test_a_cache_that_is_read_only_still_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(tmp_path)
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert load(tmp_path, never)[1] == []
+
+
+def test_pictures_that_cannot_be_decoded_are_named_up_to_five(tmp_path: Path) -> None:
+    def decode(index: int) -> np.ndarray:
+        if index % 12 == 3:
+            raise ValueError("it is damaged")
+        if index == 4:
+            raise OSError(13, "Permission denied", "picture")
+        return image(index)
+
+    with pytest.raises(
+        ValueError, match="10 of 100 pictures in own cannot be used: picture 03: it is damaged; "
+    ) as told:
+        load(tmp_path, decode)
+    assert "picture 04: Permission denied; picture 15" in str(told.value)
+    assert str(told.value).count("picture ") == 5
+    assert "; and 5 more." in str(told.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_entries_used_last_are_kept(tmp_path: Path) -> None:
+    begun, fresh = tmp_path / "decoded/.a.safetensors.abcdefgh", tmp_path / "decoded/.b.safetensors.abcdefgh"
+    for number in range(decoded.ENTRIES):
+        load(tmp_path, content=str(number))
+    entries = {file.name: file for file in (tmp_path / "decoded").iterdir()}
+    for age, file in enumerate(entries.values()):
+        os.utime(file, (1000 - age, 1000 - age))
+    for file in (begun, fresh):
+        file.write_bytes(b"")
+    os.utime(begun, (1000, 1000))
+    oldest = list(entries.values())[-1]
+    for number in range(decoded.ENTRIES):
+        load(tmp_path, never, str(number))  # which is a use of each
+    os.utime(oldest, (1000, 1000))
+    load(tmp_path, content="new")
+    left = {file.name for file in (tmp_path / "decoded").iterdir()}
+    assert len(left - {fresh.name}) == decoded.ENTRIES
+    assert fresh.name in left
+    assert not {begun.name, oldest.name} & left
+
+
+def test_what_is_done_shows_as_one_bar_that_goes_away(tmp_path: Path) -> None:
+    display = Progress(console=Console(quiet=True))
+    seen = []
+
+    def decode(index: int) -> np.ndarray:
+        seen.extend((task.description, task.total) for task in display.tasks)
+        return image(index)
+
+    load(tmp_path, decode, display=display)
+    assert set(seen) == {("Decoding pictures", 100)}
+    assert display.tasks == []
+
+
+def test_an_unexpected_error_ends_all_threads_and_keeps_nothing(tmp_path: Path) -> None:
+    display, calls = Progress(console=Console(quiet=True)), []
+
+    def decode(index: int) -> np.ndarray:
+        calls.append(index)
+        if index == 5:
+            raise RuntimeError("a mistake")
+        return image(index)
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        load(tmp_path, decode, display=display)
+    assert display.tasks == []
+    assert list(tmp_path.iterdir()) == []
+
+
+ASK = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from tinycifar.data import decoded
+
+def decode(index):
+    time.sleep({seconds})
+    return np.full((3, 4, 4), index, np.uint8)
+
+print("ready", flush=True)
+found, notes = decoded.load(
+    Path("own"), [f"picture {{index:02}}" for index in range(100)], decode,
+    content="0" * 64, image_size=4, cache=Path({cache!r}), display=None,
+)
+assert found[:, 0, 0, 0].tolist() == list(range(100)) and not notes, notes
+"""
+
+
+def start(cache: Path, seconds: float) -> subprocess.Popen[str]:
+    code = ASK.format(cache=str(cache), seconds=seconds)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_ctrl_c_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    process = start(tmp_path, 0.3)  # 15 seconds in all with two threads
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert time.monotonic() - began < 3
+    assert process.returncode == -signal.SIGINT
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_that_ask_at_once_all_get_the_pictures(tmp_path: Path) -> None:
+    processes = [start(tmp_path, 0.001) for _ in range(2)]
+    told = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert load(tmp_path, never)[1] == []
+    assert only(tmp_path).suffix == ".safetensors"

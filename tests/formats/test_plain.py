@@ -1,0 +1,72 @@
+"""Models written out in plain layers give what they gave before."""
+
+import pytest
+import torch
+from torch import nn
+
+from tinycifar import data, inference, models
+from tinycifar.formats import plain
+
+
+def trained_looking(name: str) -> models.Classifier:
+    """A model whose parameters and statistics all matter, as they do after training."""
+    torch.manual_seed(0)
+    model = models.build(name)
+    model.prepare(data.sample().train_images)
+    with torch.no_grad():
+        for key, values in model.named_buffers():
+            if key.endswith("running_var"):
+                values.uniform_(0.5, 2)
+            elif key.endswith("running_mean"):
+                values.normal_()
+        for values in model.parameters():
+            if values.dim() == 1:
+                values.normal_()
+    return model
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_model_written_out_gives_the_same_logits(name: str) -> None:
+    model = trained_looking(name)
+    images = data.sample().test_images[:50]
+    expected = inference.logits(model, images)
+    written = plain.write_out(model)
+    with torch.inference_mode():
+        found, activation = written(images / 255)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(activation.mean((2, 3)) + written.head.bias, found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_only_plain_layers_are_left_and_the_model_is_not_changed(name: str) -> None:
+    model = trained_looking(name)
+    before = {key: values.clone() for key, values in model.state_dict().items()}
+    written = plain.write_out(model)
+    kinds = {type(layer) for layer in written.modules()} - {plain.Plain, plain.Residual, nn.Sequential}
+    assert kinds <= {nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Linear}
+    for key, values in model.state_dict().items():
+        assert torch.equal(values, before[key]), key
+    assert model.training
+
+
+def test_a_model_without_pooling_and_a_linear_layer_at_its_end_is_refused() -> None:
+    model = models.Classifier(nn.Conv2d(3, 10, 32), nn.Flatten())
+    with pytest.raises(ValueError, match="only models that end in global average pooling and a linear layer"):
+        plain.write_out(model)
+
+
+def test_a_normalisation_behind_something_else_than_a_convolution_is_refused() -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)]
+    with pytest.raises(ValueError, match="does not follow a convolution"):
+        plain.write_out(models.Classifier(*layers))
+
+
+def test_a_negative_scale_behind_pooling_is_refused() -> None:
+    norm = nn.BatchNorm2d(4)
+    model = models.Classifier(
+        nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    )
+    plain.write_out(model)
+    nn.init.constant_(norm.weight, -1.0)
+    with pytest.raises(ValueError, match="negative scale behind max-pooling"):
+        plain.write_out(model)

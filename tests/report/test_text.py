@@ -1,0 +1,51 @@
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import Own
+from tinycifar import inference, recipes, trained
+from tinycifar.report import text
+
+
+@pytest.fixture(scope="module")
+def of_thousand(thousand: Own) -> dict[str, Any]:
+    return inference.evaluate(trained.load(thousand.directory, "cpu").model, thousand.dataset).content
+
+
+def test_of_a_thousand_classes_the_worst_and_best_are_told_and_where_the_rest_is(of_thousand: dict[str, Any]) -> None:
+    lines = text.by_class(of_thousand)
+    assert len(lines) < 50
+    assert lines[0] == "The 10 worst of 1,000 classes"
+    assert "The 10 best" in lines
+    assert "Most often confused" in lines
+    assert any(" taken for class " in line for line in lines)
+    assert lines[-1].startswith("evaluation.json has all classes")
+
+
+def test_thirty_classes_are_told_in_full() -> None:
+    confusion = torch.eye(30, dtype=torch.int64).tolist()
+    rows = [{"class": f"c{i}", "images": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0} for i in range(30)]
+    lines = text.by_class({"classes": rows, "confusion": confusion})
+    assert len(lines) == 31 + 2 + 31
+
+
+def test_the_target_of_a_recipe_is_not_held_against_other_data(own_run: Own) -> None:
+    evaluation = inference.evaluate(trained.load(own_run.directory, "cpu").model, own_run.dataset).content
+    record = {"train_accuracy": None, "best_test_accuracy": None, "images_per_second": None}
+    recipe = recipes.get("minute")
+    assert not any("Target" in line for line in text.closing_summary(recipe, record, evaluation, False))
+    asked = recipes.with_settings(recipe, ["target_accuracy=0.3"])
+    assert any("Target of 30.00%" in line for line in text.closing_summary(asked, record, evaluation, False))
+    known = {**evaluation, "data_digest": ""}
+    assert any("Target of 85.00%" in line for line in text.closing_summary(recipe, record, known, False))
+
+
+def test_classes_that_would_look_alike_above_the_confusion_are_numbered() -> None:
+    rows = [{"class": f"class {i}", "images": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0} for i in ("one", "two")]
+    heading, first, second = text.by_class({"classes": rows, "confusion": [[3, 0], [1, 2]]})[-3:]
+    assert (heading.split(), first.split(), second.split()) == (
+        ["1", "2"],
+        ["1", "class", "one", "3", "0"],
+        ["2", "class", "two", "1", "2"],
+    )

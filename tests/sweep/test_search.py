@@ -1,0 +1,562 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from tinycifar import atomic, cli, data, recipes, run, training
+from tinycifar.recipes import Recipe
+from tinycifar.sweep import outcome as sweep_outcome
+from tinycifar.sweep import ranges, search
+from tinycifar.sweep import study as sweep_study
+from tinycifar.sweep import trials as sweep_trials
+from tinycifar.sweep.study import Study
+from tinycifar.training import Result
+
+RECIPE = replace(recipes.get("minute"), epochs=4, image_size=16, width=0.5, batch_size=20, precision="float32")
+VARY = ("learning_rate=0.01:10:log", "label_smoothing=0:0.2", "nesterov=true,false")
+STATES = ("complete", "pruned", "diverged")
+
+
+def tiny() -> data.Dataset:
+    whole = data.sample(16)
+    return replace(whole.limit(60), test_images=whole.test_images[:20], test_labels=whole.test_labels[:20])
+
+
+def study_in(out: Path, recipe: Recipe = RECIPE, vary: tuple[str, ...] = VARY, **options: Any) -> Study:
+    return sweep_study.create(recipe, ranges.parse(vary, recipe), tiny(), out=out, **options)
+
+
+def entries_of(study: Study) -> list[dict[str, Any]]:
+    return search.entries(study, search.open_study(study))
+
+
+def run_search(study: Study, trials: int) -> list[dict[str, Any]]:
+    return list(search.search(study, tiny(), trials=trials, device="cpu"))
+
+
+def without_seconds(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in of.items() if name not in ("train_seconds", "run")} for of in entries]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Trainings that only write what they come to: the better, the nearer the rate is to 0.5; diverged above 5."""
+    called: list[tuple[str, int]] = []
+
+    def train(recipe: Recipe, dataset: data.Dataset, **options: Any) -> Result:
+        directory: Path = options["resume"] or options["out"]
+        stop = options["stop_after_epoch"]
+        called.append((directory.name, stop))
+        if recipe.max_learning_rate > 5:
+            raise FloatingPointError("the loss is nan\nand more")
+        directory.mkdir(parents=True, exist_ok=True)
+        atomic.write_json(directory / "recipe.json", {})
+        accuracy = 0.9 - abs(recipe.max_learning_rate - 0.5) / 10
+        history = [
+            {"epoch": epoch, "validation_accuracy": accuracy * epoch / recipe.epochs, "train_seconds": 1.0}
+            for epoch in range(1, stop + 1)
+        ]
+        run.rewrite_metrics(directory, history)
+        return Result(directory, {"validation_accuracy": history[-1]["validation_accuracy"]}, True, None)
+
+    monkeypatch.setattr(training, "train", train)
+    return called
+
+
+# --- ranges -------------------------------------------------------------------------------------------------------
+
+
+def test_ranges_are_read_as_the_fields_types() -> None:
+    found = ranges.parse(["learning_rate=0.01:1:log", "batch_size=32:64", "nesterov=true,false", "epochs=2,4"], RECIPE)
+    assert [(of.field, of.kind, of.values, of.log) for of in found] == [
+        ("max_learning_rate", "float", (0.01, 1.0), True),
+        ("batch_size", "int", (32, 64), False),
+        ("nesterov", "choice", (True, False), False),
+        ("epochs", "choice", (2, 4), False),
+    ]
+    assert [ranges.from_json(json.loads(json.dumps(of.as_json()))) for of in found] == list(found)
+    assert tuple(ranges.parse(map(str, found), RECIPE)) == found
+
+
+@pytest.mark.parametrize(
+    ("vary", "told"),
+    [
+        ([], "FIELD=LOW:HIGH:log"),
+        (["learning_rate"], "FIELD=A,B,C, not 'learning_rate'"),
+        (["rate=1:2"], "rate is no field of a recipe; allowed are: model"),
+        (["validation_images=1:2"], "validation_images cannot be varied"),
+        (["watch_test=true,false"], "cannot be varied"),
+        (["learning_rate=1:0.1"], "the first end must be below the second"),
+        (["learning_rate=0.1:nan"], "must lie between"),
+        (["learning_rate=0.1:1000"], "max_learning_rate must lie between 1e-09 and 100, not 1000"),
+        (["learning_rate=0.1:1:lin"], "--vary takes"),
+        (["learning_rate=0.1:1:log:log"], "--vary takes"),
+        (["learning_rate=a:b"], "takes a number, not 'a'"),
+        (["batch_size=2.5:8"], "takes a whole number, not '2.5'"),
+        (["weight_decay=0:0.1:log"], "lies above 0"),
+        (["nesterov=false:true"], "is no number, give choices"),
+        (["model=whitenet,other"], "unknown model 'other'"),
+        (["batch_size=32"], "at least two choices"),
+        (["batch_size=32,32"], "each once"),
+        (["learning_rate=0.1:1", "max_learning_rate=0.1:1"], "names max_learning_rate twice"),
+        (["image_size=16:48"], "models take some sizes only, give choices: image_size=24,32"),
+        (["warmup_fraction=0.1:0.7", "hold_fraction=0:0.5"], "warmup_fraction=0.7 with hold_fraction=0.5, and then"),
+    ],
+)
+def test_what_cannot_be_varied_is_refused_in_one_line(vary: list[str], told: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as refused:
+        ranges.parse(vary, RECIPE)
+    assert told in str(refused.value)
+
+
+# --- studies ------------------------------------------------------------------------------------------------------
+
+
+def test_a_tenth_of_other_data_is_held_out_and_the_recipes_own_number_goes_first() -> None:
+    assert study_in(Path("a")).validation_images == 6
+    assert study_in(Path("b"), replace(RECIPE, validation_images=9)).validation_images == 9
+    assert study_in(Path("c"), replace(RECIPE, validation_images=9), validation_images=7).scored_on == 7
+
+
+def test_data_with_validation_images_is_judged_by_those() -> None:
+    split = tiny().split(8)
+    study = sweep_study.create(RECIPE, ranges.parse(VARY, RECIPE), split, out=Path("a"))
+    assert (study.validation_images, study.scored_on) == (0, 8)
+    assert study.trained({}).validation_images == 0
+
+
+def test_without_validation_images_nothing_is_begun() -> None:
+    with pytest.raises(ValueError, match="opens no test image: hold out at least 1"):
+        study_in(Path("a"), validation_images=0)
+    with pytest.raises(ValueError, match="learns from a teacher"):
+        study_in(Path("a"), replace(RECIPE, teacher="teacher"))
+    with pytest.raises(ValueError, match="cannot hold out 60 images"):
+        study_in(Path("a"), validation_images=60)
+    assert not Path("a").exists()
+
+
+def test_a_folder_takes_the_same_study_again_and_names_how_another_differs() -> None:
+    study = study_in(Path("a"))
+    assert study_in(Path("a")) == study == sweep_study.read(Path("a"))
+    for options, told in (
+        ({"recipe": replace(RECIPE, epochs=5)}, "epochs is 4 there, not 5"),
+        ({"vary": ("learning_rate=0.01:2:log",)}, "--vary is max_learning_rate=0.01:10.0:log label_smoothing=0.0:0.2"),
+        ({"seed": 1}, "seed is 0 there, not 1"),
+        ({"validation_images": 7}, "validation images is 6 there, not 7"),
+    ):
+        with pytest.raises(ValueError, match="a holds another sweep: ") as refused:
+            study_in(Path("a"), **options)  # type: ignore[arg-type]
+        assert told in str(refused.value)
+    other = replace(tiny(), name="mine", digest="abc")
+    with pytest.raises(ValueError, match="data is sample there, not abc"):
+        sweep_study.create(RECIPE, ranges.parse(VARY, RECIPE), other, out=Path("a"))
+
+
+def test_a_folder_with_something_else_is_left_alone() -> None:
+    Path("a").mkdir()
+    Path("a/mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="a is in use and holds no sweep"):
+        study_in(Path("a"))
+    assert [path.name for path in Path("a").iterdir()] == ["mine.txt"]
+    Path("b").mkdir()
+    Path("b/study.json").write_text('{"ranges": 1}')
+    with pytest.raises(ValueError, match=r"b.study\.json is no study"):
+        study_in(Path("b"))
+
+
+# --- trials -------------------------------------------------------------------------------------------------------
+
+
+def test_trials_are_runs_of_the_varied_recipe_and_see_the_validation_images_only() -> None:
+    study = study_in(Path("a"), replace(RECIPE, epochs=2, watch_test=True))
+    found = run_search(study, 2)
+    assert [of["number"] for of in found] == [0, 1]
+    assert found[0]["parameters"] == {"max_learning_rate": 0.5, "label_smoothing": 0.05, "nesterov": True}
+    for of in found:
+        directory = Path(of["run"])
+        assert directory == Path("a/trials") / str(of["number"])
+        trained = run.read_recipe(directory)
+        assert replace(study.recipe, validation_images=6, **of["parameters"]) == trained
+        evaluation = run.read_evaluation(directory)
+        assert (evaluation["split"], evaluation["images"]) == ("validation", 6)
+        assert evaluation["accuracy"] == of["validation_accuracy"]
+        history = run.read_metrics(directory)
+        assert len(history) == of["epochs"] == 2
+        assert not any("test" in name for entry in history for name in entry)
+    assert 0.01 <= found[1]["parameters"]["max_learning_rate"] <= 10
+
+
+def test_a_stopped_study_goes_on_to_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(RECIPE, epochs=3)
+    whole = run_search(study_in(Path("whole"), recipe), 3)
+    train, calls = training.train, iter(range(100))
+
+    def interrupted(*arguments: Any, **options: Any) -> Result:
+        if next(calls) == 2:  # the second part of trial 1
+            os.kill(os.getpid(), signal.SIGINT)
+        return train(*arguments, **options)
+
+    study = study_in(Path("a"), recipe)
+    monkeypatch.setattr(training, "train", interrupted)
+    with pytest.raises(search.Stopped) as stopped:
+        run_search(study, 3)
+    assert stopped.value.signal == signal.SIGINT
+    assert [of["state"] for of in entries_of(study)] == ["complete", "running"]
+    assert not Path("a/trials/1/evaluation.json").exists()  # parts of a trial are not evaluated: that takes seconds
+    assert [of["number"] for of in run_search(study, 3)] == [1, 2]
+    assert without_seconds(entries_of(study)) == without_seconds(whole)
+    assert run_search(study, 3) == []
+
+
+def test_a_recipe_outside_the_ranges_is_trial_0_all_the_same(quick: list[tuple[str, int]]) -> None:
+    study = study_in(Path("a"), vary=("learning_rate=0.01:0.1:log",))
+    found = run_search(study, 12)
+    assert found[0]["parameters"] == {"max_learning_rate": 0.5}
+    assert all(0.01 <= of["parameters"]["max_learning_rate"] <= 0.1 for of in found[1:])
+
+
+def test_trials_that_are_worse_than_three_quarters_are_pruned_and_those_that_diverge_end_nothing(
+    quick: list[tuple[str, int]],
+) -> None:
+    study = study_in(Path("a"))
+    found = run_search(study, 25)
+    assert {of["state"] for of in found} == set(STATES)
+    assert [of["number"] for of in found] == list(range(25))
+    for of in found:
+        at = [stop for number, stop in quick if number == str(of["number"])]
+        if of["state"] == "pruned":
+            assert of["epochs"] == at[-1] < 4
+            assert of["train_seconds"] == at[-1]
+        if of["state"] == "complete":
+            assert at == ([4] if of["number"] == 0 else [2, 3, 4])
+        if of["state"] == "diverged":
+            assert of["problem"] == "the loss is nan"
+    better = [of["parameters"]["max_learning_rate"] for of in found[15:]]
+    assert sum(rate < 2 for rate in better) > 7  # the sampler has learned where it is good
+
+
+def test_checks_begin_at_a_third_and_are_few() -> None:
+    assert sweep_trials.stops(1) == [1]
+    assert sweep_trials.stops(4) == [2, 3, 4]
+    assert sweep_trials.stops(3) == [1, 2, 3]
+    assert len(sweep_trials.stops(240)) < 13
+    assert sweep_trials.stops(240)[0] == 80
+
+
+def test_where_epochs_are_varied_no_trial_is_pruned(quick: list[tuple[str, int]]) -> None:
+    run_search(study_in(Path("a"), vary=("epochs=2:9", "learning_rate=0.01:4")), 12)
+    assert len(quick) == 12
+
+
+def test_a_dead_process_s_trial_is_gone_on_with_but_not_one_that_another_is_at(quick: list[tuple[str, int]]) -> None:
+    study = study_in(Path("a"))
+    kept = search.open_study(study)
+    dead, alive = sweep_trials._begin(study, kept, 9), sweep_trials._begin(study, kept, 9)
+    assert dead
+    assert alive
+    dead.lock.release()
+    found = run_search(study, 3)
+    assert [of["number"] for of in found] == [0, 2]
+    assert entries_of(study)[1]["state"] == "running"
+    alive.lock.release()
+    assert [of["number"] for of in run_search(study, 3)] == [1]
+    assert entries_of(study)[1]["parameters"] == alive.values
+
+
+def test_a_trial_that_kills_its_process_each_time_is_given_up(quick: list[tuple[str, int]]) -> None:
+    study = study_in(Path("a"))
+    for _ in range(sweep_trials.MOST_STARTS):
+        begun = sweep_trials._begin(study, search.open_study(study), 9)
+        assert begun
+        assert begun.trial.number == 0
+        begun.lock.release()
+    found = run_search(study, 2)
+    assert [of["state"] for of in found] == ["failed", "complete"]
+    assert "killed 3 times" in found[0]["problem"]
+
+
+def test_an_end_in_order_is_no_kill_wherever_it_comes(
+    quick: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, train = study_in(Path("a")), training.train
+    for error, code in ((KeyboardInterrupt(), signal.SIGINT), (SystemExit(143), signal.SIGTERM)):
+        for _ in range(sweep_trials.MOST_STARTS):
+            monkeypatch.setattr(training, "train", mock.Mock(side_effect=error))
+            with pytest.raises(search.Stopped) as stopped:
+                run_search(study, 1)
+            assert stopped.value.signal == code
+    monkeypatch.setattr(training, "train", train)
+    assert [of["state"] for of in run_search(study, 1)] == ["complete"]
+
+
+def test_kills_count_against_a_trial_only_while_it_makes_no_progress() -> None:
+    study = study_in(Path("a"))
+    for epochs in range(1, 1 + sweep_trials.MOST_STARTS):
+        begun = sweep_trials._begin(study, search.open_study(study), 1)
+        assert begun
+        recipe, again = study.trained(begun.values), (begun.directory / "recipe.json").exists()
+        place: dict[str, Any] = {"resume" if again else "out": begun.directory}
+        training.train(recipe, tiny(), stop_after_epoch=epochs, evaluate=False, device="cpu", **place)
+        begun.lock.release()  # as its process is killed now
+    metrics = Path("a/trials/0/metrics.jsonl")
+    metrics.write_text(metrics.read_text() + '{"epoch": 4, "tr')  # in the middle of a line
+    (found,) = run_search(study, 1)
+    assert (found["state"], found["epochs"]) == ("complete", 4)
+
+
+def test_values_that_no_recipe_takes_together_fail_their_trial_alone(
+    quick: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = Study.trained
+
+    def refusing(study: Study, values: dict[str, Any]) -> Recipe:
+        if values and values["label_smoothing"] != study.recipe.label_smoothing:
+            raise ValueError("label_smoothing is wrong")
+        return trained(study, values)
+
+    monkeypatch.setattr(Study, "trained", refusing)
+    found = run_search(study_in(Path("a")), 3)
+    assert [of["state"] for of in found] == ["complete", "failed", "failed"]
+    assert found[1]["problem"] == "label_smoothing is wrong"
+
+
+def test_half_a_line_at_the_journals_end_is_dropped(quick: list[tuple[str, int]]) -> None:
+    study = study_in(Path("a"))
+    run_search(study, 2)
+    before = entries_of(study)
+    with Path("a/study.journal").open("a") as file:
+        file.write('{"op_code": 4, "wor')
+    assert entries_of(study) == before
+    assert len(run_search(study, 3)) == 1
+    assert len(entries_of(study)) == 3
+
+
+# --- outcome ------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_sweep_came_to_is_written_and_the_best_recipe_trains(quick: list[tuple[str, int]]) -> None:
+    study = study_in(Path("a"))
+    found = sweep_outcome.outcome(study, run_search(study, 20))
+    sweep_outcome.save(study, found)
+    assert json.loads(Path("a/sweep.json").read_text()) == found
+    assert Path("a/sweep.png").read_bytes()[:4] == b"\x89PNG"
+    best = found["best"]
+    complete = [of for of in found["trials"] if of["state"] == "complete"]
+    assert best["validation_accuracy"] == max(of["validation_accuracy"] for of in complete)
+    assert found["gain"] == pytest.approx(best["validation_accuracy"] - 0.9)
+    recipe = recipes.get("a/best.toml")
+    assert recipe.validation_images == RECIPE.validation_images == 0
+    assert {name: getattr(recipe, name) for name in best["parameters"]} == best["parameters"]
+    assert recipe.name == ("minute-sweep" if best["number"] else "minute")
+
+
+def test_the_caveats_are_told() -> None:
+    study = study_in(Path("a"), vary=("learning_rate=0.01:1",), validation_images=50)
+    trials = [
+        {"number": number, "parameters": {"max_learning_rate": 0.1 * (number + 1)}, "state": state, "epochs": 4}
+        | {"validation_accuracy": accuracy, "train_seconds": 1.0, "run": "", "problem": None}
+        for number, (state, accuracy) in enumerate(
+            [("complete", 0.8), ("complete", 0.84), ("pruned", 0.5), ("diverged", None), ("running", None)]
+        )
+    ]
+    found = sweep_outcome.outcome(study, trials)
+    assert found["standard_error"] == pytest.approx((0.84 * 0.16 / 50) ** 0.5)
+    told = "\n".join(sweep_outcome.lines(study, found))
+    assert "Best of 5 trials (2 complete, 1 pruned, 1 diverged, 1 running): trial 1, 84.00% on 50 valid" in told
+    assert "one standard error is 5.18 points" in told
+    assert "4.00 points above the recipe as it is (trial 0, 80.00%)" in told
+    assert "with several seeds" in told
+    assert [sweep_outcome.line(of) for of in trials[:4]] == [
+        "Trial 0 (the recipe as it is): 80.00%, 1.0 s; max_learning_rate 0.1",
+        "Trial 1: 84.00%, 1.0 s; max_learning_rate 0.2",
+        "Trial 2: pruned at 50.00% after epoch 4, 1.0 s; max_learning_rate 0.3",
+        "Trial 3: diverged, 1.0 s; max_learning_rate 0.4",
+    ]
+    alone = sweep_outcome.outcome(study, trials[:1])
+    assert (alone["gain"], alone["luck"]) == (0, 0)
+    assert "No trial was better" in "\n".join(sweep_outcome.lines(study, alone))
+    none = sweep_outcome.outcome(study, trials[3:])
+    assert sweep_outcome.lines(study, none) == ["No trial was complete (1 diverged, 1 running)"]
+
+
+def test_the_best_of_many_alike_is_as_far_off_as_draws_are() -> None:
+    draws = torch.randn(20_000, 20, generator=torch.Generator().manual_seed(0))
+    assert sweep_outcome.expected_largest(20) == pytest.approx(draws.amax(1).mean().item(), abs=0.03)
+    assert sweep_outcome.expected_largest(1) == 0
+
+
+def test_one_bad_trial_does_not_flatten_the_picture() -> None:
+    trials = [{"state": "complete", "validation_accuracy": value} for value in (0.85, 0.851, 0.855, 0.86, 0.1)]
+    low, high = sweep_outcome.limits({"trials": trials, "standard_error": 0.005})
+    assert 82 < low < 85
+    assert 86 < high < 88
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+WORDS = ["sweep", "minute", "--data", "sample", "--epochs", "2", "--set", "batch_size=64", "--device", "cpu"]
+WORDS += ["--set", "image_size=16", "--vary", "learning_rate=0.1:1:log", "--out", "a"]
+
+
+def command(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*WORDS, *words])
+    return int(ended.value.code or 0)
+
+
+def test_the_command_prints_one_json_object(quick: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--trials", "2", "--json") == 0
+    printed = capsys.readouterr()
+    assert [of["number"] for of in json.loads(printed.out)["trials"]] == [0, 1]
+    assert command("--trials", "3") == 0
+    printed = capsys.readouterr()
+    assert "Trial 2: " in printed.out
+    assert "Trial 1: " not in printed.out
+    assert "Train it with: tinycifar train a/best.toml --data sample (which evaluates" in printed.out
+    assert command("--trials", "3", "--vary", "weight_decay=0:0.1") == 2
+    assert "a holds another sweep: --vary is" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: list[tuple[str, int]]
+) -> None:
+    train = training.train
+
+    def interrupted(*arguments: Any, **options: Any) -> Result:
+        if "1" in str(options["out"]):
+            raise KeyboardInterrupt
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(training, "train", interrupted)
+    assert command("--trials", "3") == 130
+    printed = capsys.readouterr().out
+    assert "Best of 2 trials (1 complete, 1 running)" in printed
+    assert "--trials 3 --jobs 1 --epochs 2 --data sample --device cpu --out a" in printed.splitlines()[-1]
+    monkeypatch.setattr(training, "train", train)
+    assert command("--trials", "3") == 0
+
+
+def test_a_sweep_without_a_result_ends_with_1_and_one_under_torchrun_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: list[tuple[str, int]]
+) -> None:
+    monkeypatch.setattr(training, "train", mock.Mock(side_effect=FloatingPointError("the loss is nan")))
+    assert command("--trials", "2") == 1
+    assert "No trial was complete (2 diverged)" in capsys.readouterr().out
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert command("--trials", "2") == 2
+    assert "start it without torchrun, with --jobs" in capsys.readouterr().err
+
+
+def test_trials_that_another_process_is_at_are_told(
+    capsys: pytest.CaptureFixture[str], quick: list[tuple[str, int]]
+) -> None:
+    assert command("--trials", "1") == 0
+    study = sweep_study.read(Path("a"))
+    begun = sweep_trials._begin(study, search.open_study(study), 2)
+    assert begun
+    capsys.readouterr()
+    assert command("--trials", "2") == 0
+    assert "Another process is at 1 of the trials" in capsys.readouterr().out
+    begun.lock.release()
+
+
+def test_without_the_extra_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("sweep", "sweep_trials"):
+        monkeypatch.delitem(sys.modules, f"tinycifar.{name}")
+        monkeypatch.delattr(f"tinycifar.{name}")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert command() == 2
+    assert 'pip install "tinycifar[sweep]"' in capsys.readouterr().err
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started() -> Iterator[Any]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        line = [sys.executable, "-m", "tinycifar", *WORDS, "--jobs", "2", "--threads", "1", *words]
+        processes.append(
+            subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        assert process.stdout
+        process.stdout.close()
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+
+
+def wait_for(condition: Any) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come to pass in a minute")
+
+
+@pytest.mark.end_to_end
+def test_two_processes_share_a_study(started: Any) -> None:
+    process = started("--trials", "4")
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    assert all(f"Trial {number}" in printed for number in range(4)), printed
+    found = atomic.read_json(Path("a/sweep.json"))
+    assert [of["state"] for of in found["trials"]] == ["complete"] * 4
+
+
+@pytest.mark.end_to_end
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
+def test_killed_processes_and_a_killed_command_lose_no_trial(started: Any) -> None:
+    metrics = Path("a/trials")
+    process = started("--trials", "8")
+    wait_for(lambda: len(list(metrics.glob("*/metrics.jsonl"))) >= 2)
+    os.kill(children(process)[0], signal.SIGKILL)  # one worker; the other does all the rest
+    printed = process.communicate()[0]
+    assert process.returncode == 1, printed
+    assert "worker 1 ended with -9" in printed
+    found = atomic.read_json(Path("a/sweep.json"))
+    assert [of["state"] for of in found["trials"]].count("running") == 0
+    assert len(found["trials"]) == 8
+
+    process = started("--trials", "14")
+    wait_for(lambda: len(list(metrics.glob("*/metrics.jsonl"))) >= 10)
+    workers = children(process)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(Path(f"/proc/{number}/cmdline").exists() for number in workers))
+
+    process = started("--trials", "14")
+    wait_for(lambda: len(list(metrics.glob("*/metrics.jsonl"))) >= 12)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate()[0]
+    assert process.returncode == 130, printed
+    assert "Go on with: tinycifar sweep minute" in printed
+
+    process = started("--trials", "14")
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    found = atomic.read_json(Path("a/sweep.json"))
+    assert len(found["trials"]) == 14
+    assert {of["state"] for of in found["trials"]} <= {"complete", "pruned"}
