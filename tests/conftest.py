@@ -81,6 +81,7 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> Own:
     import torch
 
     from tinycifar import data, models, recipes, run
+    from tinycifar.trained import save_weights
 
     torch.manual_seed(0)
     sample = data.sample()
@@ -101,7 +102,7 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> Own:
         "precision": "float32",
     }
     run.start(directory, recipe, {**environment, "data_digest": dataset.digest, "resumes": []})
-    trained.save_weights(
+    save_weights(
         directory / "model.safetensors",
         model,
         model_name="whitenet",
@@ -189,5 +190,5 @@ def own_folder_and_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reques
     monkeypatch.chdir(tmp_path)
     if not {"full_data", "end_to_end"} & {mark.name for mark in request.node.iter_markers()}:
         monkeypatch.setenv("TINYCIFAR_CACHE", str(tmp_path / "cache"))
-        if request.module.__name__ != "test_cifar10":
+        if request.module.__name__ != "data.test_cifar10":
             monkeypatch.setattr(cifar10, "_fill", fill)

@@ -43,7 +43,7 @@ def seeded(seed: int) -> torch.Generator:
 @pytest.fixture(scope="module")
 def photos() -> Tensor:
     """The 400 real images of the sample, (400, 3, 32, 32), uint8."""
-    sample = importlib.resources.files("tinycifar").joinpath("sample", "train.bin").read_bytes()
+    sample = importlib.resources.files("tinycifar").joinpath("data", "sample", "train.bin").read_bytes()
     records = torch.frombuffer(bytearray(sample), dtype=torch.uint8).view(-1, 3073)
     return records[:, 1:].reshape(-1, 3, 32, 32)
 

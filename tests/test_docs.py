@@ -46,8 +46,8 @@ NOT_RUN = {
     "for seed in": "ten trainings in full, with records, which take whole recipes and committed source",
     "--record": "records take whole recipes and committed source, and hours; tests of the command cover it",
     "apt install": "a test installs nothing; .ci/run installs it",
-    "cc": "tests/test_c_source.py compiles and runs this file",
-    "python -m http.server": "Python's own; tests/test_web.py opens the page in a browser",
+    "cc": "tests/formats/test_c_source.py compiles and runs this file",
+    "python -m http.server": "Python's own; tests/formats/test_web.py opens the page in a browser",
 }
 # Replaced in a command: a part of it, and by what.
 REPLACED = {
@@ -402,7 +402,7 @@ def test_the_files_that_commands_name_exist() -> None:
         if word.startswith((".ci/", "tests/", "scripts/", "examples/"))
     }
     assert {name for name in named if not (ROOT / name).exists()} == set()
-    assert "tests/test_serve.py" in named
+    assert "tests/serve/test_app.py" in named
 
 
 def test_what_is_installed_can_be_installed() -> None:

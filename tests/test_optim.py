@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from tinycifar import recipes
-from tinycifar.optim import Muon, build, one_cycle, orthogonalize, set_rates
+from tinycifar.epochs import one_cycle
+from tinycifar.optim import Muon, build, orthogonalize, set_rates
 
 ORIGINAL = Path(__file__).parents[1] / "results" / "original"
 STEPS_PER_EPOCH = 391  # 50,000 images in batches of 128, the last one smaller

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tinycifar import data
-from tinycifar.data import cifar10
+from tinycifar.data import cifar10, loading
 from tinycifar.data.dataset import CLASSES, MEAN
 from tinycifar.epochs import epoch_generator, hardest
 
@@ -24,7 +24,7 @@ def test_the_packaged_sample_holds_real_images_of_every_class():
 
 
 def test_a_damaged_packaged_sample_is_refused(monkeypatch):
-    monkeypatch.setitem(data.SAMPLE, "test.bin", (200, "0" * 32))
+    monkeypatch.setitem(loading.SAMPLE, "test.bin", (200, "0" * 32))
     with pytest.raises(cifar10.DataError, match=r"test\.bin: MD5 .* expected 0000"):
         data.sample()
 

@@ -16,7 +16,7 @@ from tinycifar import data, trained
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import c_source, onnx_file
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
 needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 

@@ -19,7 +19,7 @@ from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import onnx_file
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_the_exported_model_gives_the_logits_of_the_original(exports: Path) -> None:

@@ -414,7 +414,7 @@ def test_pictures_that_come_together_get_each_its_own_answer(running: Running, t
 
 
 def test_the_client_in_the_readme_names_the_class(running: Running, tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     (client,) = re.findall(r"A short client.*?```python\n(.*?)```", readme, flags=re.DOTALL)
     assert len(client.splitlines()) <= 10
     (tmp_path / "client.py").write_text(client.replace(":8000/", f":{running.port}/"))

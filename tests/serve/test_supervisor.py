@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_serve import png, start
 
+from serve.test_app import png, start
 from tinycifar.serve import supervisor
 
 

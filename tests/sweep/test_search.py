@@ -474,9 +474,9 @@ def test_trials_that_another_process_is_at_are_told(
 def test_without_the_extra_one_line_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("sweep", "sweep_trials"):
-        monkeypatch.delitem(sys.modules, f"tinycifar.{name}")
-        monkeypatch.delattr(f"tinycifar.{name}")
+    for name in ("search", "trials"):
+        monkeypatch.delitem(sys.modules, f"tinycifar.sweep.{name}")
+        monkeypatch.delattr(f"tinycifar.sweep.{name}")
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert command() == 2
     assert 'pip install "tinycifar[sweep]"' in capsys.readouterr().err

@@ -20,7 +20,7 @@ from tinycifar import signals
 from tinycifar.words import counted
 
 POLL_SECONDS = 0.1
-CHILD = "from tinycifar import jobs; jobs.child()"
+CHILD = "from tinycifar.scale import jobs; jobs.child()"
 TRIED_STEPS = 40  # by which speeds are compared: some seconds
 
 

@@ -93,7 +93,7 @@ class _Workers:
         self.problems: list[str] = []
         self._said: list[IO[bytes]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        command = [sys.executable, "-c", "from tinycifar import sweep; sweep.worker()", json.dumps(arguments)]
+        command = [sys.executable, "-c", "from tinycifar.sweep import search; search.worker()", json.dumps(arguments)]
         for _ in range(jobs):
             self._said.append(tempfile.TemporaryFile())  # noqa: SIM115  (closed in __exit__)
             self._processes.append(
