@@ -1,5 +1,7 @@
 """What several test files share."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -7,18 +9,20 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
 
 from tinycifar.data import cifar10
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from tinycifar.data import Dataset
 
-# Tests are small: more threads gain nothing, and where other processes hold the cores they wait for each other.
-os.environ["OMP_NUM_THREADS"] = "1"
+# Tests are small: more threads gain nothing, and beside other processes they wait for each other.
+# tests/processors.py sets another number.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")
 os.environ["MPLBACKEND"] = "agg"
 # A shell that runs the tests in the background has Ctrl-C ignored, here and in every process started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,7 +47,7 @@ class Own:
     """A run on own data, and the data."""
 
     directory: Path
-    dataset: "Dataset"
+    dataset: Dataset
 
 
 @pytest.fixture(scope="session")
@@ -164,17 +168,55 @@ def own(tmp_path: Path) -> Path:
     return folder
 
 
+def skip(name: str, reason: str) -> NoReturn:
+    """Skip the test because `reason`; with REQUIRE_`name` in the environment, as in .ci/run, fail instead."""
+    if f"REQUIRE_{name}" in os.environ:
+        pytest.fail(f"{reason}, and REQUIRE_{name} is set")
+    pytest.skip(reason)
+
+
 @pytest.fixture
 def chromium() -> Iterator[Browser]:
-    """The system's Chromium, headless; the test is skipped where there is none, unless REQUIRE_CHROMIUM is set."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        assert "REQUIRE_CHROMIUM" not in os.environ, "Chromium is not installed"
-        pytest.skip("Chromium is not installed")
+    """The system's Chromium, headless."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        skip("CHROMIUM", "Chromium is not installed")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        skip("CHROMIUM", "playwright, which drives Chromium, is not installed")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def fashion_mnist() -> Path:
+    """The folder of Debian's package dataset-fashion-mnist."""
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    if not folder.exists():
+        skip("FASHION_MNIST", "Debian's package dataset-fashion-mnist is not installed")
+    return folder
+
+
+@pytest.fixture
+def compiler() -> str:
+    """A C compiler."""
+    path = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
+    if path is None:
+        skip("COMPILER", "no C compiler is installed")
+    return path
+
+
+@pytest.fixture
+def onnxruntime_web() -> None:
+    """The package onnxruntime-web, which a page of a model contains: in the cache, or from npm."""
+    from tinycifar.formats import web
+
+    cached = cifar10.cache_directory() / f"{web.PACKAGE}-{web.VERSION}.tgz"
+    if not cached.exists() and shutil.which("npm") is None:
+        skip("NPM", "npm is not installed and onnxruntime-web is not cached")
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,4 @@
 import gzip
-import os
 import struct
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from tinycifar import data
 from tinycifar.data import idx, pictures
 from tinycifar.data.dataset import Dataset
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 
@@ -146,12 +144,9 @@ def test_a_packed_file_that_swells_is_not_read_to_its_end(tmp_path: Path, monkey
 
 
 @pytest.mark.full_data
-def test_the_real_fashion_mnist_is_known_by_its_bytes() -> None:
-    if not FASHION.is_dir():
-        assert "REQUIRE_FASHION_MNIST" not in os.environ, "Debian's dataset-fashion-mnist is not installed"
-        pytest.skip("dataset-fashion-mnist is not installed")
+def test_the_real_fashion_mnist_is_known_by_its_bytes(fashion_mnist: Path) -> None:
     hashes = {
-        name: idx._read(FASHION, name, idx.LABELS if "labels" in name else idx.IMAGES)[1]
+        name: idx._read(fashion_mnist, name, idx.LABELS if "labels" in name else idx.IMAGES)[1]
         for name in idx.FASHION_MNIST_SHA256
     }
     assert hashes == idx.FASHION_MNIST_SHA256

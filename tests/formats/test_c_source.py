@@ -18,10 +18,9 @@ from tinycifar.formats import c_source, onnx_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
-needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_the_compiled_code_agrees_with_the_int8_model(exports: Path) -> None:
     network = c_source.read(exports / "minute-int8.onnx")
     images = torch.cat([data.sample().test_images, data.sample().train_images])
@@ -32,10 +31,12 @@ def test_the_compiled_code_agrees_with_the_int8_model(exports: Path) -> None:
     assert parity.largest_difference < 0.1
 
 
-@needs_compiler
-def test_the_example_runs_clean_under_sanitizers_and_names_the_classes(exports: Path, tmp_path: Path) -> None:
+def test_the_example_runs_clean_under_sanitizers_and_names_the_classes(
+    exports: Path, tmp_path: Path, compiler: str
+) -> None:
     program = tmp_path / "classify"
-    command = ["gcc", *STRICT, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I", exports / "c"]
+    sanitized = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command = [compiler, *STRICT, *sanitized, "-I", exports / "c"]
     subprocess.run([*command, "-o", program, EXAMPLES / "main.c", exports / "c" / "minute.c"], check=True)
     images = data.sample().test_images[:20]
     done = subprocess.run(
@@ -84,8 +85,7 @@ def test_a_name_becomes_one_that_c_allows(exports: Path, tmp_path: Path, name: s
     assert f"int {stem}_classify(" in source.read_text()
 
 
-@needs_compiler
-def test_class_names_of_any_letters_come_out_of_c_as_they_were(exports: Path, tmp_path: Path) -> None:
+def test_class_names_of_any_letters_come_out_of_c_as_they_were(exports: Path, tmp_path: Path, compiler: str) -> None:
     network = c_source.read(exports / "minute-int8.onnx")
     names = ['"quoted"', "back\\slash", "k\u00e4se 1", "\U0001f431", "what??/", "*/", "%s", *CLASSES[7:]]
     about = {**network.about, "classes": json.dumps(names)}
@@ -93,11 +93,11 @@ def test_class_names_of_any_letters_come_out_of_c_as_they_were(exports: Path, tm
     loop = "int main(void) { for (int i = 0; i < 10; i++) puts(odd_class_names[i]); }"
     main = f'#include <stdio.h>\n#include "odd.h"\n{loop}'
     (tmp_path / "main.c").write_text(main)
-    subprocess.run(["gcc", *STRICT, "-o", tmp_path / "names", tmp_path / "main.c", source], check=True)
+    subprocess.run([compiler, *STRICT, "-o", tmp_path / "names", tmp_path / "main.c", source], check=True)
     assert subprocess.run([tmp_path / "names"], check=True, capture_output=True).stdout.decode().splitlines() == names
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_a_scale_that_is_a_whole_number_compiles(exports: Path, tmp_path: Path) -> None:
     network = c_source.read(exports / "minute-int8.onnx")
     network.pixels.scale = 1.0
@@ -107,7 +107,7 @@ def test_a_scale_that_is_a_whole_number_compiles(exports: Path, tmp_path: Path) 
     assert found.isfinite().all()
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_code_that_disagrees_is_not_written(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def copied(_: object, path: Path, __: object) -> None:
         shutil.copyfile(exports / "minute-int8.onnx", path)
@@ -122,7 +122,7 @@ def test_code_that_disagrees_is_not_written(exports: Path, tmp_path: Path, monke
 
 
 @pytest.mark.end_to_end
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("name", trained.shipped())
 def test_the_compiled_code_agrees_on_a_thousand_test_images(name: str, tmp_path: Path) -> None:
     dataset = data.load()
@@ -142,10 +142,9 @@ def test_the_compiled_code_agrees_on_a_thousand_test_images(name: str, tmp_path:
         assert exported.memory_bytes <= 64 * 1024
 
 
-@needs_compiler
 @pytest.mark.parametrize("name", ["own_run", "thousand"])
 def test_c_of_other_sizes_and_of_a_thousand_classes_agrees(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest
+    name: str, tmp_path: Path, request: pytest.FixtureRequest, compiler: str
 ) -> None:
     own: Own = request.getfixturevalue(name)
     exported = c_source.export_c(trained.load(own.directory, "cpu"), tmp_path, own.dataset)
@@ -156,7 +155,7 @@ def test_c_of_other_sizes_and_of_a_thousand_classes_agrees(
     assert f"#define RUN_CLASSES {len(classes)}\n" in header
     loop = "int main(void) { for (int i = 0; i < RUN_CLASSES; i++) puts(run_class_names[i]); }"
     (tmp_path / "main.c").write_text(f'#include <stdio.h>\n#include "run.h"\n{loop}')
-    subprocess.run(["gcc", *STRICT, "-o", tmp_path / "names", tmp_path / "main.c", exported.source], check=True)
+    subprocess.run([compiler, *STRICT, "-o", tmp_path / "names", tmp_path / "main.c", exported.source], check=True)
     done = subprocess.run([tmp_path / "names"], check=True, capture_output=True)
     assert done.stdout.decode().splitlines() == list(classes)
     assert exported.parity_int8 is not None

@@ -1,5 +1,7 @@
 """The static page: what is in its folder, and what it answers in a real browser."""
 
+from __future__ import annotations
+
 import functools
 import http.server
 import io
@@ -10,12 +12,12 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from playwright.sync_api import Browser, Page
 
 from conftest import Own
 from tinycifar import data, inference, trained
@@ -23,9 +25,12 @@ from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import onnx_file, web
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 
 @pytest.fixture
-def folder(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onnxruntime_web: None) -> Path:
     """A page of the shipped `minute`."""
 
     def copied(_: object, path: Path, __: object) -> onnx_file.Exported:

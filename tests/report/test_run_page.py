@@ -1,18 +1,22 @@
+from __future__ import annotations
+
 import dataclasses
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.sync_api import Browser
 
 from conftest import Own
 from tinycifar import atomic, data, inference, recipes, run, trained, training
 from tinycifar.data import cifar10
 from tinycifar.data.dataset import CLASSES
 from tinycifar.report import run_page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 RECIPE = recipes.with_settings(recipes.get("minute"), ["epochs=2", "validation_images=100"])
 

@@ -1,5 +1,7 @@
 """The HTTP service, as a process of its own on a free port."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import http.client
@@ -18,13 +20,12 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser
 from starlette.requests import Request
 
 from conftest import Own
@@ -33,6 +34,9 @@ from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import onnx_file, web
 from tinycifar.serve import app
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 class Running:
