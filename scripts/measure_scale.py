@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         web.write(trained.load("accurate", "cpu"), Path(name))
         content["page_bytes"] = sum(file.stat().st_size for file in Path(name).rglob("*") if file.is_file())
-    content |= {name: environment[name] for name in ("device", "threads", "torch_version", "git_revision", "date")}
+    content |= {name: environment[name] for name in machine.MEASURED_ON}
     if path is not None:
         atomic.write_json(path, content)
         print(f"Record: {path}")

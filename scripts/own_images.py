@@ -76,7 +76,6 @@ def main() -> None:
         for way, (recipe, init) in WAYS.items():
             runs[way].append(measure(shortened(recipe), chosen, seed, init))
     environment = machine.environment(torch.device("cpu"))
-    names = ("device", "threads", "torch_version", "git_revision", "date")
     content = {
         "data": {"name": dataset.name, "digest": dataset.digest, "test_images": len(dataset.test_labels)},
         "minute": minute,
@@ -84,7 +83,7 @@ def main() -> None:
             "images_a_class": EACH,
             **{way: {"recipe": asdict(of), "init": init, "runs": runs[way]} for way, (of, init) in WAYS.items()},
         },
-        **{name: environment[name] for name in names},
+        **{name: environment[name] for name in machine.MEASURED_ON},
     }
     if path is not None:
         atomic.write_json(path, content)

@@ -48,10 +48,25 @@ def records(recipe: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def bench_train(recipe: str) -> dict[str, Any]:
-    """What `tinycifar bench train RECIPE --record` recorded."""
-    bench: dict[str, Any] = json.loads((RESULTS / recipe / "bench-train.json").read_text(encoding="utf-8"))
-    return bench
+def bench_trains(recipe: str) -> dict[str, dict[str, Any]]:
+    """What `tinycifar bench train RECIPE --record` recorded, by processor, the fastest first.
+
+    The first record is older than the names of processors: it says neither family nor instruction set, the latter is
+    the end of its file's name.
+    """
+    benches = {}
+    for path in sorted((RESULTS / recipe / "bench-train").glob("*.json")):
+        bench = json.loads(path.read_text(encoding="utf-8"))
+        instruction_set = f"{path.stem.rpartition('-')[2]} (family not recorded)"
+        benches[bench.get("processor", f"{bench['device'].removeprefix('cpu: ')}, {instruction_set}")] = bench
+    return dict(sorted(benches.items(), key=lambda entry: entry[1]["train_seconds"]))
+
+
+def bench_beside(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The benchmark of a recipe on the processor that its runs were recorded on; None if there is none."""
+    names = ("device", "instruction_set")
+    benches = bench_trains(runs[0]["recipe"]).values()
+    return next((b for b in benches if all(b.get(name) == runs[0].get(name) for name in names)), None)
 
 
 def original(epochs: int) -> list[dict[str, float]]:
@@ -68,7 +83,9 @@ def percent(values: list[float]) -> str:
 
 def place(run: dict[str, Any]) -> str:
     """Where something was measured."""
-    return f"{run['device'].removeprefix('cpu: ')}, {run['threads']} threads, torch {run['torch_version']}"
+    instruction_set = f", {run['instruction_set']}" if run.get("instruction_set") else ""
+    device = run["device"].removeprefix("cpu: ")
+    return f"{device}{instruction_set}, {run['threads']} threads, torch {run['torch_version']}"
 
 
 def mean_of(runs: list[dict[str, Any]], field: str) -> float:
@@ -92,8 +109,9 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, str]:
 
 def headline() -> str:
     """What the default recipe reaches, in which time, and how that is known."""
-    runs, bench = records(HEADLINE), bench_train(HEADLINE)
-    found = over_seeds(runs)
+    runs = records(HEADLINE)
+    found, bench = over_seeds(runs), bench_beside(runs)
+    assert bench is not None, f"{HEADLINE} needs a benchmark on the processor of its records"
     times = " and ".join(
         f"{seconds / 60:.1f} minutes in {precision} ({bench['ratios'][precision]:.1f} times as long)"
         for precision, seconds in bench["reference_seconds"].items()
@@ -262,13 +280,13 @@ def leaderboard() -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     entries = [
-        (bench_train(name), runs)
+        (bench, runs)
         for name, recipe in RECIPES.items()
         if not recipe.teacher
         and not recipe.validation_images
         and len(runs := records(name)) >= 10
         and mean_interval([run["test_accuracy"] for run in runs])[0] > 0.85
-        and (RESULTS / name / "bench-train.json").exists()
+        and (bench := bench_beside(runs)) is not None
     ]
     for bench, runs in sorted(entries, key=lambda entry: -entry[0]["ratio"]):
         found, first = over_seeds(runs), runs[0]
@@ -279,6 +297,24 @@ def leaderboard() -> str:
             f"| {first['date'][:10]} |"
         )
     return "\n".join(lines)
+
+
+def processors() -> str:
+    """What the default recipe takes on each processor that was measured, and how many times the reference takes."""
+    lines = [
+        f"| processor | threads, torch | `{HEADLINE}`, seconds | speed-up over the reference in float32 "
+        "| in the recipe's own precision | test % | date |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, bench in bench_trains(HEADLINE).items():
+        accuracies = [run["test_accuracy"] for run in bench["runs"]]
+        own = bench["precision"]
+        lines.append(
+            f"| {name} | {bench['threads']}, {bench['torch_version']} | {bench['train_seconds']:.1f} "
+            f"| {bench['ratios']['float32']:.1f} | {bench['ratios'][own]:.1f} in {own} "
+            f"| {percent(accuracies)} ({len(accuracies)} seeds) | {bench['date'][:10]} |"
+        )
+    return "\n".join([*lines, "", "`tinycifar bench train` measures yours and says how to add it."])
 
 
 def table() -> str:
@@ -347,7 +383,9 @@ def accuracy_against_seconds() -> tuple[Figure, str]:
 
     The reference's accuracies are those of its recorded run, its seconds those of the steps in the benchmark.
     """
-    runs, bench = records(HEADLINE), bench_train(HEADLINE)
+    runs = records(HEADLINE)
+    bench = bench_beside(runs)
+    assert bench is not None, f"{HEADLINE} needs a benchmark on the processor of its records"
     ends = [(run["train_seconds"], 100 * run["test_accuracy"]) for run in runs]
     history = records(YARDSTICK)[0]["history"]
     epoch_seconds = bench["reference_seconds"]["float32"] / len(history)
@@ -504,10 +542,10 @@ def drawn_from(path: Path) -> str | None:
 
 
 TEXTS = {
-    "README.md": (headline, frontier, table, own_images),
+    "README.md": (headline, processors, frontier, table, own_images),
     "docs/RESULTS.md": (sources,),
     "docs/EXPORT.md": (inference,),
-    "docs/LEADERBOARD.md": (leaderboard,),
+    "docs/LEADERBOARD.md": (leaderboard, processors),
     "docs/SCALE.md": (scale, many_users),
     "docs/RECIPES.md": (recipe_fields,),
 }

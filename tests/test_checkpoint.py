@@ -118,15 +118,31 @@ def test_another_thread_count_is_warned_about_and_recorded(tmp_path: Path, capsy
     recipe = short("minute")
     faults.interrupt(recipe, tmp_path / "run", 2, limit=60)
     environment = run.read_environment(tmp_path / "run")
-    changed = environment | {"threads": 64, "torch_version": "2.0"}
+    changed = environment | {"threads": 64, "torch_version": "2.0", "instruction_set": "sse41"}
     atomic.write_json(tmp_path / "run" / "environment.json", changed)
     content, told = run.resumed(tmp_path / "run", environment, 2)
     assert [line.split(":")[0] for line in told] == [
+        f"instruction_set was sse41 and is {environment['instruction_set']}",
         f"threads was 64 and is {environment['threads']}",
         f"torch_version was 2.0 and is {environment['torch_version']}",
     ]
     assert content["resumes"][0]["threads"] == environment["threads"]
+    assert content["resumes"][0]["instruction_set"] == environment["instruction_set"]
     assert run.read_environment(tmp_path / "run")["resumes"] == content["resumes"]
+
+
+def test_a_run_that_names_neither_family_nor_instruction_set_is_resumed_without_a_warning(tmp_path: Path) -> None:
+    faults.interrupt(short("minute"), tmp_path / "run", 2, limit=60)
+    environment = run.read_environment(tmp_path / "run")
+    details = environment | {"device": "cpu: AMD EPYC (Zen 4, family 25 model 17)"}
+    old = details | {"device": "cpu: AMD EPYC"}
+    del old["instruction_set"]
+    atomic.write_json(tmp_path / "run" / "environment.json", old)
+    content, changes = run.resumed(tmp_path / "run", details, 2)
+    assert changes == []
+    assert content["instruction_set"] is None
+    _, changes = run.resumed(tmp_path / "run", details | {"device": "cpu: AMD EPYC 9654 (family 25 model 17)"}, 2)
+    assert [change.split(" was ")[0] for change in changes] == ["device"]
 
 
 def test_a_second_process_cannot_train_the_same_run(tmp_path: Path) -> None:

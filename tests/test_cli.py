@@ -74,9 +74,11 @@ def test_bench_train_prints_the_ratio_and_writes_its_record(tinycifar: Any, monk
         precision="float32",
         runs=[{"seed": 0, "train_seconds": 20.0, "wall_seconds": 25.0, "test_accuracy": 0.85}],
         wall_seconds=300.0,
+        processor="a processor, avx2",
         threads=2,
         torch_version="2.13.0",
         device="a processor",
+        instruction_set="avx2",
         git_revision=None,
         date="2026-11-23T12:00:00",
     )
@@ -84,12 +86,15 @@ def test_bench_train_prints_the_ratio_and_writes_its_record(tinycifar: Any, monk
     monkeypatch.setattr(data, "load", lambda *_: data.sample())
     monkeypatch.setattr(timing, "bench_train", lambda dataset, **options: asked.update(options) or measured)
     monkeypatch.setattr(machine, "git_revision", lambda: "0123abcd")
+    monkeypatch.setattr(machine, "processor_slug", lambda: "a-processor-avx2")
     done = tinycifar("bench", "train", "minute", "--runs", "2", "--steps", "5")
     assert (asked["recipe_name"], asked["runs"], asked["steps"]) == ("minute", 2, 5)
     assert "Ratio: 60.0" in done.out
+    assert done.out.splitlines()[-1].startswith("To add this processor to the table: run `tinycifar bench train minute")
+    assert done.out.splitlines()[-1].endswith(" with results/minute/bench-train/a-processor-avx2.json")
     assert not Path("results").exists()
     assert tinycifar("bench", "train", "--json", "--record").json == asdict(measured)
-    assert json.loads(Path("results/minute/bench-train.json").read_text()) == asdict(measured)
+    assert json.loads(Path("results/minute/bench-train/a-processor-avx2.json").read_text()) == asdict(measured)
     refused = tinycifar("bench", "train", "--record")
     assert (refused.code, refused.out) == (2, "")
     assert "there is a record already" in refused.err

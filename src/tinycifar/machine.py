@@ -1,8 +1,9 @@
-"""The machine that something runs on: its device, the precision that suits it, versions and revision."""
+"""The machine that something runs on: device, instruction set, the precision that suits it, versions, revision."""
 
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import re
 import subprocess
@@ -11,6 +12,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+MEASURED_ON = ("device", "instruction_set", "threads", "torch_version", "git_revision", "date")
+"""What a benchmark records of `environment`."""
+CPUINFO = Path("/proc/cpuinfo")
+BFLOAT16 = ("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
+"""Instruction sets of x86 that multiply bfloat16."""
+X86 = ("sse41", "avx", "avx2", "avx2_vnni", "avx512", "avx512_vnni", *BFLOAT16)
+"""Instruction sets of x86 that oneDNN distinguishes, the least capable first."""
+ARM = ("neon", "sve", "sve2", "sve_bf16")
+FLAGS = {"sse41": "sse4_1", "avx2_vnni": "avx_vnni", "avx512": "avx512_vl"}
+"""What torch calls an instruction set, if not the same as here."""
+ONEDNN = {
+    "AVX512_CORE": "avx512",
+    "AVX2_VNNI_2": "avx2_vnni",
+    "AVX512_CORE_VNNI": "avx512_vnni",
+    "AVX512_CORE_BF16": "avx512_bf16",
+    "AVX512_CORE_FP16": "avx512_fp16",
+    "AVX10_1_512": "avx512_fp16",
+    "AVX512_CORE_AMX": "amx_bf16",
+    "AVX10_1_512_AMX": "amx_bf16",
+    "AVX512_CORE_AMX_FP16": "amx_fp16",
+    "AVX10_1_512_AMX_FP16": "amx_fp16",
+}
+"""What oneDNN calls an instruction set in `ONEDNN_MAX_CPU_ISA`, if not the same as here in capitals."""
+# From Linux: arch/x86/kernel/cpu/amd.c (ranges of models) and arch/x86/include/asm/intel-family.h (single models).
+AMD_CORES: dict[int, dict[str, tuple[int, ...]]] = {
+    23: {"Zen 2": (0x30, 0x4F, 0x60, 0x7F, 0x90, 0x91, 0xA0, 0xAF), "Zen": (0x00, 0x2F, 0x50, 0x5F)},
+    25: {"Zen 3": (0x00, 0x0F, 0x20, 0x5F), "Zen 4": (0x10, 0x1F, 0x60, 0xAF)},
+    26: {"Zen 5": (0x00, 0x2F, 0x40, 0x4F, 0x60, 0x7F)},
+}
+INTEL_CORES = {
+    60: "Haswell", 63: "Haswell", 69: "Haswell", 61: "Broadwell", 79: "Broadwell", 78: "Skylake", 94: "Skylake",
+    142: "Kaby Lake", 158: "Kaby Lake", 165: "Comet Lake", 166: "Comet Lake", 106: "Ice Lake", 126: "Ice Lake",
+    140: "Tiger Lake", 141: "Tiger Lake", 151: "Alder Lake", 154: "Alder Lake", 183: "Raptor Lake", 186: "Raptor Lake",
+    170: "Meteor Lake", 143: "Sapphire Rapids", 207: "Emerald Rapids", 173: "Granite Rapids",
+}  # fmt: skip
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -31,17 +68,82 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself: the GPU's name, or the processor's."""
+    """What the device calls itself: the GPU's name, or the processor's with its family and model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU (MPS)"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    try:
+        fields = dict(
+            re.findall(r"^([^:\n]+?)\s*:\s*(.*?)\s*$", CPUINFO.read_text().partition("\n\n")[0], re.MULTILINE)
+        )
+    except OSError:
+        fields = {}
+    if "cpu family" in fields:
+        return f"{fields.get('model name', 'x86')} ({_generation(fields)})"
+    if "CPU part" in fields:
+        return f"ARM implementer {fields.get('CPU implementer')} part {fields['CPU part']}"
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or platform.machine()
+    return fields.get("model name") or platform.processor() or platform.machine()
+
+
+def _generation(fields: dict[str, str]) -> str:
+    """The core, if it is a known one, family and model of an x86 processor, from the fields of `/proc/cpuinfo`."""
+    family, model = int(fields["cpu family"]), int(fields.get("model", 0))
+    core = ""
+    if fields.get("vendor_id") == "AuthenticAMD":
+        for name, ends in AMD_CORES.get(family, {}).items():
+            if any(low <= model <= high for low, high in zip(ends[::2], ends[1::2], strict=True)):
+                core = name
+    elif fields.get("vendor_id") == "GenuineIntel" and family == 6:
+        core = INTEL_CORES.get(model, "")
+    return ", ".join(filter(None, [core, f"family {family} model {model}"]))
+
+
+def _widest(limited: bool) -> str:
+    """The most capable instruction set of the processor; if `limited`, that `ONEDNN_MAX_CPU_ISA` leaves of them."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    sets = [name for name in (*X86, *ARM) if capabilities.get(FLAGS.get(name, name))]
+    if not sets:  # an older torch, which knows ATen's only
+        return torch.backends.cpu.get_cpu_capability().lower()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    limit = ONEDNN.get(limit, limit.lower())
+    if limited and limit in X86 and sets[0] in X86:
+        sets = [name for name in sets if X86.index(name) <= X86.index(limit)] or sets[:1]
+    return sets[-1]
+
+
+def instruction_set() -> str:
+    """The most capable instructions that torch computes with on this processor, such as `avx2` or `amx_bf16`.
+
+    It is oneDNN's, which computes convolutions, within `ONEDNN_MAX_CPU_ISA`. ATen computes the rest; its own is named
+    too if `ATEN_CPU_CAPABILITY` makes it another one: `avx512_bf16 (ATen: avx2)`.
+    """
+    widest = _widest(limited=True)
+    aten = torch.backends.cpu.get_cpu_capability().lower().replace("no avx", "default")
+    if widest in X86:
+        usual = "avx512" if "avx512" in widest or "amx" in widest else "avx2" if "avx2" in widest else "default"
+    else:
+        usual = aten if not os.environ.get("ATEN_CPU_CAPABILITY") else ""
+    return widest if aten == usual else f"{widest} (ATen: {aten})"
+
+
+def processor() -> str:
+    """The processor with its instruction set, as a table names it.
+
+    `AMD EPYC (Zen 4, family 25 model 17), avx512_bf16`, for example, or, if environment variables restrict it,
+    `AVX2, on AMD EPYC (Zen 4, family 25 model 17)`.
+    """
+    used, name = instruction_set(), device_name(torch.device("cpu"))
+    return f"{name}, {used}" if used == _widest(limited=False) else f"{used.upper().replace('ATEN', 'ATen')}, on {name}"
+
+
+def processor_slug() -> str:
+    """`processor()` in small letters, digits, `-` and `_`: the name of its file among the benchmarks."""
+    words = re.sub(r"\((r|tm)\)|\b(processor|cpu)\b|@ *[\d.]+ *ghz", " ", processor().lower())
+    return re.sub(r"[^a-z0-9_]+", "-", words).strip("-")
 
 
 def git_revision() -> str | None:
@@ -63,23 +165,24 @@ def git_revision() -> str | None:
 def select_precision(name: str, device: torch.device) -> str:
     """The precision that `name` means on `device`: "auto" is bfloat16 where the machine multiplies it natively.
 
-    That is a GPU that says so, or an x86 CPU with AMX or AVX512-BF16; others would only imitate it, more slowly than
-    they compute in float32. Older versions of torch cannot tell, and then it is float32.
+    That is a GPU that says so, or an x86 CPU with AMX or AVX512-BF16 that `ONEDNN_MAX_CPU_ISA` does not restrict to
+    less; others would only imitate it, more slowly than they compute in float32. Older versions of torch cannot tell,
+    and then it is float32.
     """
     if name != "auto":
         return name
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        native = device.type == "cpu" and any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
+        native = device.type == "cpu" and _widest(limited=True) in BFLOAT16
     return "bfloat16" if native else "float32"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on besides the recipe: device, thread count, versions, revision, date (UTC)."""
+    """What a figure depends on besides the recipe: device, instructions, threads, versions, revision, date (UTC)."""
     return {
         "device": f"{device.type}: {device_name(device)}",
+        "instruction_set": instruction_set() if device.type == "cpu" else None,
         "threads": torch.get_num_threads(),
         "torch_version": torch.__version__,
         "python_version": platform.python_version(),

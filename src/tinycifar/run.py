@@ -197,13 +197,16 @@ def check_same(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None
 def resumed(directory: Path, details: dict[str, Any], step: int) -> tuple[dict[str, Any], list[str]]:
     """Note a resume after `step` in a run's `environment.json`; gives its content, and a line for each difference.
 
-    What differs from the run's first process in device, threads, precision or torch may change the bits.
+    What differs from the run's first process in device, instruction set, threads, precision or torch may change the
+    bits. Runs of earlier versions name the processor without its family, and no instruction set.
     """
-    content = {"ranks": 1} | read_environment(directory)
+    content = {"ranks": 1, "instruction_set": None} | read_environment(directory)
+    same = [details["device"].startswith(f"{content['device']} (") and "device"]
+    same += [content["instruction_set"] is None and "instruction_set"]
     differing = {
         name: details[name]
-        for name in ("device", "threads", "ranks", "precision", "torch_version")
-        if details[name] != content.get(name)
+        for name in ("device", "instruction_set", "threads", "ranks", "precision", "torch_version")
+        if name not in same and details[name] != content.get(name)
     }
     entry = {"step": step, "date": details["date"], "git_revision": details["git_revision"], **differing}
     content["resumes"] = [*content["resumes"], entry]

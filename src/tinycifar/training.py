@@ -427,7 +427,7 @@ def train(
         "train_seconds": train_seconds,
         "wall_seconds": time.perf_counter() - wall_start,
         "images_per_second": state.images_seen / train_seconds if state.images_seen else None,
-        **{name: environment[name] for name in ("device", "threads", "precision", "torch_version")},
+        **{name: environment[name] for name in ("device", "instruction_set", "threads", "precision", "torch_version")},
         "teachers": [{name: of[name] for name in of if name != "source"} for of in environment["teachers"]],
         **{name: environment[name] for name in ("git_revision", "date", "resumes")},
         "history": history,

@@ -101,6 +101,7 @@ class InferBench:
     torch_version: str
     onnxruntime_version: str
     device: str
+    instruction_set: str
     git_revision: str | None
     date: str
 
@@ -138,7 +139,7 @@ def bench_infer(names: Sequence[str], *, rounds: int = ROUNDS, accuracy: bool = 
         rows,
         rounds,
         onnxruntime_version=onnxruntime.__version__,
-        **{name: known[name] for name in ("threads", "torch_version", "device", "git_revision", "date")},
+        **{name: known[name] for name in machine.MEASURED_ON},
     )
 
 
@@ -225,7 +226,7 @@ def _published(name: str, folder: Path) -> list[Subject]:
 def render(bench: InferBench) -> str:
     """Lay a measurement out as lines of text."""
     lines = [
-        f"{bench.device}, {bench.threads} threads, torch {bench.torch_version}, "
+        f"{bench.device}, {bench.instruction_set}, {bench.threads} threads, torch {bench.torch_version}, "
         f"onnxruntime {bench.onnxruntime_version}; medians of {bench.rounds} rounds in turn",
         f"{'model':<12} {'in':<12} {'kB':>7} {'accuracy':>9} {'ms, one image':>14} {'images/s by 256':>16}",
     ]

@@ -54,6 +54,7 @@ class StepBench:
     threads: int
     torch_version: str
     device: str
+    instruction_set: str
 
 
 def bench_step(
@@ -116,6 +117,7 @@ def bench_step(
         threads=torch.get_num_threads(),
         torch_version=torch.__version__,
         device=machine.device_name(torch.device("cpu")),
+        instruction_set=machine.instruction_set(),
     )
 
 
@@ -131,7 +133,8 @@ def render(bench: StepBench) -> str:
     return "\n".join(
         [
             f"{bench.model}, batches of {bench.batch_size}, augmentation {bench.augmentation}, "
-            f"{bench.threads} threads, torch {bench.torch_version}, {bench.device}; medians of {bench.steps} steps",
+            f"{bench.threads} threads, torch {bench.torch_version}, {bench.device}, {bench.instruction_set}; "
+            f"medians of {bench.steps} steps",
             f"{bench.images_per_second:,.0f} images/s; a bare loop in turn with it {bench.bare_images_per_second:,.0f} "
             f"(ratio {bench.loop_to_bare_ratio:.3f})",
             *(f"{name:>10} {ms:8.2f} ms {ms / bench.step_ms:6.1%}" for name, ms in parts.items()),
@@ -150,7 +153,7 @@ class TrainBench:
     of those timed, and `ratios` how many times as long as `train_seconds` that is; `ratio` is the one of the
     precision that the reference's recipe has. `reference_error_percent` is half of the 95% interval of that median,
     the larger one. `runs` are the trainings: `seed`, `train_seconds`, `wall_seconds` (with evaluation),
-    `test_accuracy`.
+    `test_accuracy`. `processor` is as `machine.processor` names it.
     """
 
     ratio: float
@@ -164,9 +167,11 @@ class TrainBench:
     precision: str
     runs: list[dict[str, Any]]
     wall_seconds: float
+    processor: str
     threads: int
     torch_version: str
     device: str
+    instruction_set: str
     git_revision: str | None
     date: str
 
@@ -255,7 +260,8 @@ def bench_train(
         precision=precision,
         runs=trainings,
         wall_seconds=time.perf_counter() - wall_start,
-        **{name: environment[name] for name in ("threads", "torch_version", "device", "git_revision", "date")},
+        processor=machine.processor(),
+        **{name: environment[name] for name in machine.MEASURED_ON},
     )
 
 
@@ -276,7 +282,7 @@ def render_train(bench: TrainBench) -> str:
     accuracy = mean(training["test_accuracy"] for training in bench.runs)
     return "\n".join(
         [
-            f"{bench.device}, {bench.threads} threads, torch {bench.torch_version}",
+            f"{bench.processor}, {bench.threads} threads, torch {bench.torch_version}",
             f"{bench.recipe} in {bench.precision}: {bench.train_seconds:.1f} s ({trainings}), "
             f"test accuracy {accuracy:.2%}",
             *(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 import torch
 
-from tinycifar import atomic, data, recipes, run, trained
+from tinycifar import atomic, data, machine, recipes, run, trained
 from tinycifar.bench import infer, timing
 from tinycifar.commands import terminal
 
@@ -35,14 +35,15 @@ def step(model_name: str, threads: int | None, as_json: bool) -> None:
 @click.argument("recipe_name", metavar="[RECIPE]", default=recipes.DEFAULT_RECIPE)
 @click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Trainings in full.")
 @click.option("--steps", type=click.IntRange(2), default=20, show_default=True, help="Reference steps each time.")
-@click.option("--record", is_flag=True, help="Write results/RECIPE/bench-train.json.")
+@click.option("--record", is_flag=True, help="Write results/RECIPE/bench-train/PROCESSOR.json.")
 @terminal.threads_option
 @terminal.json_option
 def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: int | None, as_json: bool) -> None:
     """Train RECIPE in full, time the reference's steps in turn with it, and tell how many times faster it is."""
     timing.timed_recipe(recipe_name)
     terminal.set_threads(threads)
-    path = run.record_path(recipe_name, "bench-train", torch.device("cpu")) if record else None
+    name = f"bench-train/{machine.processor_slug()}"
+    path = run.record_path(recipe_name, name, torch.device("cpu")) if record else None
     console = terminal.console(as_json)
     result = timing.bench_train(data.load(), recipe_name=recipe_name, runs=runs, steps=steps, console=console)
     if as_json:
@@ -53,6 +54,17 @@ def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: 
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_json(path, asdict(result))
         console.print(f"Record: {path}")
+    if not as_json:
+        click.echo(_how_to_contribute(recipe_name, name, recorded=path is not None))
+
+
+def _how_to_contribute(recipe_name: str, name: str, *, recorded: bool) -> str:
+    """The line that says which file adds this processor to the table of processors."""
+    first = "" if recorded else f"run `tinycifar bench train {recipe_name} --record` in a git checkout, "
+    return (
+        f"To add this processor to the table: {first}run `make results`, "
+        f"and open a pull request with results/{recipe_name}/{name}.json"
+    )
 
 
 @bench_group.command("infer")
