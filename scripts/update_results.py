@@ -39,7 +39,14 @@ TEST_IMAGES = 10_000
 NOT_MEASURED = "not measured"
 # Of the arithmetic in docs/SCALE.md: what is assumed of users, and how full a core may be so that answers stay quick.
 PICTURES_A_DAY, PEAK, LOADED = 10, 5, 0.5
-FORMS = {"eager": "PyTorch", "onnx": "ONNX", "int8": "int8 ONNX", "int8-signed": "int8 ONNX, signed"}
+FORMS = {
+    "eager": "PyTorch",
+    "onnx": "ONNX",
+    "int8-u8s7": "int8 ONNX",
+    "int8-u8u8": "int8 ONNX, u8u8",
+    "int8": "int8 ONNX, u8u8",  # as records of version 0.1.0 call them
+    "int8-signed": "int8 ONNX",
+}
 
 
 def records(recipe: str) -> list[dict[str, Any]]:

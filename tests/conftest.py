@@ -30,15 +30,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped `minute` as `minute.onnx`, `minute-int8.onnx` and `c/minute.c`, made once."""
-    from tinycifar import trained
+    """The shipped `minute` in ONNX, in every int8 variant, and as C of `minute-u8u8.onnx`, made once."""
+    import onnx
+
+    from tinycifar import data, trained
     from tinycifar.formats import c_source, onnx_file
 
     folder = tmp_path_factory.mktemp("exports")
     model = trained.load("minute", "cpu")
     onnx_file.to_onnx(model, folder / "minute.onnx")
     onnx_file.to_int8(model, folder / "minute-int8.onnx")
-    c_source.write(c_source.read(folder / "minute-int8.onnx"), folder / "c", "minute")
+    for variant in ("u8u8", "s8s8"):
+        calibration = data.sample().train_images
+        quantized = onnx_file.quantized(onnx.load(folder / "minute.onnx"), calibration, variant=variant)
+        onnx.save(quantized, folder / f"minute-{variant}.onnx")
+    c_source.write(c_source.read(folder / "minute-u8u8.onnx"), folder / "c", "minute")
     return folder
 
 

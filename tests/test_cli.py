@@ -21,7 +21,7 @@ from tinycifar import trained as trained_models
 from tinycifar.bench import timing
 from tinycifar.data import cifar10, pictures
 from tinycifar.evaluation.corruptions import CORRUPTIONS
-from tinycifar.formats import c_source, onnx_file
+from tinycifar.formats import c_source, onnx_file, parity
 from tinycifar.report import plots
 
 
@@ -224,7 +224,9 @@ def test_exports_of_several_seeds_are_told_apart(tinycifar: Any, trained: Path, 
 
 
 def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "to_int8", lambda _, path, *__: shutil.copyfile(exports / "minute-int8.onnx", path))
+    monkeypatch.setattr(
+        onnx_file, "to_int8", lambda _, path, *__, **___: shutil.copyfile(exports / "minute-int8.onnx", path)
+    )
     found = tinycifar("export", "minute", "--format", "c", "--json").json
     assert Path(found["source"]) == Path("exports/minute-c/minute.c")
     assert found["weight_bytes"] < found["constant_bytes"] < Path(found["source"]).stat().st_size
@@ -238,7 +240,7 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
 
 def test_an_export_that_differs_ends_with_1_and_one_line(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def differ(*_: object) -> None:
-        raise onnx_file.ParityError("the exported model differs")
+        raise parity.ParityError("the exported model differs")
 
     monkeypatch.setattr(onnx_file, "to_onnx", differ)
     done = tinycifar("export", "minute")
@@ -449,7 +451,7 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
     sample: list[str | Path] = ["train", "reference-30", "--data", "sample"]
     return [
         (["train", "resnet"], "unknown recipe 'resnet'; allowed are: minute, nano"),
-        (["export", "minute", "--signed"], "--signed is for --format onnx-int8"),
+        (["export", "minute", "--int8", "u8u8"], "--int8 is for --format onnx-int8"),
         (["export", "minute", "--format", "tflite"], "'tflite' is not one of 'onnx', 'onnx-int8', 'c', 'web'"),
         (["summary", "resnet"], "resnet does not exist; name an architecture (c1c2c3c4o, whitenet, nanonet"),
         (["bench", "step", "resnet"], "unknown model 'resnet'"),

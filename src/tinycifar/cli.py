@@ -11,7 +11,7 @@ import click
 from tinycifar import __version__, checkpoint
 from tinycifar.bench import timing
 from tinycifar.commands import evaluate, listings, predict, ship, sweep, terminal, timings, train
-from tinycifar.formats import onnx_file
+from tinycifar.formats import parity
 from tinycifar.scale import distributed
 
 
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = terminal.fail(terminal.problem(error), 2)
     except ValueError as error:
         code = terminal.fail(str(error), 2)
-    except (FloatingPointError, onnx_file.ParityError) as error:
+    except (FloatingPointError, parity.ParityError) as error:
         code = terminal.fail(str(error), 1)
     except distributed.LostRankError as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the processes that are left, as this one is

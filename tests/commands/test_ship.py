@@ -7,7 +7,7 @@ from PIL import Image
 
 from tinycifar import data, inference
 from tinycifar import trained as trained_models
-from tinycifar.formats import c_source, onnx_file, web
+from tinycifar.formats import c_source, onnx_file, parity, web
 
 
 def test_an_export_is_tried_on_the_pictures_that_are_named_where_its_own_are_gone(
@@ -31,7 +31,7 @@ def test_every_kind_of_export_is_given_the_pictures_at_the_models_size(
     tinycifar: Any, own_run: Any, own: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: Any, name: str
 ) -> None:
     def given(model: Any, out: Path, dataset: data.Dataset, **_: Any) -> None:
-        raise onnx_file.ParityError(f"{dataset.path} at {dataset.image_size}")
+        raise parity.ParityError(f"{dataset.path} at {dataset.image_size}")
 
     monkeypatch.setattr(where, name, given)
     done = tinycifar("export", own_run.directory, "--data", own, "--format", kind)

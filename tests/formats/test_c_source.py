@@ -14,7 +14,7 @@ import torch
 from conftest import Own
 from tinycifar import data, trained
 from tinycifar.data.dataset import CLASSES
-from tinycifar.formats import c_source, onnx_file
+from tinycifar.formats import c_source, onnx_file, parity
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -22,13 +22,12 @@ STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
 
 @pytest.mark.usefixtures("compiler")
 def test_the_compiled_code_agrees_with_the_int8_model(exports: Path) -> None:
-    network = c_source.read(exports / "minute-int8.onnx")
+    network = c_source.read(exports / "minute-u8u8.onnx")
     images = torch.cat([data.sample().test_images, data.sample().train_images])
     found = c_source.compiled_logits(exports / "c" / "minute.c", network, images, [*STRICT[1:]])
     assert found is not None
-    parity = onnx_file.parity(onnx_file.logits(exports / "minute-int8.onnx", images), found)
-    assert parity.agreement >= 0.99
-    assert parity.largest_difference < 0.1
+    expected = onnx_file.logits(exports / "minute-u8u8.onnx", images)
+    assert c_source.TOLERANCE.check(expected, found, "C").largest_difference < 0.1
 
 
 def test_the_example_runs_clean_under_sanitizers_and_names_the_classes(
@@ -42,12 +41,12 @@ def test_the_example_runs_clean_under_sanitizers_and_names_the_classes(
     done = subprocess.run(
         [program], check=True, capture_output=True, input=images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
     )
-    expected = onnx_file.logits(exports / "minute-int8.onnx", images).argmax(1)
+    expected = onnx_file.logits(exports / "minute-u8u8.onnx", images).argmax(1)
     assert done.stdout.decode().split() == [CLASSES[index] for index in expected]
 
 
 def test_mirrored_filters_are_stored_once(exports: Path) -> None:
-    network = c_source.read(exports / "minute-int8.onnx")
+    network = c_source.read(exports / "minute-u8u8.onnx")
     shape = [(step.mirrored, step.weights.size) for step in network.steps if step.kind == "conv"]
     # The stem's halves are negatives of each other, and the first block sees the stem's own mirroring.
     assert shape[:2] == [(False, 48 * 48), (False, 48 * 48 * 9)]
@@ -56,7 +55,7 @@ def test_mirrored_filters_are_stored_once(exports: Path) -> None:
 
 
 def test_no_two_maps_that_are_needed_at_once_share_memory(exports: Path) -> None:
-    network = c_source.read(exports / "minute-int8.onnx")
+    network = c_source.read(exports / "minute-u8u8.onnx")
     maps = [network.pixels, *(step.output for step in network.steps)]
     for index, one in enumerate(maps):
         assert one.offset + one.bytes <= network.memory_bytes
@@ -79,14 +78,14 @@ def test_another_onnx_file_is_refused(exports: Path, tmp_path: Path) -> None:
     ("name", "stem"), [("minute", "minute"), ("2026-11-23", "model_2026_11_23"), ("über cat", "model__ber_cat")]
 )
 def test_a_name_becomes_one_that_c_allows(exports: Path, tmp_path: Path, name: str, stem: str) -> None:
-    network = c_source.read(exports / "minute-int8.onnx")
+    network = c_source.read(exports / "minute-u8u8.onnx")
     header, source = c_source.write(network, tmp_path, name)
     assert (header.name, source.name) == (f"{stem}.h", f"{stem}.c")
     assert f"int {stem}_classify(" in source.read_text()
 
 
 def test_class_names_of_any_letters_come_out_of_c_as_they_were(exports: Path, tmp_path: Path, compiler: str) -> None:
-    network = c_source.read(exports / "minute-int8.onnx")
+    network = c_source.read(exports / "minute-u8u8.onnx")
     names = ['"quoted"', "back\\slash", "k\u00e4se 1", "\U0001f431", "what??/", "*/", "%s", *CLASSES[7:]]
     about = {**network.about, "classes": json.dumps(names)}
     _, source = c_source.write(dataclasses.replace(network, about=about), tmp_path, "odd")
@@ -99,7 +98,7 @@ def test_class_names_of_any_letters_come_out_of_c_as_they_were(exports: Path, tm
 
 @pytest.mark.usefixtures("compiler")
 def test_a_scale_that_is_a_whole_number_compiles(exports: Path, tmp_path: Path) -> None:
-    network = c_source.read(exports / "minute-int8.onnx")
+    network = c_source.read(exports / "minute-u8u8.onnx")
     network.pixels.scale = 1.0
     _, source = c_source.write(network, tmp_path, "minute")
     found = c_source.compiled_logits(source, network, data.sample().test_images[:2], [*STRICT[1:]])
@@ -109,14 +108,16 @@ def test_a_scale_that_is_a_whole_number_compiles(exports: Path, tmp_path: Path) 
 
 @pytest.mark.usefixtures("compiler")
 def test_code_that_disagrees_is_not_written(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def copied(_: object, path: Path, __: object) -> None:
-        shutil.copyfile(exports / "minute-int8.onnx", path)
+    def copied(_: object, path: Path, __: object, **___: object) -> None:
+        shutil.copyfile(exports / "minute-u8u8.onnx", path)
 
     monkeypatch.setattr(onnx_file, "to_int8", copied)
     monkeypatch.setattr(
         c_source, "compiled_logits", lambda *_: torch.from_numpy(np.eye(10, dtype=np.float32)[[0] * 200])
     )
-    with pytest.raises(onnx_file.ParityError, match="another class than the int8 model"):
+    with pytest.raises(
+        parity.ParityError, match=r"differs from the int8 model: 1[78]. of 200 images get another class"
+    ):
         c_source.export_c(trained.load("minute", "cpu"), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -128,13 +129,13 @@ def test_the_compiled_code_agrees_on_a_thousand_test_images(name: str, tmp_path:
     dataset = data.load()
     images, labels = dataset.test_images[:1000], dataset.test_labels[:1000]
     model = trained.load(name, "cpu")
-    onnx_file.to_int8(model, tmp_path / "int8.onnx")
+    onnx_file.to_int8(model, tmp_path / "int8.onnx", variant="u8u8")
     exported = c_source.export_c(model, tmp_path / "c")
     network = c_source.read(tmp_path / "int8.onnx")
     found = c_source.compiled_logits(exported.source, network, images)
     assert found is not None
     expected = onnx_file.logits(tmp_path / "int8.onnx", images)
-    assert onnx_file.parity(expected, found).agreement >= 0.99
+    c_source.TOLERANCE.check(expected, found, "C")
     correct, expected_correct = (int((values.argmax(1) == labels).sum()) for values in (found, expected))
     assert abs(correct - expected_correct) <= 5
     if name == "nano":

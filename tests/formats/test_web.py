@@ -23,7 +23,7 @@ from conftest import Own
 from tinycifar import data, inference, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
-from tinycifar.formats import onnx_file, web
+from tinycifar.formats import onnx_file, parity, web
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 def folder(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onnxruntime_web: None) -> Path:
     """A page of the shipped `minute`."""
 
-    def copied(_: object, path: Path, __: object) -> onnx_file.Exported:
+    def copied(_: object, path: Path, __: object) -> parity.Exported:
         shutil.copyfile(exports / "minute.onnx", path)
-        return onnx_file.Exported(path, path.stat().st_size, onnx_file.OPSET, onnx_file.Parity(200, 0.0, 200, 0))
+        compared = parity.Parity(200, 200, 0, 0.0, 0.0)
+        return parity.Exported(path, path.stat().st_size, "ONNX", "onnxruntime", compared)
 
     monkeypatch.setattr(onnx_file, "to_onnx", copied)
     (tmp_path / "page").mkdir()  # empty, which is allowed

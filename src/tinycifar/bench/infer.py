@@ -24,7 +24,7 @@ ROUNDS = 30
 WARM_UP = 3
 CALLS = 10  # of one image, for one measurement
 PAUSE_SECONDS = 0.1  # in which the threads of the runtime before stop spinning
-KINDS = ("eager", "onnx", "int8", "int8-signed")
+KINDS = ("eager", "onnx", "int8-u8s7", "int8-u8u8")
 
 
 class Shortcut(nn.Module):
@@ -88,11 +88,11 @@ SIZES = {  # multiply-accumulates of convolutions and linear layers
 class InferBench:
     """What `bench_infer` measured, every figure in turn with the others.
 
-    A row has the `model`, its `kind` ("eager" is PyTorch, the others onnxruntime; "int8-signed" has signed weights of 7
-    bits), `parameters`, `macs` an image, `bytes` of its file (None for eager), `latency_ms` of one image and
-    `images_per_second` in batches of 256, medians, and `accuracy` on all of CIFAR-10's test images, None for models
-    that were not trained on all of its training images. What onnxruntime runs has the class activation map as a second
-    output, PyTorch's forms have none.
+    A row has the `model`, its `kind` ("eager" is PyTorch, the others onnxruntime, int8 ones by their variant in
+    `onnx_file.VARIANTS`), `parameters`, `macs` an image, `bytes` of its file (None for eager), `latency_ms` of one
+    image and `images_per_second` in batches of 256, medians, and `accuracy` on all of CIFAR-10's test images, None for
+    models that were not trained on all of its training images. What onnxruntime runs has the class activation map as a
+    second output, PyTorch's forms have none.
     """
 
     rows: list[dict[str, Any]]
@@ -185,8 +185,8 @@ def _subjects(
 def _ours(model: Trained, folder: Path, accuracy: bool) -> list[Subject]:
     paths = {kind: folder / f"{model.name}-{kind}.onnx" for kind in KINDS[1:]}
     onnx_file.to_onnx(model, paths["onnx"])
-    onnx_file.to_int8(model, paths["int8"])
-    onnx_file.to_int8(model, paths["int8-signed"], signed=True)
+    for kind in KINDS[2:]:
+        onnx_file.to_int8(model, paths[kind], variant=kind.removeprefix("int8-"))
     table = summarize(model.model)
     scores = None
     if accuracy and model.data == "cifar10" and not model.validation_images:
@@ -216,8 +216,9 @@ def _published(name: str, folder: Path) -> list[Subject]:
     paths = {kind: folder / f"{name}-{kind}.onnx" for kind in KINDS[1:]}
     proto = onnx_file.float_model(model)
     paths["onnx"].write_bytes(proto.SerializeToString())
-    for kind, signed in (("int8", False), ("int8-signed", True)):
-        model_of_kind = onnx_file.quantized(proto, data.sample().train_images, signed=signed)
+    for kind in KINDS[2:]:
+        variant = kind.removeprefix("int8-")
+        model_of_kind = onnx_file.quantized(proto, data.sample().train_images, variant=variant)
         paths[kind].write_bytes(model_of_kind.SerializeToString())
     logits_alone = nn.Sequential(_Normalize(model.mean, model.std), model.trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return _subjects({"model": name, **SIZES[name]}, logits_alone.append(model.head), paths)

@@ -11,7 +11,7 @@ import click
 
 from tinycifar import data, trained
 from tinycifar.commands import terminal
-from tinycifar.formats import c_source, onnx_file, web
+from tinycifar.formats import c_source, onnx_file, parity, web
 from tinycifar.report import text
 
 
@@ -31,21 +31,23 @@ from tinycifar.report import text
     help="File for onnx, folder for c and web (default: exports/MODEL.onnx, MODEL-int8.onnx, MODEL-c, MODEL-web).",
 )
 @click.option(
-    "--signed",
-    is_flag=True,
-    help="For onnx-int8: signed weights of 7 bits, faster on processors with VNNI or AMX.",
+    "--int8",
+    "variant",
+    type=click.Choice(list(onnx_file.VARIANTS)),
+    help="Types of onnx-int8, activations then weights: u8s7 (default) is the fastest, u8u8 keeps 8 bits of weights, "
+    "s8s8 has no zero points.",
 )
 @terminal.data_option("MODEL's own; of CIFAR-10 the sample")
 @terminal.json_option
 def export_command(
-    model_name: str, kind: str, out: Path | None, signed: bool, source: str | None, as_json: bool
+    model_name: str, kind: str, out: Path | None, variant: str | None, source: str | None, as_json: bool
 ) -> None:
     """Write MODEL, a run, a weights file or a shipped model, as what runs without PyTorch, and check that it does.
 
     On images of --data it is checked, and ranges of 8 bits are found.
     """
-    if signed and kind != "onnx-int8":
-        raise ValueError("--signed is for --format onnx-int8")
+    if variant and kind != "onnx-int8":
+        raise ValueError("--int8 is for --format onnx-int8")
     model = trained.load(model_name, "cpu")
     endings = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "c": "-c", "web": "-web"}
     out = out or Path("exports") / f"{terminal.file_name(model)}{endings[kind]}"
@@ -57,11 +59,11 @@ def export_command(
     if source is not None:
         with terminal.display(to_stderr=True) as display:
             dataset = data.load(source, image_size=model.image_size, display=display)
-    found: onnx_file.Exported | c_source.ExportedC
+    found: parity.Exported | c_source.ExportedC
     if kind == "onnx":
         found = onnx_file.to_onnx(model, out, dataset)
     elif kind == "onnx-int8":
-        found = onnx_file.to_int8(model, out, dataset, signed=signed)
+        found = onnx_file.to_int8(model, out, dataset, variant=variant or onnx_file.DEFAULT_VARIANT)
     elif kind == "c":
         found = c_source.export_c(model, out, dataset)
     else:

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from tinycifar import atomic, inference
 from tinycifar.data import Dataset
-from tinycifar.formats import onnx_file
+from tinycifar.formats import onnx_file, parity
+from tinycifar.formats.parity import Parity
 from tinycifar.trained import Trained
 
 Array = NDArray[Any]
-# Of the compiled code with the int8 model it was made from; as in `export`, where errors are 0.002.
-LEAST_AGREEMENT, MOST_ERROR = 0.99, 0.01
+TOLERANCE = parity.Tolerance(classes=0.99, logits=0.01)  # of the compiled code and the int8 model it was made from
 
 
 @dataclass(eq=False)
@@ -224,42 +224,36 @@ class ExportedC:
     weight_bytes: int
     constant_bytes: int
     memory_bytes: int
-    parity: onnx_file.Parity | None
-    parity_int8: onnx_file.Parity | None
+    parity: Parity | None
+    parity_int8: Parity | None
 
 
 def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> ExportedC:
     """Write a model as `NAME.h` and `NAME.c`, int8 weights and inference in C99, into a folder.
 
     The compiled code is tried on the images that `onnx_file.to_int8` takes, where a C compiler is at hand. Raises
-    `onnx_file.ParityError`, and writes no file, where it gives more than one image in a hundred another class than the
-    int8 ONNX file does and logits are off by more than `MOST_ERROR`; else as `onnx_file.to_int8` does.
+    `parity.ParityError`, and writes no file, unless it agrees with the int8 ONNX file within `TOLERANCE`; else as
+    `onnx_file.to_int8` does.
     """
-    dataset = onnx_file.known_data(trained, dataset)
-    images = onnx_file.some(dataset.test_images, onnx_file.MOST_COMPARED)
+    dataset = parity.known_data(trained, dataset)
+    images = parity.spread_out(dataset.test_images, parity.COMPARED_IMAGES)
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "int8.onnx"
-        onnx_file.to_int8(trained, path, dataset)
+        onnx_file.to_int8(trained, path, dataset, variant="u8u8")  # all 8 bits of the weights
         network = read(path)
         expected = onnx_file.logits(path, images)
         written = write(network, Path(name), trained.name)
-        found = compiled_logits(written[1], network, images)
-        parity = parity_int8 = None
-        if found is not None:
-            parity = onnx_file.parity(inference.logits(trained.model, images), found)
-            parity_int8 = onnx_file.parity(expected, found)
-            differs = onnx_file.disagrees(parity_int8, LEAST_AGREEMENT)
-            if differs and not onnx_file.relative_error(expected, found) <= MOST_ERROR:
-                raise onnx_file.ParityError(
-                    f"the compiled C gives {parity_int8.images - parity_int8.same_class} of {parity_int8.images} "
-                    f"images another class than the int8 model; nothing is written to {folder}"
-                )
+        compiled = compiled_logits(written[1], network, images)
+        compared = compared_int8 = None
+        if compiled is not None:
+            compared = parity.INT8.compare(inference.logits(trained.model, images), compiled)
+            compared_int8 = TOLERANCE.check(expected, compiled, "the compiled C differs from the int8 model")
         folder.mkdir(parents=True, exist_ok=True)
         header, source = (folder / path.name for path in written)
         for path in written:
             atomic.write_bytes(folder / path.name, path.read_bytes())
     return ExportedC(
-        header, source, network.weight_bytes, network.constant_bytes, network.memory_bytes, parity, parity_int8
+        header, source, network.weight_bytes, network.constant_bytes, network.memory_bytes, compared, compared_int8
     )
 
 
@@ -273,7 +267,7 @@ def compiled_logits(source: Path, network: Network, images: Tensor, options: Seq
         command = [compiler, "-std=c99", "-O2", "-shared", "-fPIC", *options, "-o", str(library), str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise onnx_file.ParityError(f"{source.name} does not compile: {' '.join(done.stderr.split())[:300]}")
+            raise parity.ParityError(f"{source.name} does not compile: {' '.join(done.stderr.split())[:300]}")
         classify = ctypes.CDLL(str(library))[f"{source.stem}_classify"]
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     memory = np.zeros(network.memory_bytes, np.uint8)

@@ -19,7 +19,7 @@ import torch
 from tinycifar import atomic
 from tinycifar.data import Dataset, pictures
 from tinycifar.data.cifar10 import cache_directory
-from tinycifar.formats import onnx_file
+from tinycifar.formats import onnx_file, parity
 from tinycifar.trained import Trained
 
 PAGE = Path(__file__).parent / "templates" / "web"
@@ -55,10 +55,10 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 """
 
 
-def write(trained: Trained, folder: Path, dataset: Dataset | None = None) -> onnx_file.Exported:
+def write(trained: Trained, folder: Path, dataset: Dataset | None = None) -> parity.Exported:
     """Write the page, the model as ONNX, the runtime and samples into a new or empty folder.
 
-    The samples are test images of `onnx_file.known_data`.
+    The samples are test images of `parity.known_data`.
     The runtime comes from the npm client the first time and from the cache afterwards, each time checked against the
     package's published digest. Raises ValueError if that cannot be had or the folder is in use, and as
     `onnx_file.to_onnx` does; the folder is then as it was.
@@ -66,7 +66,7 @@ def write(trained: Trained, folder: Path, dataset: Dataset | None = None) -> onn
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"the folder {folder} is in use; name a new or an empty one with --out")
     package = _package()
-    dataset = onnx_file.known_data(trained, dataset)
+    dataset = parity.known_data(trained, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
         page = Path(name) / "page"
@@ -123,7 +123,7 @@ def about(
 def samples(dataset: Dataset) -> tuple[Sample, ...]:
     """The first test image of each class that has any, of many classes of ten."""
     found = []
-    for label in onnx_file.some(torch.unique(dataset.test_labels), SHOWN).tolist():
+    for label in parity.spread_out(torch.unique(dataset.test_labels), SHOWN).tolist():
         image = dataset.test_images[(dataset.test_labels == label).nonzero()[0, 0]]
         content = io.BytesIO()
         pictures.to_image(image).save(content, "PNG")

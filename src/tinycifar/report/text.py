@@ -61,7 +61,7 @@ def models(shipped: dict[str, dict[str, Any]], architectures: dict[str, dict[str
 
 
 def exported(found: dict[str, Any]) -> list[str]:
-    """What was exported, and how it compares: lines from the fields of an `export.Exported` or `ExportedC`."""
+    """What was exported, and how it compares: lines from the fields of a `parity.Exported` or `ExportedC`."""
     if "source" in found:
         lines = [
             f"{printable(found['header'])}, {printable(found['source'])}: C99 with int8 weights",
@@ -70,7 +70,7 @@ def exported(found: dict[str, Any]) -> list[str]:
             f"RAM: {found['memory_bytes']:,} bytes of working memory, and a small stack",
         ]
     else:
-        lines = [f"{printable(found['path'])}: {found['size']:,} bytes of ONNX, opset {found['opset']}"]
+        lines = [f"{printable(found['path'])}: {found['size']:,} bytes, {found['form']}"]
     for key, against in (("parity", "PyTorch"), ("parity_int8", "the int8 ONNX model")):
         if parity := found.get(key):
             undecided = f", {parity['undecided']} of the others undecided" if parity["undecided"] else ""

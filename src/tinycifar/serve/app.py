@@ -30,7 +30,7 @@ from starlette.routing import Route
 from tinycifar import data, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
-from tinycifar.formats import onnx_file, web
+from tinycifar.formats import onnx_file, parity, web
 from tinycifar.models import MOST_PIXELS
 from tinycifar.serve.gate import LOOPBACK, SECONDS, Gate, Outer
 
@@ -79,7 +79,7 @@ def open_model(source: str) -> Served:
     model = trained.load(source, "cpu")
     shown: tuple[web.Sample, ...] = ()
     try:
-        dataset = onnx_file.known_data(model)
+        dataset = parity.known_data(model)
         shown = web.samples(dataset)
     except (OSError, ValueError):  # what is to be served is the model; without its data it is tried on other pictures
         dataset = data.sample(model.image_size)

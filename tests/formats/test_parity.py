@@ -1,0 +1,73 @@
+"""How far exports may be off, and on which images that is measured."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from conftest import Own
+from tinycifar import trained
+from tinycifar.formats import parity
+
+
+def test_parity_counts_images_that_change_class_and_those_that_are_undecided() -> None:
+    expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.52, 0.5], [1.0, 0.0]])
+    exported = torch.tensor([[1.0, 0.0], [0.0, 0.9], [0.5, 0.52], [0.0, 0.1]])
+    found = parity.Tolerance(classes=0.99, logits=0.1).compare(expected, exported)
+    spread = (3 * 0.25 + 0.0001) / 4
+    error = (0.01 + 2 * 0.0004 + 1 + 0.01) / 8
+    assert (found.images, found.same_class, found.undecided, found.largest_difference) == (4, 2, 1, 1.0)
+    assert found.relative_error == pytest.approx((error / spread) ** 0.5)
+
+
+def test_the_second_of_many_nearly_equal_logits_may_win_but_not_the_last() -> None:
+    expected = torch.tensor([[1.0, 0.99, -1.0]])
+    tolerance = parity.Tolerance(classes=1.0, logits=0.05)
+    assert tolerance.compare(expected, torch.tensor([[0.99, 1.0, -1.0]])).undecided == 1
+    assert tolerance.compare(expected, torch.tensor([[0.99, 0.99, 1.0]])).undecided == 0
+
+
+@pytest.fixture
+def logits() -> torch.Tensor:
+    """Logits of 200 images that leave no doubt."""
+    torch.manual_seed(0)
+    return 10 * torch.eye(10)[torch.arange(200) % 10] + torch.randn(200, 10)
+
+
+def test_logits_that_are_too_far_off_do_not_pass_though_every_class_is_kept(logits: torch.Tensor) -> None:
+    assert parity.INT8.check(logits, 1.09 * logits, "it").same_class == 200
+    with pytest.raises(parity.ParityError, match=r"it: 0 of 200 images get another class, .* not written"):
+        parity.INT8.check(logits, 1.15 * logits, "it")
+
+
+def test_classes_that_change_do_not_pass_though_logits_are_close_enough(logits: torch.Tensor) -> None:
+    changed = torch.cat([logits[:3].roll(1, 1), logits[3:]])
+    assert parity.Tolerance(classes=0.985, logits=0.3).check(logits, changed, "it").same_class == 197
+    with pytest.raises(parity.ParityError, match="it: 3 of 200 images get another class, 0 of them undecided"):
+        parity.Tolerance(classes=0.99, logits=0.3).check(logits, changed, "it")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_do_not_pass(logits: torch.Tensor, value: float) -> None:
+    with pytest.raises(parity.ParityError):
+        parity.INT8.check(logits, torch.full_like(logits, value), "it")
+    with pytest.raises(parity.ParityError):
+        parity.INT8.check(torch.full_like(logits, value), logits, "it")
+
+
+def test_logits_of_one_class_and_logits_that_are_all_equal_are_compared() -> None:
+    assert parity.FLOAT.compare(torch.zeros(3, 1), torch.zeros(3, 1)) == parity.Parity(3, 3, 0, 0.0, 0.0)
+    with pytest.raises(parity.ParityError):
+        parity.FLOAT.check(torch.zeros(3, 2), torch.ones(3, 2), "it")
+
+
+def test_images_are_taken_from_all_over_the_data() -> None:
+    assert parity.spread_out(torch.arange(10), 4).tolist() == [0, 2, 5, 7]
+    assert parity.spread_out(torch.arange(400), 400).tolist() == list(range(400))
+    assert parity.spread_out(torch.arange(3), 400).tolist() == [0, 1, 2]
+
+
+def test_a_path_of_this_machine_is_not_named(own_run: Own) -> None:
+    model = trained.load(own_run.directory, "cpu")
+    assert parity.data_name(dataclasses.replace(model, data="/home/me/pets")) == "pets"
+    assert parity.data_name(dataclasses.replace(model, data="/home/me/cifar.tar.gz", data_digest="")) == "cifar10"
