@@ -195,8 +195,8 @@ def test_a_run_is_exported_as_onnx_with_the_parity_told(tinycifar: Any, trained:
     done = tinycifar("export", trained, "--out", "model.onnx")
     assert done.code == 0
     assert re.fullmatch(
-        r"model\.onnx: [\d,]+ bytes of ONNX, opset 18\n"
-        r"Against PyTorch on 200 images: \d+ with the same class.*, logits differ by at most \S+\n",
+        r"model\.onnx: [\d,]+ bytes, ONNX float32, opset 18, IR version 8\n"
+        r"Against PyTorch on 200 images, in onnxruntime \S+: \d+ with the same class.*, logits differ by at most \S+\n",
         done.out,
     )
     assert onnx_file.logits(Path("model.onnx"), data.sample().test_images).shape == (200, 10)

@@ -34,8 +34,8 @@ from tinycifar.report import text
     "--int8",
     "variant",
     type=click.Choice(list(onnx_file.VARIANTS)),
-    help="Types of onnx-int8, activations then weights: u8s7 (default) is the fastest, u8u8 keeps 8 bits of weights, "
-    "s8s8 has no zero points.",
+    help="Types of onnx-int8, activations then weights: u8s7 (default) is the fastest, u8u8 keeps 8 bits of weights "
+    "(default for a model that does not agree in 7), s8s8 has no zero points.",
 )
 @terminal.data_option("MODEL's own; of CIFAR-10 the sample")
 @terminal.json_option
@@ -63,7 +63,7 @@ def export_command(
     if kind == "onnx":
         found = onnx_file.to_onnx(model, out, dataset)
     elif kind == "onnx-int8":
-        found = onnx_file.to_int8(model, out, dataset, variant=variant or onnx_file.DEFAULT_VARIANT)
+        found = onnx_file.to_int8(model, out, dataset, variant=variant)
     elif kind == "c":
         found = c_source.export_c(model, out, dataset)
     else:

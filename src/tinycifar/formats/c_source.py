@@ -246,7 +246,7 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
         compiled = compiled_logits(written[1], network, images)
         compared = compared_int8 = None
         if compiled is not None:
-            compared = parity.INT8.compare(inference.logits(trained.model, images), compiled)
+            compared = parity.compare(inference.logits(trained.model, images), compiled)
             compared_int8 = TOLERANCE.check(expected, compiled, "the compiled C differs from the int8 model")
         folder.mkdir(parents=True, exist_ok=True)
         header, source = (folder / path.name for path in written)

@@ -44,7 +44,6 @@ VARIANTS = {
     "s8s8": Variant(signed_activations=True, signed_weights=True, symmetric=True),
 }
 """Activations and weights by name: u or s for unsigned or signed, and the bits that are used."""
-DEFAULT_VARIANT = "u8s7"
 
 
 def to_onnx(trained: Trained, path: Path, dataset: Dataset | None = None) -> Exported:
@@ -59,23 +58,30 @@ def to_onnx(trained: Trained, path: Path, dataset: Dataset | None = None) -> Exp
     return _write(trained, path, _described(trained), dataset, parity.FLOAT)
 
 
-def to_int8(
-    trained: Trained, path: Path, dataset: Dataset | None = None, *, variant: str = DEFAULT_VARIANT
-) -> Exported:
+def to_int8(trained: Trained, path: Path, dataset: Dataset | None = None, *, variant: str | None = None) -> Exported:
     """Write an ONNX file whose convolutions are of 8 bits, with one scale per output channel.
 
-    `variant` is one of `VARIANTS`. The default, unsigned activations and signed weights of 7 bits, is the one that
+    `variant` is one of `VARIANTS`. "u8s7", with unsigned activations and signed weights of 7 bits, is the one that
     onnxruntime computes with VNNI and AMX; with 8 signed bits sums would overflow on processors without them. "u8u8"
-    keeps 8 bits of every weight. "s8s8" has no zero points. Ranges of activations are those on at most
-    `parity.CALIBRATION_IMAGES` training images of `parity.known_data`. Normalisation and head stay in float32. Raises
-    `parity.ParityError` unless logits agree within `parity.INT8`; else as `to_onnx` does.
+    keeps 8 bits of every weight. "s8s8" has no zero points. The default is "u8s7", or "u8u8" for a model that does not
+    agree in 7 bits. Ranges of activations are those on at most `parity.CALIBRATION_IMAGES` training images of
+    `parity.known_data`. Normalisation and head stay in float32. Raises `parity.ParityError` unless logits agree within
+    `parity.INT8`; else as `to_onnx` does.
     """
-    if variant not in VARIANTS:
+    if variant is not None and variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; allowed are: {', '.join(VARIANTS)}")
     dataset = parity.known_data(trained, dataset)
     calibration = parity.spread_out(dataset.train_images, parity.CALIBRATION_IMAGES)
-    model = quantized(_described(trained), calibration, variant=variant)
-    return _write(trained, path, model, dataset, parity.INT8)
+    described = _described(trained)
+    variants = [variant] if variant else ["u8s7", "u8u8"]
+    for name in variants:
+        try:
+            model = quantized(described, calibration, variant=name)
+            return _write(trained, path, model, dataset, parity.INT8, f"int8 {name}")
+        except parity.ParityError:
+            if name == variants[-1]:
+                raise
+    raise AssertionError("unreachable")
 
 
 def float_model(model: plain.Plain) -> Any:
@@ -109,7 +115,7 @@ def _finished(proto: Any) -> Any:
     return proto
 
 
-def quantized(model: Any, calibration: Tensor, *, variant: str = DEFAULT_VARIANT) -> Any:
+def quantized(model: Any, calibration: Tensor, *, variant: str) -> Any:
     """An `onnx.ModelProto` as from `float_model` with its convolutions in 8 bits, ranges from images (N, 3, S, S).
 
     `variant` is one of `VARIANTS`, as in `to_int8`.
@@ -187,14 +193,16 @@ def _stays_float(node: Any) -> bool:
     return node.op_type in ("Sub", "Div", "ReduceMean", "Gemm") or ACTIVATION in node.output
 
 
-def _write(trained: Trained, path: Path, model: Any, dataset: Dataset, tolerance: parity.Tolerance) -> Exported:
+def _write(
+    trained: Trained, path: Path, model: Any, dataset: Dataset, tolerance: parity.Tolerance, kind: str = "float32"
+) -> Exported:
     content = model.SerializeToString()
     images = parity.spread_out(dataset.test_images, parity.COMPARED_IMAGES)
     expected, exported = inference.logits(trained.model, images), logits(content, images)
     compared = tolerance.check(expected, exported, "the exported model differs from its original")
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(path, content)
-    form = f"ONNX, opset {model.opset_import[0].version}, IR version {model.ir_version}"
+    form = f"ONNX {kind}, opset {model.opset_import[0].version}, IR version {model.ir_version}"
     return Exported(path, len(content), form, f"onnxruntime {runtime().__version__}", compared)
 
 

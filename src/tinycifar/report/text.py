@@ -73,9 +73,10 @@ def exported(found: dict[str, Any]) -> list[str]:
         lines = [f"{printable(found['path'])}: {found['size']:,} bytes, {found['form']}"]
     for key, against in (("parity", "PyTorch"), ("parity_int8", "the int8 ONNX model")):
         if parity := found.get(key):
+            runtime = f", in {found['runtime']}" if "runtime" in found else ""
             undecided = f", {parity['undecided']} of the others undecided" if parity["undecided"] else ""
             lines.append(
-                f"Against {against} on {parity['images']} images: {parity['same_class']} with the same class"
+                f"Against {against} on {parity['images']} images{runtime}: {parity['same_class']} with the same class"
                 f"{undecided}, logits differ by at most {parity['largest_difference']:.2g}"
             )
     return lines if found["parity"] else [*lines, "Not compared: there is no C compiler here"]
