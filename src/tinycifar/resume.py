@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinycifar import data, run, trained
+from tinycifar.data import sources
 from tinycifar.recipes import Recipe
 from tinycifar.trained import Trained
 
@@ -25,7 +26,7 @@ class Begun:
     def source(self) -> str:
         """Where its data was, as `tinycifar.data.load` takes it; ValueError if that is gone."""
         source = str(self._environment["data"])
-        if source not in data.NAMES and not Path(source).exists():
+        if source not in data.NAMES and not sources.exists(source):
             raise ValueError(
                 f"{source} does not exist. {self.directory} was trained on it: say where it is now with --data"
             )

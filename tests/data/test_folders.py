@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tinycifar import data
-from tinycifar.data import folders, pictures
+from tinycifar.data import pictures, trees
 from tinycifar.data.dataset import Dataset
 
 
@@ -83,7 +83,7 @@ def test_without_a_test_folder_a_fifth_of_each_class_is_held_out_and_told(tmp_pa
     assert first.names == second.names
     assert all(name.startswith("train/") for name in first.names["test"])
     (note,) = first.notes
-    assert "No test/ in" in note
+    assert "No test images in" in note
     assert "9 of 48" in note
     held = {int(name[-7:-4]) for name in first.names["test"] if "/d/" in name}
     assert held not in ({0, 1, 2, 3, 4}, {22, 23, 24, 25, 26})  # names often stand for a moment or a camera
@@ -145,7 +145,7 @@ def test_what_is_hidden_or_no_picture_is_left_out_and_told(tmp_path: Path) -> No
     own = tmp_path / "own"
     fill(own / "train", {"a": 2, "b": 2, ".hidden": 2})
     fill(own / "test", {"a": 1, "b": 1}, 100)
-    fill(own / "validation", {"a": 1})
+    fill(own / "extra", {"a": 1})
     fill(own / ".git", {"a": 1})
     digest = load(own).digest
     draw(own / "train/a/.hidden.png", 1)
@@ -153,15 +153,13 @@ def test_what_is_hidden_or_no_picture_is_left_out_and_told(tmp_path: Path) -> No
     (own / "train/a/more").mkdir()
     draw(own / "train/a/more/1.png", 1)
     (own / "train/README.md").write_text("of all")
-    (own / "train/c").symlink_to(own / "train/a")
     loaded = load(own)
     assert loaded.classes == ("a", "b")
     assert (len(loaded.train_images), len(loaded.test_images), loaded.validation_images) == (4, 2, None)
     assert loaded.digest == digest
     assert loaded.notes == (
-        f"Left out in {own}: validation (only train, val and test are read)",
-        f"Left out in {own}/train: 1 x file of another kind, 1 x file outside a class, 1 x folder in a class, "
-        "1 x link to a folder",
+        f"Left out in {own}: extra (only train, val and test are read)",
+        f"Left out in {own}/train: 1 x file of another kind, 1 x file outside a class, 1 x folder in a class",
     )
 
 
@@ -176,7 +174,7 @@ def test_links_to_pictures_are_followed_and_broken_ones_named(tmp_path: Path) ->
     refused(own, r"1 of 5 pictures in .* train/a/far\.png: No such file")
     shutil.move(own / "train", tmp_path / "train")
     (own / "train").symlink_to(tmp_path / "train")
-    refused(own, "own/train is a link, and links to folders are not followed")
+    refused(own, r"1 of 5 pictures in .* train/a/far\.png: No such file")
 
 
 def test_a_split_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
@@ -205,14 +203,14 @@ def test_a_split_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
             r"\.jpeg, \.webp\)",
         ),
         ({"a": 0, "b": 0}, "own/train holds no pictures"),
-        ({"a": 3}, "own/train has 1 folder of classes; allowed are 2 to 1,000"),
+        ({"a": 3}, "own has 1 class; allowed are 2 to 1,000"),
         (
-            {f"{kind:04}": int(kind == 0) for kind in range(1001)},
-            "has 1,001 folders of classes; allowed are 2 to 1,000",
+            {f"{kind:04}": 1 for kind in range(1001)},
+            "has 1,001 classes; allowed are 2 to 1,000",
         ),
         ({"a": 2, "b": 0}, "own/train has no picture of class b"),
         (dict.fromkeys("abcdefg", 0) | {"h": 1}, "has no picture of 7 classes: a, b, c, d, e and 2 more"),
-        ({"a": 2, "b": 1}, "own/train has a single picture of class b, of which none can be held out"),
+        ({"a": 2, "b": 1}, "own has a single picture of class b, of which none can be held out"),
         ({"a": 2, "b\n": 2}, r"has a class 'b\\\\n', whose name cannot be printed"),
     ],
 )
@@ -253,16 +251,16 @@ def test_damaged_pictures_are_named_and_counted_and_nothing_is_used(tmp_path: Pa
 
 def test_a_picture_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path / "own/train", {"a": 2, "b": 2})
-    read, seen = folders._content, set()
+    read, seen = trees.FolderTree.read, set()
 
-    def changing(path: Path) -> bytes:
-        content = read(path)
-        if path in seen and path.name == "001.png" and path.parent.name == "b":
+    def changing(tree: trees.FolderTree, name: str, most_bytes: int) -> bytes:
+        content = read(tree, name, most_bytes)
+        if name in seen and name == "train/b/001.png":
             return content + b" "
-        seen.add(path)
+        seen.add(name)
         return content
 
-    monkeypatch.setattr(folders, "_content", changing)
+    monkeypatch.setattr(trees.FolderTree, "read", changing)
     refused(tmp_path / "own", r"1 of 4 pictures .*train/b/001\.png: it was changed while it was read")
 
 

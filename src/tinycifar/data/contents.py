@@ -1,0 +1,266 @@
+"""What own data holds, in whatever layout: labelled images by split, before any is decoded; and its `Dataset`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import Progress
+from torch import Tensor
+
+from tinycifar.data import decoded, pictures
+from tinycifar.data.dataset import MOST_CLASSES, Dataset, Draws, ranks, stratified
+from tinycifar.data.pictures import Pixels
+from tinycifar.words import printable
+
+SPLITS = {  # by split, the names of its folders and files, in any case
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+FEWEST_CLASSES = 2
+SEED = 0  # of the order of images, and of which are held out
+TEST_SHARE = 5  # one image of so many of a class is held out if there are no test images
+LARGE_AT_ONCE = 4  # pictures of more than pictures.MANY_PIXELS, of which decoding one may take 300 MB
+NAMED = 5  # classes or files in a message
+Labels = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """N labelled images: what they are called, their classes, splits and groups, and how to read each.
+
+    `labels` (N,) are indices into `classes`; `splits` has the indices of each split's images. `read` gives the bytes of
+    an image by its index, and `decode` makes pixels (3, S, S) of these bytes and of S. With `ordered` the order of the
+    images is kept, else it is drawn. `groups` has for each image its group, if known. `notes` are lines that say what
+    was decided, `source` is what `tinycifar.data.load` takes to find the same again.
+    """
+
+    path: Path
+    layout: str
+    classes: tuple[str, ...]
+    names: Sequence[str]
+    labels: Labels
+    splits: dict[str, Labels]
+    read: Callable[[int], bytes]
+    decode: Callable[[bytes, int], Pixels]
+    ordered: bool = False
+    groups: Sequence[str] | None = None
+    notes: tuple[str, ...] = ()
+    source: str = ""
+
+    def counts(self, split: str) -> list[int]:
+        """The images of each class in a split."""
+        rows = self.splits.get(split, np.empty(0, np.int64))
+        return [int(count) for count in np.bincount(self.labels[rows], minlength=len(self.classes))]
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder or file is named for, in any case; None for other names."""
+    return next((split for split, names in SPLITS.items() if name.casefold() in names), None)
+
+
+def picture_decoder() -> Callable[[bytes, int], Pixels]:
+    """A `Contents.decode` for the bytes of picture files."""
+    large = threading.BoundedSemaphore(LARGE_AT_ONCE)
+
+    def decode(content: bytes, image_size: int) -> Pixels:
+        try:
+            return pictures.decode(content, lambda: large, image_size)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("cannot read the picture: ")) from None
+
+    return decode
+
+
+def pixel_decoder(shape: tuple[int, ...]) -> Callable[[bytes, int], Pixels]:
+    """A `Contents.decode` for uint8 pixels of `shape`, (H, W) in grey or (H, W, 3) in RGB."""
+
+    def decode(content: bytes, image_size: int) -> Pixels:
+        picture = Image.fromarray(np.frombuffer(content, np.uint8).reshape(shape)).convert("RGB")
+        return pictures.to_array(picture, image_size)
+
+    return decode
+
+
+def to_dataset(contents: Contents, cache: Path, image_size: int, display: Progress | None) -> Dataset:
+    """Decode the images, `image_size` a side, or read them from `cache`.
+
+    Without test images a fifth of each class's groups is held out; an image without a group is one of its own. Raises
+    ValueError for fewer than 2 or more than 1,000 classes, for one without a training image, or with a single group if
+    some are to be held out, for groups that lie on both sides, and for images that cannot be read, naming them.
+    """
+    _check(contents)
+    splits, notes = dict(contents.splits), list(contents.notes)
+    hashes = _hashes(contents, display)
+    labelled = [("labels", " ".join(map(str, contents.labels.tolist())))] if contents.ordered else []
+    labelled += [] if contents.groups is None else [("groups", " ".join(contents.groups))]
+    digest = decoded.digest(sorted(zip(contents.names, hashes, strict=True)) + labelled)
+    units = _units(contents)
+    draws = _draws(hashes if contents.groups is None else contents.groups)
+    if "test" not in splits:
+        splits["train"], splits["test"] = _hold_out(contents, splits["train"], units, draws)
+        what = "" if contents.groups is None else "the groups of "
+        notes.append(
+            f"No test images in {contents.path}: a fifth of {what}each class is held out as test images, "
+            f"{len(splits['test']):,} of {len(contents.splits['train']):,}, the same ones each time"
+        )
+    _check_groups(contents, splits)
+    if not contents.ordered:
+        splits = {
+            split: part[_order(contents.labels[part], units[part], draws[part])] for split, part in splits.items()
+        }
+    trained_on = {hashes[row] for row in splits["train"].tolist()}
+    for split in ("validation", "test"):
+        if split in splits and (copies := sum(hashes[row] in trained_on for row in splits[split])):
+            notes.append(f"{copies:,} of the {split} images are, byte for byte, training images too: scores flatter")
+
+    rows = np.concatenate(list(splits.values()))
+
+    def decode(index: int) -> Pixels:
+        content = contents.read(rows[index])
+        if hashlib.sha256(content).hexdigest() != hashes[rows[index]]:
+            raise ValueError("it was changed while it was read")
+        return contents.decode(content, image_size)
+
+    images, problems = decoded.load(
+        contents.path,
+        [contents.names[row] for row in rows.tolist()],
+        decode,
+        content=digest,
+        image_size=image_size,
+        cache=cache,
+        display=display,
+    )
+    images_of = dict(zip(splits, torch.split(images, [len(part) for part in splits.values()]), strict=True))
+    labels_of = {split: torch.from_numpy(contents.labels[part]) for split, part in splits.items()}
+    return Dataset(
+        contents.path.name,
+        contents.classes,
+        images_of["train"],
+        labels_of["train"],
+        images_of["test"],
+        labels_of["test"],
+        images_of.get("validation"),
+        labels_of.get("validation"),
+        digest=digest,
+        path=str(contents.source or contents.path),
+        notes=(*notes, *problems),
+        groups=None if contents.groups is None else torch.from_numpy(units[splits["train"]]),
+        names={split: tuple(printable(contents.names[row]) for row in part.tolist()) for split, part in splits.items()},
+    )
+
+
+def named(classes: Sequence[str]) -> str:
+    """Classes in a message: "class a", or how many and the first ones."""
+    return f"{'class' if len(classes) == 1 else f'{len(classes):,} classes:'} {few(classes)}"
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(map(printable, names[:NAMED])) + more
+
+
+def _check(contents: Contents) -> None:
+    classes, counts = contents.classes, contents.counts("train")
+    if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
+        raise ValueError(
+            f"{contents.path} has {len(classes):,} class{'es' * (len(classes) != 1)}; allowed are {FEWEST_CLASSES} to "
+            f"{MOST_CLASSES:,}"
+        )
+    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        raise ValueError(f"{contents.path} has no training image of {named(empty)}")
+
+
+def _hashes(contents: Contents, display: Progress | None) -> list[str]:
+    """The SHA-256 of each image, hexadecimal; "" for what cannot be read, which is named when it is to be decoded."""
+    hashes = [""] * len(contents.names)
+
+    def take(index: int) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            hashes[index] = hashlib.sha256(contents.read(index)).hexdigest()
+
+    decoded.each(take, len(hashes), "Reading pictures", display)
+    return hashes
+
+
+def _units(contents: Contents) -> Labels:
+    """A number (N,) for each image that those of one group share."""
+    if contents.groups is None:
+        return np.arange(len(contents.names))
+    return np.unique(np.asarray(contents.groups), return_inverse=True)[1].astype(np.int64)
+
+
+def _draws(keys: Sequence[str]) -> Draws:
+    """What orders images: drawn from (SEED, key), so that no other moves when one is added or renamed."""
+    drawn = (hashlib.sha256(f"{SEED} {key}".encode()).digest()[:8] for key in keys)
+    return np.frombuffer(b"".join(drawn), ">u8").astype(np.uint64)
+
+
+def _of_units(labels: Labels, units: Labels, draws: Draws) -> tuple[Labels, Tensor, Draws]:
+    """The units there are, and of each the class that most of its images have, and its draw."""
+    present, first, inverse = np.unique(units, return_index=True, return_inverse=True)
+    pairs, counts = np.unique(inverse * (labels.max() + 1) + labels, return_counts=True)
+    common = np.full(len(present), -1)
+    for pair in pairs[np.argsort(counts, kind="stable")]:  # the most frequent last
+        common[pair // (labels.max() + 1)] = pair % (labels.max() + 1)
+    return present, torch.from_numpy(common), draws[first]
+
+
+def _hold_out(contents: Contents, rows: Labels, units: Labels, draws: Draws) -> tuple[Labels, Labels]:
+    """The rows to train on and those that are held out for testing."""
+    labels = contents.labels[rows]
+    present, common, drawn = _of_units(labels, units[rows], draws[rows])
+    counts = common.bincount(minlength=len(contents.classes))
+    what = "picture" if contents.groups is None else "group"
+    if single := [name for name, count in zip(contents.classes, counts.tolist(), strict=True) if count == 1]:
+        raise ValueError(
+            f"{contents.path} has a single {what} of {named(single)}, of which none can be held out; add {what}s, or "
+            "test images"
+        )
+    held = ranks(common, drawn) < (counts // TEST_SHARE).clamp(min=1)[common]
+    of_test = np.isin(units[rows], present[held.numpy()])
+    if lost := sorted(set(labels.tolist()) - set(labels[~of_test].tolist())):
+        raise ValueError(
+            f"{contents.path}: the groups leave no training image of "
+            f"{named([contents.classes[label] for label in lost])}; give test images"
+        )
+    return rows[~of_test], rows[of_test]
+
+
+def _order(labels: Labels, units: Labels, draws: Draws) -> Labels:
+    """Indices (N,) in a stratified order in which each group lies together."""
+    present, common, drawn = _of_units(labels, units, draws)
+    position = np.empty(len(present), np.int64)
+    position[stratified(common, drawn).numpy()] = np.arange(len(present))
+    return np.argsort(position[np.searchsorted(present, units)], kind="stable")
+
+
+def _check_groups(contents: Contents, splits: dict[str, Labels]) -> None:
+    """Raise ValueError for groups that lie in more than one split."""
+    if contents.groups is None:
+        return
+    seen: dict[str, str] = {}
+    for split, rows in splits.items():
+        of_split = {contents.groups[row] for row in rows.tolist()}
+        if both := sorted(of_split & seen.keys()):
+            raise ValueError(
+                f"{contents.path}: {len(both):,} group{'s' * (len(both) > 1)} lie in {seen[both[0]]} and {split}: "
+                f"{few(both)}; move each to one side"
+            )
+        seen |= dict.fromkeys(of_split, split)
+
+
+def grouped(contents: Contents, groups: Sequence[str], alone: int = 0) -> Contents:
+    """The contents with a group for each image, `alone` of which are groups of one because nothing names theirs."""
+    note = f"{len(set(groups)):,} groups, none of which lies on both sides of a split"
+    more = f"; {alone:,} images have no group and count as one each" if alone else ""
+    return replace(contents, groups=groups, notes=(*contents.notes, f"{note}{more}"))

@@ -1,0 +1,61 @@
+"""Where own data lies and how it is to be read, as one text: `photos?group=(.*)_\\d+`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from urllib.parse import parse_qsl, quote
+
+CHOICES = {"labels": ("fine", "coarse"), "transposed": ("yes", "no")}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A path, and what its layout leaves open; "" leaves each to what is found there.
+
+    `group` is a regular expression with a group in parentheses, whose text in a file's name is the picture's group.
+    `columns` says which columns of a table are meant, as "file=Path,label=ClassId". `labels` chooses between the "fine"
+    and "coarse" ones of CIFAR-100. `transposed` says whether the images of IDX files are stored transposed, "yes" or
+    "no".
+    Raises ValueError for a choice that there is not.
+    """
+
+    path: str
+    group: str = ""
+    columns: str = ""
+    labels: str = ""
+    transposed: str = ""
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in ("", *allowed):
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
+
+    def __str__(self) -> str:
+        options = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        query = "&".join(f"{name}={quote(value, safe='()*.=,/')}" for name, value in options.items() if value)
+        return f"{self.path}?{query}" if query else self.path
+
+    def absolute(self) -> Source:
+        """The same source from any working directory."""
+        return replace(self, path=str(Path(self.path).absolute()))
+
+
+def parse(text: str | Path) -> Source:
+    """Read a source: a path that exists is one as it is, else what follows its last "?" are options.
+
+    Raises ValueError for an unknown option.
+    """
+    path, mark, query = str(text).rpartition("?")
+    if not mark or "=" not in query or Path(str(text)).exists():
+        return Source(str(text))
+    options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
+    allowed = [field.name for field in fields(Source)[1:]]
+    if unknown := sorted(options.keys() - set(allowed)):
+        raise ValueError(f"{text}: unknown option {unknown[0]!r}; allowed are {', '.join(allowed)}")
+    return Source(path, **options)
+
+
+def exists(text: str) -> bool:
+    """Whether there is something at the path of a source."""
+    return Path(parse(text).path).exists()

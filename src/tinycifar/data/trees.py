@@ -1,0 +1,197 @@
+"""Files by name, wherever they lie: in a folder, a zip archive or a tar archive."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from tinycifar.words import printable
+
+MOST_MEMBERS = 2_000_000  # of a zip archive
+MOST_TAR_MEMBERS = 1_000
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+HIDDEN = (".", "__MACOSX")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder in a folder of a tree; `kind` is "file", "folder" or what else it is."""
+
+    name: str
+    kind: str
+
+
+class Tree(ABC):
+    """Files by their names within `path`, such as `train/cat/1.png`; the top folder is ""."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abstractmethod
+    def entries(self, folder: str = "") -> list[Entry]:
+        """What lies in a folder, sorted by name, without hidden entries."""
+
+    @abstractmethod
+    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Open a file to read its bytes; OSError or ValueError if it cannot be read."""
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """The bytes of a file, as they are or as the archive states them; ValueError for what is no plain file."""
+
+    def where(self, name: str) -> Path:
+        """The path of an entry, for messages."""
+        return self.path / name if name else self.path
+
+    def names(self, folder: str, kind: str) -> list[str]:
+        """The names of the entries of a kind in a folder."""
+        return [entry.name for entry in self.entries(folder) if entry.kind == kind]
+
+    def read(self, name: str, most_bytes: int) -> bytes:
+        """The bytes of a file of at most `most_bytes`; ValueError for a larger one and for what is no plain file."""
+        size = self.size(name)
+        if size > most_bytes:
+            raise ValueError(f"{size:,} bytes, allowed are {most_bytes:,}")
+        with self.open(name) as file:
+            content = file.read(most_bytes + 1)
+        if len(content) > most_bytes:
+            raise ValueError(f"more than the {most_bytes:,} bytes that are allowed")
+        return content
+
+
+class FolderTree(Tree):
+    """A folder; links to folders and files are followed."""
+
+    def entries(self, folder: str = "") -> list[Entry]:
+        found = []
+        with os.scandir(self.where(folder)) as entries:
+            for entry in entries:
+                if not entry.name.startswith(HIDDEN):
+                    kind = "folder" if entry.is_dir() else "file"
+                    if kind == "file" and entry.is_symlink() and not entry.is_file():
+                        kind = "broken link"
+                    found.append(Entry(entry.name, kind))
+        return sorted(found, key=lambda entry: entry.name)
+
+    def size(self, name: str) -> int:
+        status = self.where(name).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("no file")  # reading from a pipe would wait
+        return status.st_size
+
+    def open(self, name: str) -> IO[bytes]:
+        return self.where(name).open("rb")
+
+
+class _Archive(Tree):
+    """An archive with an index of its plain files; members with unsafe names are refused."""
+
+    def __init__(self, path: Path, members: Iterator[str]) -> None:
+        super().__init__(path)
+        self._folders: dict[str, dict[str, str]] = {"": {}}
+        for name in members:
+            parts = PurePosixPath(name).parts
+            if "\\" in name or name.startswith("/") or ".." in parts or (parts and parts[0].endswith(":")):
+                raise ValueError(f"{path} is refused: its member {name[:80]!r} points elsewhere")
+            if not parts or any(part.startswith(HIDDEN) for part in parts):
+                continue
+            for depth in range(len(parts)):
+                folder, last = "/".join(parts[:depth]), depth == len(parts) - 1
+                kind = "file" if last and not name.endswith("/") else "folder"
+                if self._folders.setdefault(folder, {}).setdefault(parts[depth], kind) != kind:
+                    raise ValueError(f"{path} is refused: {name[:80]!r} is both a file and a folder")
+                if kind == "folder":
+                    self._folders.setdefault("/".join(parts[: depth + 1]), {})
+
+    def entries(self, folder: str = "") -> list[Entry]:
+        return [Entry(name, kind) for name, kind in sorted(self._folders.get(folder, {}).items())]
+
+
+class ZipTree(_Archive):
+    """A zip archive, read in place: nothing is unpacked to disk. ValueError if it cannot be read or is unsafe."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise ValueError(f"{path} is no zip archive that can be read: {error}") from None
+        members = self._zip.infolist()
+        if len(members) > MOST_MEMBERS:
+            raise ValueError(f"{path} has {len(members):,} members; allowed are {MOST_MEMBERS:,}")
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for member in members:
+            if member.filename in self._members:
+                raise ValueError(f"{path} is refused: it has two members {printable(member.filename)[:80]!r}")
+            if member.flag_bits & 1:
+                raise ValueError(f"{path} is encrypted; unpack it and name the folder")
+            if not stat.S_ISLNK(member.external_attr >> 16):  # a link would be read as the text of its target
+                self._members[member.filename] = member
+        super().__init__(path, iter(self._members))
+
+    def size(self, name: str) -> int:
+        return self._members[name].file_size
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        try:
+            with self._zip.open(self._members[name]) as file:
+                yield file
+        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            raise ValueError(f"it is damaged: {error}") from None
+        except OSError:
+            raise
+        except Exception as error:  # zlib.error, lzma.LZMAError and others, which mean the same here
+            if isinstance(error, ValueError):
+                raise
+            raise ValueError(f"it cannot be unpacked: {error}") from None
+
+
+class TarTree(_Archive):
+    """A tar archive of few files, as data sets of binary files are published; ValueError for others."""
+
+    def __init__(self, path: Path) -> None:
+        self._members: dict[str, tarfile.TarInfo] = {}
+        try:
+            self._tar = tarfile.open(path)  # noqa: SIM115 (stays open to read members)
+            for member in self._tar:
+                if len(self._members) == MOST_TAR_MEMBERS:
+                    raise ValueError(
+                        f"{path} has more than {MOST_TAR_MEMBERS:,} members; tar archives of pictures are not read: "
+                        "unpack it and name the folder, or make a zip archive"
+                    )
+                if member.isfile():
+                    self._members[member.name.removeprefix("./")] = member
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as a tar archive: {str(error).partition(':')[0]}") from None
+        super().__init__(path, iter(self._members))
+
+    def size(self, name: str) -> int:
+        return self._members[name].size
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        try:
+            file = self._tar.extractfile(self._members[name])
+            yield file or io.BytesIO()
+        except (tarfile.TarError, EOFError) as error:
+            raise ValueError(f"it cannot be unpacked: {error}") from None
+
+
+def open_tree(path: Path) -> Tree | None:
+    """The files of a folder or archive; None for any other file. ValueError for an archive that cannot be used."""
+    if path.is_dir():
+        return FolderTree(path)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return ZipTree(path)
+    if path.is_file() and path.name.lower().endswith(TAR_SUFFIXES):
+        return TarTree(path)
+    return None
