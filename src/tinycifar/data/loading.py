@@ -92,8 +92,13 @@ def _is_cifar10(tree: Tree) -> bool:
 
 
 def is_own(source: str | Path) -> bool:
-    """Whether a source names own data in a layout that is known; ValueError if that cannot be read."""
-    return str(source) not in NAMES and examine(source) is not None
+    """Whether a source names own data in a layout that is known, usable or not."""
+    try:
+        return str(source) not in NAMES and examine(source) is not None
+    except cifar10.DataError:
+        return False
+    except ValueError:
+        return True
 
 
 def _check_cifar10(path: Path, tree: Tree | None) -> None:
