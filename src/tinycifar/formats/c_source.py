@@ -1,222 +1,45 @@
-"""From an int8 ONNX file of ours to C: a header and a source file with weights, plan of memory, and inference."""
+"""A model as C: a header and a source file with weights, plan of memory and inference in integers."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
+import random
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tinycifar import atomic, inference
 from tinycifar.data import Dataset
-from tinycifar.formats import onnx_file, parity
-from tinycifar.formats.parity import Parity
+from tinycifar.formats import integer, onnx_file, parity
+from tinycifar.formats.integer import Array, Network, Step
+from tinycifar.formats.integer import read as read
 from tinycifar.trained import Trained
 
-Array = NDArray[Any]
-TOLERANCE = parity.Tolerance(classes=0.99, logits=0.01)  # of the compiled code and the int8 model it was made from
-
-
-@dataclass(eq=False)
-class Map:
-    """A feature map of 8 bits: shape, what its numbers mean, where it lies in memory, from and to which step."""
-
-    channels: int
-    size: int
-    scale: float
-    zero: int
-    first: int
-    last: int
-    offset: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """Its size in memory."""
-        return self.channels * self.size**2
-
-
-@dataclass(eq=False)
-class Step:
-    """A convolution, pooling or addition: from which maps to which."""
-
-    kind: str
-    inputs: list[Map]
-    output: Map
-    kernel: int = 1
-    stride: int = 1
-    padding: int = 0
-    dilation: int = 1
-    groups: int = 1
-    mirrored: bool = False
-    weights: Array = field(default_factory=lambda: np.zeros(0, np.int8))
-    bias: Array = field(default_factory=lambda: np.zeros(0, np.int32))
-    scales: Array = field(default_factory=lambda: np.zeros(0, np.float32))
-
-
-@dataclass(eq=False)
-class Network:
-    """What is in an int8 ONNX file: steps from quantised pixels to features, a head in float, what is told of it."""
-
-    steps: list[Step]
-    pixels: Map
-    features: Map
-    table: Array
-    head: Array
-    head_bias: Array
-    memory_bytes: int
-    about: dict[str, str]
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weights: of all filters, those that are mirror images of others not counted, and of the head."""
-        return sum(step.weights.nbytes for step in self.steps) + self.head.nbytes
-
-    @property
-    def constant_bytes(self) -> int:
-        """Bytes of everything that is constant but the code: weights, biases, scales, and the table of pixels."""
-        rest = sum(step.bias.nbytes + step.scales.nbytes for step in self.steps)
-        return self.weight_bytes + rest + self.head_bias.nbytes + self.table.nbytes
-
-
-def read(path: Path) -> Network:
-    """Read an int8 file that `onnx_file.to_int8` wrote; ValueError for another one."""
-    try:
-        return _read(path)
-    except (KeyError, IndexError):
-        raise ValueError(f"{path} is no int8 file that tinycifar exported") from None
-
-
-def _read(path: Path) -> Network:
-    import onnx
-    from onnx import helper, numpy_helper
-
-    model = onnx.load(str(path))
-    constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
-    nodes = list(model.graph.node)
-    alias: dict[str, str] = {}  # of what was quantised and back: what it was before
-    ranges: dict[str, tuple[float, int]] = {}
-    parameters: dict[str, tuple[Array, Array]] = {}
-    for node in nodes:
-        if node.op_type == "QuantizeLinear":
-            ranges[node.input[0]] = float(constants[node.input[1]]), int(constants[node.input[2]])
-            alias[node.output[0]] = node.input[0]
-        elif node.op_type == "DequantizeLinear" and node.input[0] in constants:
-            values = constants[node.input[0]].astype(np.int32)
-            zero = constants[node.input[2]].astype(np.int32).reshape(-1, *[1] * (values.ndim - 1))
-            parameters[node.output[0]] = values - zero, constants[node.input[1]]
-        elif node.op_type == "DequantizeLinear":
-            alias[node.output[0]] = alias[node.input[0]]
-
-    maps: dict[str, Map] = {}
-    steps: list[Step] = []
-
-    def add(kind: str, node: Any, channels: int, size: int, **of: Any) -> None:
-        inputs = [maps[alias[name]] for name in node.input if name in alias]
-        for one in inputs:
-            one.last = len(steps)
-        output = Map(channels, size, *ranges[node.output[0]], len(steps), len(steps))
-        maps[node.output[0]] = output
-        steps.append(Step(kind, inputs, output, **of))
-
-    found: dict[str, Any] = {}
-    for node in nodes:
-        about = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-        source = maps.get(alias.get(node.input[0], "")) if node.input else None
-        match node.op_type:
-            case "Sub":
-                found["mean"] = constants[node.input[1]]
-            case "Div":
-                found["std"] = constants[node.input[1]]
-                side = model.graph.input[0].type.tensor_type.shape.dim[3].dim_value
-                maps[node.output[0]] = Map(3, side, *ranges[node.output[0]], 0, 0)
-                found["pixels"] = maps[node.output[0]]
-            case "Conv" if source is not None and node.input[1] in parameters:
-                weights, weight_scales = parameters[node.input[1]]
-                bias = parameters[node.input[2]][0] if len(node.input) > 2 else np.zeros(len(weights))
-                kernel, stride, dilation = about["kernel_shape"][0], about["strides"][0], about["dilations"][0]
-                padding = about["pads"][0]
-                size = (source.size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-                scale = np.float32(source.scale) * weight_scales / np.float32(ranges[node.output[0]][0])
-                add("conv", node, len(weights), size, kernel=kernel, stride=stride, padding=padding, dilation=dilation,
-                    groups=about["group"], **_stored(weights), bias=bias.astype(np.int32),
-                    scales=scale.astype(np.float32))  # fmt: skip
-            case "MaxPool" if source is not None:
-                add("pool", node, source.channels, source.size // 2)
-            case "Add" if source is not None:
-                add("add", node, source.channels, source.size)
-            case "ReduceMean" if source is not None:
-                found["features"] = source
-                source.last = len(steps)
-            case "Gemm":
-                found["head"] = constants[node.input[1]]
-                found["head_bias"] = constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(found["head"]))
-            case "Conv" | "QuantizeLinear" | "DequantizeLinear" | "Unsqueeze":  # of the class activation map
-                pass
-            case _:
-                raise ValueError(f"{path} holds {node.op_type}, for which there is no C here")
-    memory = _place([found["pixels"], *(step.output for step in steps)])
-    metadata = {item.key: item.value for item in model.metadata_props}
-    return Network(
-        steps,
-        found["pixels"],
-        found["features"],
-        _table(found["mean"], found["std"], found["pixels"]),
-        found["head"].astype(np.float32),
-        found["head_bias"].astype(np.float32),
-        memory,
-        metadata,
-    )
-
-
-def _stored(weights: Array) -> dict[str, Any]:
-    """What of the filters (O, I, K, K) has to be stored, by output, row, column, input; half of them if mirrored."""
-    half, inputs = len(weights) // 2, weights.shape[1]
-    mirror = np.roll(weights[:half, :, :, ::-1], inputs // 2, axis=1)
-    mirrored = len(weights) % 2 == 0 and inputs % 2 == 0 and bool((weights[half:] == mirror).all())
-    kept = weights[:half] if mirrored else weights
-    return {"weights": kept.transpose(0, 2, 3, 1).astype(np.int8), "mirrored": mirrored}
-
-
-def _table(mean: Array, std: Array, pixels: Map) -> Array:
-    """Pixels of 0..255 as the first map holds them: uint8 (3, 256)."""
-    values = (np.arange(256, dtype=np.float32) / np.float32(255) - mean.reshape(3, 1)) / std.reshape(3, 1)
-    table: Array = np.clip(np.rint(values / np.float32(pixels.scale)) + pixels.zero, 0, 255).astype(np.uint8)
-    return table
-
-
-def _place(maps: list[Map]) -> int:
-    """Give every map the first place in memory that is free as long as it is needed; gives the bytes needed."""
-    placed: list[Map] = []
-    for one in maps:
-        others = [other for other in placed if other.first <= one.last and one.first <= other.last]
-        starts = [0, *(other.offset + other.bytes for other in others)]
-        one.offset = min(
-            start
-            for start in starts
-            if all(start + one.bytes <= other.offset or other.offset + other.bytes <= start for other in others)
-        )
-        placed.append(one)
-    return max(one.offset + one.bytes for one in maps)
+# Of the integer evaluation and the int8 ONNX model, whose arithmetic is the same but for roundings: shipped models have
+# the same classes on 400 images, and errors of 0.05%.
+TOLERANCE = parity.Tolerance(classes=0.99, logits=0.01)
+ALIGNMENT = 8  # bytes
+PLANS = 300  # of memory that are tried
 
 
 @dataclass(frozen=True)
 class ExportedC:
-    """A pair of files, what they need, and how the compiled code compares with the model they were made from.
+    """A pair of files, what they need, and how they compare with the model they were made from.
 
-    `weight_bytes` and `constant_bytes` are needed in flash besides the code, `memory_bytes` in RAM besides the stack.
-    `parity` is with the model, `parity_int8` with the int8 ONNX file; None where there is no C compiler to try it with.
+    `weight_bytes` and `constant_bytes` are needed in flash besides the code; `memory_bytes` and `pixel_bytes` in RAM
+    besides the stack. `parity` is that of the integer evaluation with the model, `parity_int8` with the int8 ONNX file.
+    `not_compiled` says why the compiled code was not run; None if it was, and gave the bits of the integer evaluation.
     """
 
     header: Path
@@ -224,16 +47,23 @@ class ExportedC:
     weight_bytes: int
     constant_bytes: int
     memory_bytes: int
-    parity: Parity | None
-    parity_int8: Parity | None
+    pixel_bytes: int
+    parity: parity.Parity
+    parity_int8: parity.Parity
+    not_compiled: str | None
+
+
+class NotRunError(Exception):
+    """Compiled code cannot be run here; the message says why."""
 
 
 def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> ExportedC:
-    """Write a model as `NAME.h` and `NAME.c`, int8 weights and inference in C99, into a folder.
+    """Write a model as `NAME.h` and `NAME.c`, int8 weights and inference in integers, into a folder.
 
-    The compiled code is tried on the images that `onnx_file.to_int8` takes, where a C compiler is at hand. Raises
-    `parity.ParityError`, and writes no file, unless it agrees with the int8 ONNX file within `TOLERANCE`; else as
-    `onnx_file.to_int8` does.
+    The integer evaluation is compared with the int8 ONNX model on the images that `onnx_file.to_int8` takes, and the
+    compiled code with the integer evaluation, bit for bit, if there is a C compiler. Raises `parity.ParityError`, and
+    writes no file, unless the former agree within `TOLERANCE` and the latter in every bit. Raises ValueError for a model
+    with an operator or attribute that C lacks; else as `onnx_file.to_int8` does.
     """
     dataset = parity.known_data(trained, dataset)
     images = parity.spread_out(dataset.test_images, parity.COMPARED_IMAGES)
@@ -241,40 +71,225 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
         path = Path(name) / "int8.onnx"
         onnx_file.to_int8(trained, path, dataset, variant="u8u8")  # all 8 bits of the weights
         network = read(path)
-        expected = onnx_file.logits(path, images)
         written = write(network, Path(name), trained.name)
-        compiled = compiled_logits(written[1], network, images)
-        compared = compared_int8 = None
-        if compiled is not None:
-            compared = parity.compare(inference.logits(trained.model, images), compiled)
-            compared_int8 = TOLERANCE.check(expected, compiled, "the compiled C differs from the int8 model")
+        scores = integer.scores(network, images)
+        logits = integer.logits(network, scores)
+        compared_int8 = TOLERANCE.check(
+            onnx_file.logits(path, images), logits, "the integer arithmetic of C differs from the int8 model"
+        )
+        not_compiled = None
+        try:
+            compiled_scores, compiled_logits = run_compiled(written[1], network, images)
+            if not (compiled_scores.equal(scores) and compiled_logits.equal(logits)):
+                raise parity.ParityError(
+                    "the compiled C does not give the bits of its own arithmetic; it is not written"
+                )
+        except NotRunError as error:
+            not_compiled = str(error)
         folder.mkdir(parents=True, exist_ok=True)
         header, source = (folder / path.name for path in written)
         for path in written:
             atomic.write_bytes(folder / path.name, path.read_bytes())
     return ExportedC(
-        header, source, network.weight_bytes, network.constant_bytes, network.memory_bytes, compared, compared_int8
+        header,
+        source,
+        weight_bytes(network),
+        constant_bytes(network),
+        memory_bytes(network),
+        network.pixels.bytes,
+        parity.compare(inference.logits(trained.model, images), logits),
+        compared_int8,
+        not_compiled,
     )
 
 
-def compiled_logits(source: Path, network: Network, images: Tensor, options: Sequence[str] = ()) -> Tensor | None:
-    """Logits (N, num_classes) of the compiled code for images, uint8 (N, 3, S, S); None without a C compiler."""
+def run_compiled(
+    source: Path, network: Network, images: Tensor, options: Sequence[str] = ("-std=c99", "-O2")
+) -> tuple[Tensor, Tensor]:
+    """Scores int32 (N, classes) and logits float32 (N, classes) of the compiled code for images uint8 (N, C, S, S).
+
+    Raises NotRunError without a C compiler, or if programs in the temporary folder may not be run.
+    """
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        return None
+        raise NotRunError("there is no C compiler here")
     with tempfile.TemporaryDirectory() as name:
         library = Path(name) / "model.so"
-        command = [compiler, "-std=c99", "-O2", "-shared", "-fPIC", *options, "-o", str(library), str(source)]
+        command = [compiler, *options, "-shared", "-fPIC", "-o", str(library), str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise parity.ParityError(f"{source.name} does not compile: {' '.join(done.stderr.split())[:300]}")
-        classify = ctypes.CDLL(str(library))[f"{source.stem}_classify"]
+        try:
+            loaded = ctypes.CDLL(str(library))
+        except OSError:
+            raise NotRunError(f"programs in {tempfile.gettempdir()} may not be run (noexec)") from None
+    classify, score = loaded[f"{source.stem}_classify"], loaded[f"{source.stem}_scores"]
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    memory = np.zeros(network.memory_bytes, np.uint8)
-    logits = np.zeros((len(images), len(network.head)), np.float32)
-    for of, into in zip(pixels, logits, strict=True):
-        classify(*(ctypes.c_void_p(array.ctypes.data) for array in (of, memory, into)))
-    return torch.from_numpy(logits)
+    memory = np.zeros(memory_bytes(network), np.uint8)
+    scores = np.zeros((len(images), len(network.head)), np.int32)
+    logits = np.zeros(scores.shape, np.float32)
+    for image, *results in zip(pixels, scores, logits, strict=True):
+        for function, result in zip((score, classify), results, strict=True):
+            function(*(ctypes.c_void_p(array.ctypes.data) for array in (image, memory, result)))
+    return torch.from_numpy(scores), torch.from_numpy(logits)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """The constants of one convolution as C stores them; see templates/model.c and kernels.c."""
+
+    weights: Array
+    bias: Array
+    multipliers: Array
+    shifts: Array
+    gain: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    groups: int
+    mirrored: int
+    scratch: int
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A part of the working memory and the steps from `first` to `last` that need it."""
+
+    key: object
+    bytes: int
+    first: int
+    last: int
+
+
+SUMS, SCORES = "sums", "scores"
+
+
+@functools.lru_cache(maxsize=8)
+def plan(network: Network) -> tuple[dict[object, int], int]:
+    """Offsets of maps, of each convolution's scratch, by its step, of `SUMS` and `SCORES`; and the bytes needed.
+
+    Blocks that are needed in the same step do not overlap. Blocks are placed one after the other, each at the lowest
+    free offset; of several orders the one that needs least memory is taken.
+    """
+    end = len(network.steps)
+    blocks = [_Block(item, item.bytes, item.first, item.last) for item in _maps(network)]
+    blocks += [_Block(step, _scratch_bytes(step), *[step.output.first] * 2) for step in _convolutions(network)]
+    blocks += [_Block(SUMS, 4 * network.features.channels, end, end), _Block(SCORES, 4 * len(network.head), end, end)]
+    needed = max(sum(item.bytes for item in blocks if item.first <= step <= item.last) for step in range(end + 1))
+    generator = random.Random(0)
+    order = sorted(blocks, key=lambda item: -item.bytes)
+    best = _place(order)
+    for _ in range(PLANS):
+        if best[1] < needed + ALIGNMENT:  # no plan can be better
+            break
+        order = generator.sample(blocks, len(blocks))
+        best = min(best, _place(order), key=lambda result: result[1])
+    return best
+
+
+def _place(blocks: Sequence[_Block]) -> tuple[dict[object, int], int]:
+    offsets: dict[object, int] = {}
+    placed: list[_Block] = []
+    for block in blocks:
+        others = sorted(
+            (offsets[other.key], offsets[other.key] + other.bytes)
+            for other in placed
+            if other.first <= block.last and block.first <= other.last
+        )
+        offset = 0
+        for start, stop in others:
+            if offset + block.bytes <= start:
+                break
+            offset = max(offset, -(-stop // ALIGNMENT) * ALIGNMENT)
+        offsets[block.key] = offset
+        placed.append(block)
+    return offsets, max(offsets[block.key] + block.bytes for block in placed)
+
+
+def memory_bytes(network: Network) -> int:
+    """Bytes of working memory at any address."""
+    return plan(network)[1] + ALIGNMENT - 1
+
+
+def weight_bytes(network: Network) -> int:
+    """Bytes of weights, of filters and head; mirrored filters are stored once."""
+    layers = sum(int(_stored_weights(step).nbytes) for step in _convolutions(network))
+    return layers + int(integer.head(network).weights.nbytes)
+
+
+def constant_bytes(network: Network) -> int:
+    """Bytes of everything that is constant but the code: weights, biases, multipliers, and the table of pixels."""
+    layers = (_layer(step, 0) for step in _convolutions(network))
+    rest = sum(int(layer.bias.nbytes + layer.multipliers.nbytes + layer.shifts.nbytes) for layer in layers)
+    return weight_bytes(network) + rest + int(integer.head(network).bias.nbytes + network.table.nbytes)
+
+
+def _maps(network: Network) -> list[integer.Map]:
+    return [network.pixels, *(step.output for step in network.steps)]
+
+
+def _convolutions(network: Network) -> list[Step]:
+    return [step for step in network.steps if step.kind == "conv"]
+
+
+def _taps(step: Step) -> int:
+    """Weights of a filter, or of half of a mirrored one, filled up to a multiple of four."""
+    return -(-step.weights[0].size // (2 if step.mirrored else 1) // 4) * 4
+
+
+def _scratch_bytes(step: Step) -> int:
+    """Bytes for one position outside of the map, and for a patch at two positions."""
+    inputs = step.inputs[0].channels // step.groups
+    return -(-inputs // 8) * 8 + (8 if step.mirrored else 4) * _taps(step)
+
+
+def _stored_weights(step: Step) -> Array:
+    """The filters as C stores them: int8 (stored filters, 1 or 2, taps)."""
+    weights = step.weights
+    parts = [weights]
+    if step.mirrored:
+        half = weights.shape[3] // 2
+        parts = [weights[..., :half], weights[:, :, ::-1, half:]]
+    rows = [part.reshape(len(part), -1) for part in parts]
+    return np.stack([np.pad(row, ((0, 0), (0, _taps(step) - row.shape[1]))) for row in rows], axis=1)
+
+
+def _layer(step: Step, scratch: int) -> _Layer:
+    given = integer.rescaling(step)
+    stored = len(step.weights)
+    # Maps hold v - 128, and patches too; their zero times the weights is taken off here.
+    zero = step.inputs[0].zero - 128
+    bias = step.bias[:stored].astype(np.int64) - zero * integer.filters(step)[:stored].astype(np.int64).sum((1, 2, 3))
+    return _Layer(
+        _stored_weights(step),
+        bias.astype(np.int32),
+        given.multipliers[:stored],
+        given.shifts[:stored],
+        given.gain,
+        step.kernel,
+        step.stride,
+        step.padding,
+        step.dilation,
+        step.groups,
+        int(step.mirrored),
+        scratch,
+    )
+
+
+def _calls(network: Network) -> Iterable[str]:
+    """The steps as calls in C."""
+    index = {item: f"&maps[{number}]" for number, item in enumerate(_maps(network))}
+    convolutions = _convolutions(network)
+    for step in network.steps:
+        inputs, output = [index[item] for item in step.inputs], index[step.output]
+        if step.kind == "conv":
+            yield f"convolve(&conv_{convolutions.index(step)}, {inputs[0]}, {output}, start);"
+        elif step.kind == "pool":
+            yield f"pool({inputs[0]}, {output}, start);"
+        else:
+            given = integer.addition(step)
+            yield (f"add({inputs[0]}, {given.first}, {inputs[1]}, {given.second}, {given.shift}, {output}, start);")
 
 
 def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
@@ -288,13 +303,34 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["values"] = _values
-    environment.filters["c_string"] = _c_string
+    environment.filters.update(values=_values, c_string=_c_string, c_float=_c_float)
+    offsets, _ = plan(network)
+    maps = _maps(network)
+    given = {
+        "prefix": prefix,
+        "size": network.pixels.size,
+        "kinds": {step.kind for step in network.steps},
+        "table": network.table.astype(np.int16) - 128,
+        "layers": [_layer(step, offsets[step]) for step in _convolutions(network)],
+        "head": integer.head(network),
+        "classes": json.loads(network.about["classes"]),
+        "temperature": network.about["temperature"],
+        "maps": [
+            {"offset": offsets[item], "channels": item.channels, "size": item.size, "zero": item.zero - 128}
+            for item in maps
+        ],
+        "features": maps.index(network.features),
+        "calls": list(_calls(network)),
+        "sums_offset": offsets[SUMS],
+        "scores_offset": offsets[SCORES],
+        "weight_bytes": weight_bytes(network),
+        "constant_bytes": constant_bytes(network),
+        "memory_bytes": memory_bytes(network),
+    }
     paths = folder / f"{prefix}.h", folder / f"{prefix}.c"
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"network": network, "prefix": prefix, "classes": json.loads(network.about["classes"])}
     for path in paths:
-        path.write_text(environment.get_template(f"model{path.suffix}").render(about), encoding="utf-8")
+        path.write_text(environment.get_template(f"model{path.suffix}").render(given), encoding="utf-8")
     return paths
 
 
@@ -304,11 +340,15 @@ def _c_string(name: str) -> str:
     return '"' + "".join(chr(byte) if byte in kept else f"\\{byte:03o}" for byte in name.encode()) + '"'
 
 
+def _c_float(value: float | str) -> str:
+    """A constant of type float."""
+    return f"{float(np.float32(value))!r}f"
+
+
 def _values(array: Array) -> str:
-    """The values of an array as C has them between braces, in lines of at most 118 characters."""
-    words = [f"{value!r}f" if array.dtype == np.float32 else str(value) for value in array.flatten().tolist()]
+    """The values of an integer array as C has them between braces, in lines of at most 118 characters."""
     lines, line = [], "   "
-    for word in words:
+    for word in map(str, array.flatten().tolist()):
         if len(line) + len(word) > 116:
             lines.append(line)
             line = "   "

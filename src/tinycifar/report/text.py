@@ -64,10 +64,11 @@ def exported(found: dict[str, Any]) -> list[str]:
     """What was exported, and how it compares: lines from the fields of a `parity.Exported` or `ExportedC`."""
     if "source" in found:
         lines = [
-            f"{printable(found['header'])}, {printable(found['source'])}: C99 with int8 weights",
+            f"{printable(found['header'])}, {printable(found['source'])}: C with int8 weights and integer arithmetic",
             f"Flash: {found['weight_bytes']:,} bytes of weights, {found['constant_bytes']:,} with all other constants, "
             "and the code",
-            f"RAM: {found['memory_bytes']:,} bytes of working memory, and a small stack",
+            f"RAM: {found['memory_bytes']:,} bytes of working memory, {found['pixel_bytes']:,} of pixels, "
+            "and the stack",
         ]
     else:
         lines = [f"{printable(found['path'])}: {found['size']:,} bytes, {found['form']}"]
@@ -79,7 +80,14 @@ def exported(found: dict[str, Any]) -> list[str]:
                 f"Against {against} on {parity['images']} images{runtime}: {parity['same_class']} with the same class"
                 f"{undecided}, logits differ by at most {parity['largest_difference']:.2g}"
             )
-    return lines if found["parity"] else [*lines, "Not compared: there is no C compiler here"]
+    if "source" in found:
+        reason = found["not_compiled"]
+        lines.append(
+            f"The compiled code was not run: {reason}"
+            if reason
+            else f"The compiled code gives the same bits as this arithmetic on all {found['parity']['images']} images"
+        )
+    return lines
 
 
 def closing_summary(

@@ -1,48 +1,72 @@
-/* {{ prefix }} for {{ network.pixels.size }}x{{ network.pixels.size }} pictures in C99, int8 weights; written by tinycifar. */
+/* {{ prefix }}: {{ size }}x{{ size }} images, int8 weights, integer arithmetic; C99, C11 and C++17. Written by tinycifar. */
 #include "{{ prefix }}.h"
 
-/* Feature maps are uint8, by row, column, channel; a value v stands for scale * (v - zero). */
+#include <string.h>
+
+/* Kernels are chosen by the compiler's own macros; all of them give the same bits. */
+{% if "conv" in kinds %}
+#if defined(__ARM_FEATURE_MVE)
+#define KERNELS_MVE 1
+#elif defined(__ARM_FEATURE_DSP) && !defined(__ARM_BIG_ENDIAN)
+#define KERNELS_DSP 1
+#endif
+#if defined(KERNELS_MVE)
+#include <arm_mve.h>
+#elif defined(KERNELS_DSP)
+#include <arm_acle.h>
+#endif
+{% endif %}
+
+/* A feature map of int8 values by row, column, channel; value v stands for a multiple of v - zero. */
 typedef struct {
-    uint32_t offset; /* in memory */
-    int channels, size;
-    float scale;
-    int zero;
+    uint32_t offset; /* in memory, in bytes */
+    int channels, size, zero;
 } map;
 
-/* Weights are by output, row, column, input. Where the second half of the filters is the mirror image of the first,
- * seen by the other half of the inputs, only the first is stored. */
+{% if "conv" in kinds %}
+/* Filters by output, row, column, input, each filled up with zeros to a multiple of four weights. Of mirrored filters
+ * the second half is stored nowhere: filter n + count / 2 is filter n flipped from left to right, with the two halves of
+ * its inputs exchanged. They are stored as the weights of the first half of the inputs, and then those of the second
+ * half, flipped from left to right. */
 typedef struct {
     const int8_t *weights;
-    const int32_t *bias;
-    const float *scales;
+    const int32_t *bias;        /* per stored filter */
+    const int32_t *multipliers; /* per stored filter: a sum becomes sum * gain * multiplier / 2^(32 + shift) */
+    const uint8_t *shifts;
+    int32_t gain;
     int kernel, stride, padding, dilation, groups, mirrored;
+    uint32_t scratch; /* in memory, in bytes */
 } filters;
 
-static const uint8_t pixel_values[3][256] = {
-{% for row in network.table %}
+{% endif %}
+static const int8_t pixel_values[{{ table | length }}][256] = {
+{% for row in table %}
     {
 {{ row | values }}
     },
 {% endfor %}
 };
 
-{% for step in network.steps if step.kind == "conv" %}
-static const int8_t weights_{{ loop.index0 }}[{{ step.weights.size }}] = {
-{{ step.weights | values }}
+{% for layer in layers %}
+static const int8_t weights_{{ loop.index0 }}[{{ layer.weights.size }}] = {
+{{ layer.weights | values }}
 };
-static const int32_t bias_{{ loop.index0 }}[{{ step.bias.size }}] = {
-{{ step.bias | values }}
+static const int32_t bias_{{ loop.index0 }}[{{ layer.bias.size }}] = {
+{{ layer.bias | values }}
 };
-static const float scales_{{ loop.index0 }}[{{ step.scales.size }}] = {
-{{ step.scales | values }}
+static const int32_t multipliers_{{ loop.index0 }}[{{ layer.multipliers.size }}] = {
+{{ layer.multipliers | values }}
+};
+static const uint8_t shifts_{{ loop.index0 }}[{{ layer.shifts.size }}] = {
+{{ layer.shifts | values }}
 };
 
 {% endfor %}
-static const float head_weights[{{ network.head.size }}] = {
-{{ network.head | values }}
+static const int16_t head_weights[{{ head.weights.size }}] = {
+{{ head.weights | values }}
 };
-static const float head_bias[{{ network.head_bias.size }}] = {
-{{ network.head_bias | values }}
+static const int32_t head_bias[{{ head.bias.size }}] = {
+{{ head.bias | values }}
 };
 
 const char *const {{ prefix }}_class_names[{{ prefix | upper }}_CLASSES] = {
@@ -51,63 +75,36 @@ const char *const {{ prefix }}_class_names[{{ prefix | upper }}_CLASSES] = {
 {% endfor %}
 };
 
-static uint8_t quantised(float value, int zero)
+{% if "conv" in kinds or "add" in kinds %}
+/* (value + 2^(shift - 1)) >> shift, plus zero, within int8. The shift of a negative value must be arithmetic, as it is
+ * with every compiler for a microcontroller. */
+static int8_t shifted(int32_t value, int shift, int zero)
 {
-    value += (float)zero + 0.5f;
-    return (uint8_t)(value <= 0.0f ? 0 : value >= 255.0f ? 255 : (int)value);
+    value = ((value + ((int32_t)1 << (shift - 1))) >> shift) + zero;
+    return (int8_t)(value < -128 ? -128 : value > 127 ? 127 : value);
 }
 
-static int32_t dot(const uint8_t *values, int zero, const int8_t *weights, int count)
+{% endif %}
+{% if "conv" in kinds %}
+static int8_t rescaled(int32_t sum, const filters *layer, int filter, int zero)
 {
-    int32_t sum = 0;
-    for (int i = 0; i < count; i++)
-        sum += (values[i] - zero) * weights[i];
-    return sum;
+    const int64_t product = (int64_t)(sum * layer->gain) * layer->multipliers[filter];
+    return shifted((int32_t)(product >> 32), layer->shifts[filter], zero);
 }
 
-static void convolve(const filters *of, const map *from, const map *to, uint8_t *memory)
-{
-    const int inputs = from->channels / of->groups, outputs = to->channels / of->groups;
-    const int half = inputs / 2, stored = of->mirrored ? to->channels / 2 : to->channels;
-    uint8_t *result = memory + to->offset;
+{% include "kernels.c" %}
 
-    for (int row = 0; row < to->size; row++)
-        for (int column = 0; column < to->size; column++)
-            for (int output = 0; output < to->channels; output++) {
-                const int mirrored = output >= stored;
-                const int8_t *filter =
-                    of->weights + (mirrored ? output - stored : output) * of->kernel * of->kernel * inputs;
-                int32_t sum = of->bias[output];
-                for (int i = 0; i < of->kernel; i++)
-                    for (int j = 0; j < of->kernel; j++) {
-                        const int y = row * of->stride - of->padding + i * of->dilation;
-                        const int x = column * of->stride - of->padding + j * of->dilation;
-                        if (y < 0 || y >= from->size || x < 0 || x >= from->size)
-                            continue; /* what lies outside is 0 */
-                        const uint8_t *values = memory + from->offset + (y * from->size + x) * from->channels
-                                                + output / outputs * inputs;
-                        const int8_t *weights = filter + (i * of->kernel + (mirrored ? of->kernel - 1 - j : j)) * inputs;
-                        if (mirrored)
-                            sum += dot(values, from->zero, weights + half, half)
-                                   + dot(values + half, from->zero, weights, half);
-                        else
-                            sum += dot(values, from->zero, weights, inputs);
-                    }
-                *result++ = quantised((float)sum * of->scales[output], to->zero);
-            }
-}
-
-{% if network.steps | selectattr("kind", "equalto", "pool") | list %}
-static void pool(const map *from, const map *to, uint8_t *memory)
+{% endif %}
+{% if "pool" in kinds %}
+static void pool(const map *from, const map *to, int8_t *memory)
 {
     const int line = from->size * from->channels;
-    uint8_t *result = memory + to->offset;
+    int8_t *result = memory + to->offset;
     for (int row = 0; row < to->size; row++)
-        for (int column = 0; column < to->size; column++)
-            for (int channel = 0; channel < to->channels; channel++) {
-                const uint8_t *values =
-                    memory + from->offset + 2 * row * line + 2 * column * from->channels + channel;
-                uint8_t most = values[0];
+        for (int column = 0; column < to->size; column++) {
+            const int8_t *values = memory + from->offset + 2 * row * line + 2 * column * from->channels;
+            for (int channel = 0; channel < to->channels; channel++, values++) {
+                int8_t most = values[0];
                 if (values[from->channels] > most)
                     most = values[from->channels];
                 if (values[line] > most)
@@ -116,71 +113,83 @@ static void pool(const map *from, const map *to, uint8_t *memory)
                     most = values[line + from->channels];
                 *result++ = most;
             }
+        }
 }
 
 {% endif %}
-{% if network.steps | selectattr("kind", "equalto", "add") | list %}
-static void add(const map *one, const map *other, const map *to, uint8_t *memory)
+{% if "add" in kinds %}
+/* The multipliers are of 2^-shift. */
+static void add(const map *first, int32_t first_multiplier, const map *second, int32_t second_multiplier, int shift,
+                const map *to, int8_t *memory)
 {
     for (int i = 0; i < to->size * to->size * to->channels; i++) {
-        const float sum = one->scale * (float)(memory[one->offset + i] - one->zero)
-                          + other->scale * (float)(memory[other->offset + i] - other->zero);
-        memory[to->offset + i] = quantised(sum / to->scale, to->zero);
+        const int32_t sum = first_multiplier * (memory[first->offset + (uint32_t)i] - first->zero)
+                            + second_multiplier * (memory[second->offset + (uint32_t)i] - second->zero);
+        memory[to->offset + (uint32_t)i] = shifted(sum, shift, to->zero);
     }
 }
 
 {% endif %}
-static int classify(const map *features, const uint8_t *memory, float *logits)
+/* Global average pooling and the linear layer. */
+static int classify(const map *features, const int8_t *memory, int32_t *sums, int32_t *scores)
 {
     const int positions = features->size * features->size;
     int best = 0;
+    for (int channel = 0; channel < features->channels; channel++) {
+        const int8_t *values = memory + features->offset + channel;
+        sums[channel] = -positions * features->zero;
+        for (int i = 0; i < positions; i++)
+            sums[channel] += values[i * features->channels];
+    }
     for (int output = 0; output < {{ prefix | upper }}_CLASSES; output++) {
-        logits[output] = head_bias[output];
-        for (int channel = 0; channel < features->channels; channel++) {
-            int32_t sum = 0;
-            for (int i = 0; i < positions; i++)
-                sum += memory[features->offset + i * features->channels + channel] - features->zero;
-            logits[output] +=
-                head_weights[output * features->channels + channel] * features->scale * (float)sum / (float)positions;
-        }
-        if (logits[output] > logits[best])
+        const int16_t *weights = head_weights + output * features->channels;
+        int32_t score = head_bias[output];
+        for (int channel = 0; channel < features->channels; channel++)
+            score += weights[channel] * sums[channel];
+        scores[output] = score;
+        if (score > scores[best])
             best = output;
     }
     return best;
 }
 
-{% macro map(of) -%}
-{ {{ of.offset }}, {{ of.channels }}, {{ of.size }}, {{ of.scale }}f, {{ of.zero }} }
+/* The part of the caller's memory that is aligned to 8 bytes. */
+static int8_t *aligned(uint8_t *memory)
+{
+    return (int8_t *)(memory + ((8u - ((uintptr_t)memory & 7u)) & 7u));
+}
+
+{% macro map(item) -%}
+{ {{ item.offset }}, {{ item.channels }}, {{ item.size }}, {{ item.zero }} }
 {%- endmacro %}
-int {{ prefix }}_classify(const uint8_t *pixels, uint8_t *memory, float *logits)
+int {{ prefix }}_scores(const uint8_t *pixels, uint8_t *memory, int32_t *scores)
 {
     static const map maps[] = {
-        {{ map(network.pixels) }},
-{% for step in network.steps %}
-        {{ map(step.output) }},
+{% for item in maps %}
+        {{ map(item) }},
 {% endfor %}
     };
-{% for step in network.steps if step.kind == "conv" %}
+{% for layer in layers %}
     static const filters conv_{{ loop.index0 }} = {
-        weights_{{ loop.index0 }}, bias_{{ loop.index0 }}, scales_{{ loop.index0 }}, {{ step.kernel }}, {{ step.stride }}, {{ step.padding }}, {{ step.dilation }}, {{ step.groups }}, {{ step.mirrored | int }},
+        weights_{{ loop.index0 }}, bias_{{ loop.index0 }}, multipliers_{{ loop.index0 }}, shifts_{{ loop.index0 }}, {{ layer.gain }}, {{ layer.kernel }}, {{ layer.stride }}, {{ layer.padding }}, {{ layer.dilation }}, {{ layer.groups }}, {{ layer.mirrored }}, {{ layer.scratch }},
     };
 {% endfor %}
+    int8_t *start = aligned(memory);
 
-    for (int i = 0; i < {{ network.pixels.size }} * {{ network.pixels.size }} * 3; i++)
-        memory[maps[0].offset + i] = pixel_values[i % 3][pixels[i]];
-{% set maps = [network.pixels] + network.steps | map(attribute="output") | list %}
-{% set count = namespace(conv=0) %}
-{% for step in network.steps %}
-{% set to = loop.index %}
-{% set from = maps.index(step.inputs[0]) %}
-{% if step.kind == "conv" %}
-    convolve(&conv_{{ count.conv }}, &maps[{{ from }}], &maps[{{ to }}], memory);
-{% set count.conv = count.conv + 1 %}
-{% elif step.kind == "pool" %}
-    pool(&maps[{{ from }}], &maps[{{ to }}], memory);
-{% else %}
-    add(&maps[{{ from }}], &maps[{{ maps.index(step.inputs[1]) }}], &maps[{{ to }}], memory);
-{% endif %}
+    for (int i = 0; i < {{ size * size }}; i++)
+        for (int channel = 0; channel < {{ table | length }}; channel++)
+            start[maps[0].offset + (uint32_t)(i * {{ table | length }} + channel)] = pixel_values[channel][*pixels++];
+{% for call in calls %}
+    {{ call }}
 {% endfor %}
-    return classify(&maps[{{ maps.index(network.features) }}], memory, logits);
+    return classify(&maps[{{ features }}], start, (int32_t *)(void *)(start + {{ sums_offset }}), scores);
+}
+
+int {{ prefix }}_classify(const uint8_t *pixels, uint8_t *memory, float *logits)
+{
+    int32_t *scores = (int32_t *)(void *)(aligned(memory) + {{ scores_offset }});
+    const int best = {{ prefix }}_scores(pixels, memory, scores);
+    for (int output = 0; output < {{ prefix | upper }}_CLASSES; output++)
+        logits[output] = (float)scores[output] * {{ prefix | upper }}_SCORE_SCALE;
+    return best;
 }
