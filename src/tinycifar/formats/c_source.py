@@ -24,6 +24,7 @@ from tinycifar.data import Dataset
 from tinycifar.formats import integer, onnx_file, parity
 from tinycifar.formats.integer import Array, Network, Step
 from tinycifar.formats.integer import read as read
+from tinycifar.formats.parity import Parity
 from tinycifar.trained import Trained
 
 # Of the integer evaluation and the int8 ONNX model, whose arithmetic is the same but for roundings: shipped models have
@@ -48,8 +49,8 @@ class ExportedC:
     constant_bytes: int
     memory_bytes: int
     pixel_bytes: int
-    parity: parity.Parity
-    parity_int8: parity.Parity
+    parity: Parity
+    parity_int8: Parity
     not_compiled: str | None
 
 
@@ -62,8 +63,8 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
 
     The integer evaluation is compared with the int8 ONNX model on the images that `onnx_file.to_int8` takes, and the
     compiled code with the integer evaluation, bit for bit, if there is a C compiler. Raises `parity.ParityError`, and
-    writes no file, unless the former agree within `TOLERANCE` and the latter in every bit. Raises ValueError for a model
-    with an operator or attribute that C lacks; else as `onnx_file.to_int8` does.
+    writes no file, unless the former agree within `TOLERANCE` and the latter in every bit. Raises ValueError for a
+    model with an operator or attribute that C lacks; else as `onnx_file.to_int8` does.
     """
     dataset = parity.known_data(trained, dataset)
     images = parity.spread_out(dataset.test_images, parity.COMPARED_IMAGES)
@@ -235,7 +236,8 @@ def _convolutions(network: Network) -> list[Step]:
 
 def _taps(step: Step) -> int:
     """Weights of a filter, or of half of a mirrored one, filled up to a multiple of four."""
-    return -(-step.weights[0].size // (2 if step.mirrored else 1) // 4) * 4
+    size = int(step.weights[0].size) // (2 if step.mirrored else 1)
+    return -(-size // 4) * 4
 
 
 def _scratch_bytes(step: Step) -> int:

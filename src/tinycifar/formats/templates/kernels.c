@@ -4,6 +4,96 @@
  *     s = sum (a + b) * (p + q)    d = sum (a - b) * (p - q)
  * are the sum and the difference of the outputs sum a * p + b * q and sum a * q + b * p. */
 
+/* The values of a map at a position, from the group's first channel on; outside of the map those of `outside`. */
+static const int8_t *values_at(const map *from, const int8_t *values, const int8_t *outside, int y, int x)
+{
+    if (y < 0 || y >= from->size || x < 0 || x >= from->size)
+        return outside;
+    return values + (y * from->size + x) * from->channels;
+}
+
+#if defined(KERNELS_MVE)
+/* A patch is p of the first position, its q if mirrored, and then those of the second position, of int8. Here p and q
+ * are multiplied by a and b themselves: 16 products of int8 take no longer than 8 of p + q or p - q would. */
+typedef int8_t patch_value;
+
+static void copy(const int8_t *from, int8_t *to, int count)
+{
+    for (; count > 0; count -= 16, from += 16, to += 16) {
+        const mve_pred16_t lanes = vctp8q((uint32_t)count);
+        vstrbq_p_s8(to, vldrbq_z_s8(from, lanes), lanes);
+    }
+}
+
+static void gather(const filters *layer, const map *from, const int8_t *values, const int8_t *outside, int row,
+                   int column, int position, int taps, patch_value *patch)
+{
+    const int last = layer->kernel - 1, inputs = from->channels / layer->groups;
+    const int count = layer->mirrored ? inputs / 2 : inputs;
+    int8_t *p = patch + position * (layer->mirrored ? 2 * taps : taps), *end = p + taps;
+    for (int i = 0; i <= last; i++)
+        for (int j = 0; j <= last; j++, p += count) {
+            const int y = row * layer->stride - layer->padding + i * layer->dilation;
+            const int left = column * layer->stride - layer->padding;
+            copy(values_at(from, values, outside, y, left + j * layer->dilation), p, count);
+            if (layer->mirrored)
+                copy(values_at(from, values, outside, y, left + (last - j) * layer->dilation) + count, p + taps, count);
+        }
+    for (; p < end; p++) { /* where weights are filled up */
+        *p = 0;
+        if (layer->mirrored)
+            p[taps] = 0;
+    }
+}
+
+/* Adds to the four sums the products of a with v and w, and of b with x and y. */
+static void mirrored_sums(const int8_t *a, const int8_t *b, const patch_value *patch, int taps, int32_t *sums)
+{
+    const int8_t *p0 = patch, *q0 = p0 + taps, *p1 = q0 + taps, *q1 = p1 + taps;
+    int32_t a0 = 0, b0 = 0, a1 = 0, b1 = 0;
+    for (; taps > 0; taps -= 16, a += 16, b += 16, p0 += 16, q0 += 16, p1 += 16, q1 += 16) {
+        const mve_pred16_t lanes = vctp8q((uint32_t)taps);
+        const int8x16_t aa = vldrbq_z_s8(a, lanes), bb = vldrbq_z_s8(b, lanes);
+        int8x16_t p = vldrbq_z_s8(p0, lanes), q = vldrbq_z_s8(q0, lanes);
+        a0 = vmladavaq_s8(vmladavaq_s8(a0, aa, p), bb, q);
+        b0 = vmladavaq_s8(vmladavaq_s8(b0, aa, q), bb, p);
+        p = vldrbq_z_s8(p1, lanes), q = vldrbq_z_s8(q1, lanes);
+        a1 = vmladavaq_s8(vmladavaq_s8(a1, aa, p), bb, q);
+        b1 = vmladavaq_s8(vmladavaq_s8(b1, aa, q), bb, p);
+    }
+    sums[0] = a0, sums[4] = b0, sums[8] = a1, sums[12] = b1;
+}
+
+static void plain_sums(const int8_t *a, const int8_t *b, const patch_value *patch, int taps, int32_t *sums)
+{
+    const int8_t *p0 = patch, *p1 = p0 + taps;
+    int32_t a0 = 0, b0 = 0, a1 = 0, b1 = 0;
+    for (; taps > 0; taps -= 16, a += 16, b += 16, p0 += 16, p1 += 16) {
+        const mve_pred16_t lanes = vctp8q((uint32_t)taps);
+        const int8x16_t aa = vldrbq_z_s8(a, lanes), bb = vldrbq_z_s8(b, lanes);
+        const int8x16_t p = vldrbq_z_s8(p0, lanes), q = vldrbq_z_s8(p1, lanes);
+        a0 = vmladavaq_s8(a0, aa, p);
+        b0 = vmladavaq_s8(b0, bb, p);
+        a1 = vmladavaq_s8(a1, aa, q);
+        b1 = vmladavaq_s8(b1, bb, q);
+    }
+    sums[0] = a0, sums[1] = b0, sums[8] = a1, sums[9] = b1;
+}
+
+/* At most four outputs, of filters from `filter` on. */
+static void rescale(const int32_t *sums, const filters *layer, int filter, int count, int zero, int8_t *result)
+{
+    const mve_pred16_t lanes = vctp32q((uint32_t)count);
+    int32x4_t value = vaddq_s32(vldrwq_s32(sums), vldrwq_z_s32(layer->bias + filter, lanes));
+    value = vmulhq_s32(vmulq_n_s32(value, layer->gain), vldrwq_z_s32(layer->multipliers + filter, lanes));
+    const uint32x4_t shifts = vldrbq_z_u32(layer->shifts + filter, lanes);
+    value = vaddq_n_s32(vrshlq_s32(value, vnegq_s32(vreinterpretq_s32_u32(shifts))), zero);
+    value = vmaxq_s32(vminq_s32(value, vdupq_n_s32(127)), vdupq_n_s32(-128));
+    vstrbq_p_s32(result, value, lanes);
+}
+#else
+typedef int16_t patch_value;
+
 /* Where a patch holds value `item` of `width` of a tap; item is 2 * position + (0 for p + q, 1 for p - q) if mirrored,
  * else the position. */
 static int place(int tap, int width, int item)
@@ -30,16 +120,8 @@ static int16x2_t odd(int32_t bytes)
 }
 #endif
 
-/* The values of a map at a position, from the group's first channel on; outside of the map those of `outside`. */
-static const int8_t *values_at(const map *from, const int8_t *values, const int8_t *outside, int y, int x)
-{
-    if (y < 0 || y >= from->size || x < 0 || x >= from->size)
-        return outside;
-    return values + (y * from->size + x) * from->channels;
-}
-
 static void gather(const filters *layer, const map *from, const int8_t *values, const int8_t *outside, int row,
-                   int column, int position, int16_t *patch)
+                   int column, int position, int taps, patch_value *patch)
 {
     const int last = layer->kernel - 1, inputs = from->channels / layer->groups, half = inputs / 2;
     int tap = 0;
@@ -72,7 +154,7 @@ static void gather(const filters *layer, const map *from, const int8_t *values, 
                 for (int k = 0; k < inputs; k++, tap++)
                     patch[place(tap, 2, position)] = p[k];
         }
-    for (; tap % 4; tap++) /* where weights are filled up */
+    for (; tap < taps; tap++) /* where weights are filled up */
         if (layer->mirrored) {
             patch[place(tap, 4, 2 * position)] = 0;
             patch[place(tap, 4, 2 * position + 1)] = 0;
@@ -80,8 +162,8 @@ static void gather(const filters *layer, const map *from, const int8_t *values, 
             patch[place(tap, 2, position)] = 0;
 }
 
-/* s and d of both positions, for filters a, b of that many taps. */
-static void mirrored_sums(const int8_t *a, const int8_t *b, const int16_t *patch, int taps, int32_t *sums)
+/* Outputs of a filter, of its mirror image, and of both at the second position; every fourth of `sums`. */
+static void mirrored_sums(const int8_t *a, const int8_t *b, const patch_value *patch, int taps, int32_t *sums)
 {
     int32_t s0 = 0, d0 = 0, s1 = 0, d1 = 0;
 #if defined(KERNELS_DSP)
@@ -108,11 +190,11 @@ static void mirrored_sums(const int8_t *a, const int8_t *b, const int16_t *patch
         d1 += d * patch[3];
     }
 #endif
-    sums[0] = s0, sums[1] = d0, sums[2] = s1, sums[3] = d1;
+    sums[0] = (s0 + d0) / 2, sums[4] = (s0 - d0) / 2, sums[8] = (s1 + d1) / 2, sums[12] = (s1 - d1) / 2;
 }
 
-/* Outputs of filters a, b at the first position, and at the second. */
-static void plain_sums(const int8_t *a, const int8_t *b, const int16_t *patch, int taps, int32_t *sums)
+/* Outputs of filters a, b at the first position, and at the second, eight further. */
+static void plain_sums(const int8_t *a, const int8_t *b, const patch_value *patch, int taps, int32_t *sums)
 {
     int32_t a0 = 0, b0 = 0, a1 = 0, b1 = 0;
 #if defined(KERNELS_DSP)
@@ -136,16 +218,26 @@ static void plain_sums(const int8_t *a, const int8_t *b, const int16_t *patch, i
         b1 += *b * patch[1];
     }
 #endif
-    sums[0] = a0, sums[1] = b0, sums[2] = a1, sums[3] = b1;
+    sums[0] = a0, sums[1] = b0, sums[8] = a1, sums[9] = b1;
 }
+
+static void rescale(const int32_t *sums, const filters *layer, int filter, int count, int zero, int8_t *result)
+{
+    for (int i = 0; i < count; i++, filter++) {
+        const int64_t product = (int64_t)((sums[i] + layer->bias[filter]) * layer->gain) * layer->multipliers[filter];
+        result[i] = shifted((int32_t)(product >> 32), layer->shifts[filter], zero);
+    }
+}
+#endif
 
 static void convolve(const filters *layer, const map *from, const map *to, int8_t *memory)
 {
     const int inputs = from->channels / layer->groups, outputs = to->channels / layer->groups;
+    const int stored = layer->mirrored ? outputs / 2 : outputs;
     const int taps = (layer->kernel * layer->kernel * (layer->mirrored ? inputs / 2 : inputs) + 3) / 4 * 4;
     int8_t *outside = memory + layer->scratch; /* values that stand for 0 */
-    int16_t *patch = (int16_t *)(void *)(outside + (inputs + 7) / 8 * 8);
-    int32_t sums[4];
+    patch_value *patch = (patch_value *)(void *)(outside + (inputs + 7) / 8 * 8);
+    int32_t sums[16] = {0}; /* of four filters, their mirror images, and both at the second position */
     memset(outside, from->zero, (size_t)inputs);
 
     for (int group = 0; group < layer->groups; group++)
@@ -155,26 +247,23 @@ static void convolve(const filters *layer, const map *from, const map *to, int8_
                 const int8_t *values = memory + from->offset + group * inputs;
                 int8_t *first = memory + to->offset + (row * to->size + column) * to->channels + group * outputs;
                 int8_t *second = first + (next - column) * to->channels;
-                gather(layer, from, values, outside, row, column, 0, patch);
-                gather(layer, from, values, outside, row, next, 1, patch);
-                if (layer->mirrored)
-                    for (int i = 0; i < outputs / 2; i++) {
-                        const int8_t *weights = layer->weights + 2 * i * taps;
-                        const int32_t bias = layer->bias[i];
-                        mirrored_sums(weights, weights + taps, patch, taps, sums);
-                        first[i] = rescaled((sums[0] + sums[1]) / 2 + bias, layer, i, to->zero);
-                        first[i + outputs / 2] = rescaled((sums[0] - sums[1]) / 2 + bias, layer, i, to->zero);
-                        second[i] = rescaled((sums[2] + sums[3]) / 2 + bias, layer, i, to->zero);
-                        second[i + outputs / 2] = rescaled((sums[2] - sums[3]) / 2 + bias, layer, i, to->zero);
+                gather(layer, from, values, outside, row, column, 0, taps, patch);
+                gather(layer, from, values, outside, row, next, 1, taps, patch);
+                for (int i = 0; i < stored; i += 4) {
+                    const int count = stored - i < 4 ? stored - i : 4, filter = group * stored + i;
+                    if (layer->mirrored) {
+                        const int8_t *weights = layer->weights + 2 * filter * taps;
+                        for (int k = 0; k < count; k++, weights += 2 * taps)
+                            mirrored_sums(weights, weights + taps, patch, taps, sums + k);
+                        rescale(sums + 4, layer, filter, count, to->zero, first + stored + i);
+                        rescale(sums + 12, layer, filter, count, to->zero, second + stored + i);
+                    } else {
+                        const int8_t *weights = layer->weights + filter * taps;
+                        for (int k = 0; k < count; k += 2, weights += 2 * taps)
+                            plain_sums(weights, k + 1 < count ? weights + taps : weights, patch, taps, sums + k);
                     }
-                else
-                    for (int i = 0; i < outputs; i += 2) {
-                        const int a = group * outputs + i, b = i + 1 < outputs ? a + 1 : a;
-                        plain_sums(layer->weights + a * taps, layer->weights + b * taps, patch, taps, sums);
-                        first[i] = rescaled(sums[0] + layer->bias[a], layer, a, to->zero);
-                        first[i + b - a] = rescaled(sums[1] + layer->bias[b], layer, b, to->zero);
-                        second[i] = rescaled(sums[2] + layer->bias[a], layer, a, to->zero);
-                        second[i + b - a] = rescaled(sums[3] + layer->bias[b], layer, b, to->zero);
-                    }
+                    rescale(sums, layer, filter, count, to->zero, first + i);
+                    rescale(sums + 8, layer, filter, count, to->zero, second + i);
+                }
             }
 }

@@ -7,12 +7,9 @@
 {% if "conv" in kinds %}
 #if defined(__ARM_FEATURE_MVE)
 #define KERNELS_MVE 1
+#include <arm_mve.h>
 #elif defined(__ARM_FEATURE_DSP) && !defined(__ARM_BIG_ENDIAN)
 #define KERNELS_DSP 1
-#endif
-#if defined(KERNELS_MVE)
-#include <arm_mve.h>
-#elif defined(KERNELS_DSP)
 #include <arm_acle.h>
 #endif
 {% endif %}
@@ -76,9 +73,9 @@ const char *const {{ prefix }}_class_names[{{ prefix | upper }}_CLASSES] = {
 };
 
 {% if "conv" in kinds or "add" in kinds %}
-/* (value + 2^(shift - 1)) >> shift, plus zero, within int8. The shift of a negative value must be arithmetic, as it is
+/* (value + 2^(shift - 1)) >> shift, plus zero, within int8. The right shift of a negative value must be arithmetic, as it is
  * with every compiler for a microcontroller. */
-static int8_t shifted(int32_t value, int shift, int zero)
+static inline int8_t shifted(int32_t value, int shift, int zero)
 {
     value = ((value + ((int32_t)1 << (shift - 1))) >> shift) + zero;
     return (int8_t)(value < -128 ? -128 : value > 127 ? 127 : value);
@@ -86,12 +83,6 @@ static int8_t shifted(int32_t value, int shift, int zero)
 
 {% endif %}
 {% if "conv" in kinds %}
-static int8_t rescaled(int32_t sum, const filters *layer, int filter, int zero)
-{
-    const int64_t product = (int64_t)(sum * layer->gain) * layer->multipliers[filter];
-    return shifted((int32_t)(product >> 32), layer->shifts[filter], zero);
-}
-
 {% include "kernels.c" %}
 
 {% endif %}
