@@ -32,6 +32,7 @@ from tinycifar.trained import Trained
 TOLERANCE = parity.Tolerance(classes=0.99, logits=0.01)
 ALIGNMENT = 8  # bytes
 PLANS = 300  # of memory that are tried
+OVERREAD = 12  # bytes behind the last filter, which MVE reads 16 at a time
 
 
 @dataclass(frozen=True)
@@ -243,18 +244,21 @@ def _taps(step: Step) -> int:
 def _scratch_bytes(step: Step) -> int:
     """Bytes for one position outside of the map, and for a patch at two positions."""
     inputs = step.inputs[0].channels // step.groups
-    return -(-inputs // 8) * 8 + (8 if step.mirrored else 4) * _taps(step)
+    taps = _taps(step)
+    vectors = -(-taps // 16) * 16  # of int8 with MVE; otherwise int16
+    return -(-inputs // 8) * 8 + (2 if step.mirrored else 1) * max(4 * taps, 2 * vectors)
 
 
 def _stored_weights(step: Step) -> Array:
-    """The filters as C stores them: int8 (stored filters, 1 or 2, taps)."""
+    """The filters as C stores them, int8 (stored filters, 1 or 2, taps), in one row, with `OVERREAD` zeros behind."""
     weights = step.weights
     parts = [weights]
     if step.mirrored:
         half = weights.shape[3] // 2
         parts = [weights[..., :half], weights[:, :, ::-1, half:]]
     rows = [part.reshape(len(part), -1) for part in parts]
-    return np.stack([np.pad(row, ((0, 0), (0, _taps(step) - row.shape[1]))) for row in rows], axis=1)
+    filled = [np.pad(row, ((0, 0), (0, _taps(step) - row.shape[1]))) for row in rows]
+    return np.pad(np.stack(filled, axis=1).flatten(), (0, OVERREAD))
 
 
 def _layer(step: Step, scratch: int) -> _Layer:

@@ -14,12 +14,15 @@ static const int8_t *values_at(const map *from, const int8_t *values, const int8
 
 #if defined(KERNELS_MVE)
 /* A patch is p of the first position, its q if mirrored, and then those of the second position, of int8. Here p and q
- * are multiplied by a and b themselves: 16 products of int8 take no longer than 8 of p + q or p - q would. */
+ * are multiplied by a and b themselves: 16 products of int8 take no longer than 8 of p + q or p - q would. Each of them
+ * is filled up with zeros to a multiple of 16, so what is read of weights behind a filter counts nothing. */
 typedef int8_t patch_value;
 
 static void copy(const int8_t *from, int8_t *to, int count)
 {
-    for (; count > 0; count -= 16, from += 16, to += 16) {
+    for (; count >= 16; count -= 16, from += 16, to += 16)
+        vstrbq_s8(to, vldrbq_s8(from));
+    if (count > 0) {
         const mve_pred16_t lanes = vctp8q((uint32_t)count);
         vstrbq_p_s8(to, vldrbq_z_s8(from, lanes), lanes);
     }
@@ -29,49 +32,50 @@ static void gather(const filters *layer, const map *from, const int8_t *values, 
                    int column, int position, int taps, patch_value *patch)
 {
     const int last = layer->kernel - 1, inputs = from->channels / layer->groups;
-    const int count = layer->mirrored ? inputs / 2 : inputs;
-    int8_t *p = patch + position * (layer->mirrored ? 2 * taps : taps), *end = p + taps;
+    const int count = layer->mirrored ? inputs / 2 : inputs, length = (taps + 15) / 16 * 16;
+    int8_t *p = patch + position * (layer->mirrored ? 2 * length : length), *end = p + length;
     for (int i = 0; i <= last; i++)
         for (int j = 0; j <= last; j++, p += count) {
             const int y = row * layer->stride - layer->padding + i * layer->dilation;
             const int left = column * layer->stride - layer->padding;
             copy(values_at(from, values, outside, y, left + j * layer->dilation), p, count);
             if (layer->mirrored)
-                copy(values_at(from, values, outside, y, left + (last - j) * layer->dilation) + count, p + taps, count);
+                copy(values_at(from, values, outside, y, left + (last - j) * layer->dilation) + count, p + length,
+                     count);
         }
-    for (; p < end; p++) { /* where weights are filled up */
+    for (; p < end; p++) {
         *p = 0;
         if (layer->mirrored)
-            p[taps] = 0;
+            p[length] = 0;
     }
 }
 
-/* Adds to the four sums the products of a with v and w, and of b with x and y. */
+/* Outputs of a filter, of its mirror image, and of both at the second position; every fourth of `sums`. */
 static void mirrored_sums(const int8_t *a, const int8_t *b, const patch_value *patch, int taps, int32_t *sums)
 {
-    const int8_t *p0 = patch, *q0 = p0 + taps, *p1 = q0 + taps, *q1 = p1 + taps;
+    const int vectors = (taps + 15) / 16;
+    const int8_t *p0 = patch, *q0 = p0 + 16 * vectors, *p1 = q0 + 16 * vectors, *q1 = p1 + 16 * vectors;
     int32_t a0 = 0, b0 = 0, a1 = 0, b1 = 0;
-    for (; taps > 0; taps -= 16, a += 16, b += 16, p0 += 16, q0 += 16, p1 += 16, q1 += 16) {
-        const mve_pred16_t lanes = vctp8q((uint32_t)taps);
-        const int8x16_t aa = vldrbq_z_s8(a, lanes), bb = vldrbq_z_s8(b, lanes);
-        int8x16_t p = vldrbq_z_s8(p0, lanes), q = vldrbq_z_s8(q0, lanes);
+    for (int i = 0; i < vectors; i++, a += 16, b += 16, p0 += 16, q0 += 16, p1 += 16, q1 += 16) {
+        const int8x16_t aa = vldrbq_s8(a), bb = vldrbq_s8(b);
+        int8x16_t p = vldrbq_s8(p0), q = vldrbq_s8(q0);
         a0 = vmladavaq_s8(vmladavaq_s8(a0, aa, p), bb, q);
         b0 = vmladavaq_s8(vmladavaq_s8(b0, aa, q), bb, p);
-        p = vldrbq_z_s8(p1, lanes), q = vldrbq_z_s8(q1, lanes);
+        p = vldrbq_s8(p1), q = vldrbq_s8(q1);
         a1 = vmladavaq_s8(vmladavaq_s8(a1, aa, p), bb, q);
         b1 = vmladavaq_s8(vmladavaq_s8(b1, aa, q), bb, p);
     }
     sums[0] = a0, sums[4] = b0, sums[8] = a1, sums[12] = b1;
 }
 
+/* Outputs of filters a, b at the first position, and at the second, eight further. */
 static void plain_sums(const int8_t *a, const int8_t *b, const patch_value *patch, int taps, int32_t *sums)
 {
-    const int8_t *p0 = patch, *p1 = p0 + taps;
+    const int vectors = (taps + 15) / 16;
+    const int8_t *p0 = patch, *p1 = p0 + 16 * vectors;
     int32_t a0 = 0, b0 = 0, a1 = 0, b1 = 0;
-    for (; taps > 0; taps -= 16, a += 16, b += 16, p0 += 16, p1 += 16) {
-        const mve_pred16_t lanes = vctp8q((uint32_t)taps);
-        const int8x16_t aa = vldrbq_z_s8(a, lanes), bb = vldrbq_z_s8(b, lanes);
-        const int8x16_t p = vldrbq_z_s8(p0, lanes), q = vldrbq_z_s8(p1, lanes);
+    for (int i = 0; i < vectors; i++, a += 16, b += 16, p0 += 16, p1 += 16) {
+        const int8x16_t aa = vldrbq_s8(a), bb = vldrbq_s8(b), p = vldrbq_s8(p0), q = vldrbq_s8(p1);
         a0 = vmladavaq_s8(a0, aa, p);
         b0 = vmladavaq_s8(b0, bb, p);
         a1 = vmladavaq_s8(a1, aa, q);
