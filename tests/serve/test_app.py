@@ -34,6 +34,7 @@ from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import onnx_file, web
 from tinycifar.serve import app
+from tinycifar.serve.gate import Limits
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -98,13 +99,13 @@ class Running:
             watcher.join()
 
 
-def start(model: Path, log: Path) -> Running:
-    command = [sys.executable, "-m", "tinycifar", "serve", model, "--port", "0", "--workers", "2"]
+def start(model: Path, log: Path, *options: str) -> Running:
+    command = [sys.executable, "-m", "tinycifar", "serve", model, "--port", "0", "--workers", "2", *options]
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = process.stderr.readline()
-    found = re.fullmatch(r"Serving \S+ at http://127\.0\.0\.1:(\d+)/ \(Ctrl-C ends it\)\n", line)
+    found = re.fullmatch(r"Serving \S+ at http://[\w.]+:(\d+)/ \(Ctrl-C ends it\)\n", line)
     assert found is not None, line
     return Running(process, int(found[1]))
 
@@ -153,7 +154,7 @@ def test_health_and_models_answer(running: Running) -> None:
         (b"", {}, 400, "has no picture"),
         (b"no picture", {}, 400, "no PNG, JPEG or WEBP image"),
         (png()[:200], {}, 400, "it is damaged"),
-        (b"x" * (app.MOST_BYTES + 1), {}, 413, "an upload may have 10,000,000 bytes"),
+        (b"x" * 10_000_001, {}, 413, "an upload may have 10,000,000 bytes"),
         (b"--xyz--", {"Content-Type": "multipart/form-data"}, 400, "the form cannot be read"),
         (b"junk", {"Content-Type": "multipart/form-data; boundary=xyz"}, 400, "the form cannot be read"),
         (b"--xyz--\r\n", {"Content-Type": "multipart/form-data; boundary=xyz"}, 400, "the form has no file"),
@@ -212,14 +213,30 @@ def test_only_this_machines_names_and_the_pages_own_origin_pass(
         [b"GET /health HTTP/1.1"],
         [b"GET /health HTTP/1.1", b"Host: localhost", b"Host: evil.example"],
         [b"GET http://evil.example/health HTTP/1.1", b"Host: evil.example"],
-        [b"GET /health HTTP/1.0"],
+        [b"GET /models HTTP/1.0"],
+        [b"GET / HTTP/1.0"],
+        [b"POST /health HTTP/1.0", b"Content-Length: 0"],
+        [b"GET /models HTTP/1.1", b"Host: 10.0.0.5:8000"],
+        [b"GET /health HTTP/1.1", b"Host: 10.0.0.5:8000", b"Origin: http://10.0.0.5:8000"],
+        [b"GET /health HTTP/1.1", b"Host: [::ffff:10.0.0.5]"],
     ],
 )
 def test_a_request_without_one_host_is_refused(running: Running, lines: list[bytes]) -> None:
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
-        connection.sendall(b"\r\n".join([*lines, b"Connection: close"]) + b"\r\n\r\n")
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    assert answer.split()[1] in (b"400", b"403")
+    assert talk(running, b"\r\n".join([*lines, b"Connection: close"]) + b"\r\n\r\n").split()[1] in (b"400", b"403")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b"GET /health HTTP/1.0"],
+        [b"HEAD /health HTTP/1.0"],
+        [b"GET /health HTTP/1.1", b"Host: 10.0.0.5:8000"],
+        [b"GET /health HTTP/1.1", b"Host: 203.0.113.9"],
+        [b"GET /health HTTP/1.1", b"Host: [2001:db8::7]:8000"],
+    ],
+)
+def test_health_checks_by_address_or_without_a_host_are_answered(running: Running, lines: list[bytes]) -> None:
+    assert talk(running, b"\r\n".join([*lines, b"Connection: close"]) + b"\r\n\r\n").split()[1] == b"200"
 
 
 PATHS = [
@@ -314,12 +331,50 @@ def request(content: bytes, seconds: float = 0.0, query: bytes = b"") -> Request
 
 
 def test_an_upload_that_takes_too_long_is_ended(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = app.Service(app.open_model(str(exports / "minute.onnx")))
+    model = app.open_model(str(exports / "minute.onnx"))
+    service = app.Service(model, limits=Limits(upload_seconds=0.1))  # type: ignore[arg-type]
+    with pytest.raises(app.HTTPException, match=r"the upload took longer than 0\.1 seconds") as refused:
+        asyncio.run(service.predict(request(png(), seconds=10)))
+    assert refused.value.status_code == 408
     monkeypatch.setattr(app, "SECONDS", 0.1)
-    with pytest.raises(app.HTTPException, match="the upload took longer") as refused:
+    service = app.Service(model)
+    with pytest.raises(app.HTTPException, match="nothing of the upload arrived") as refused:
         asyncio.run(service.predict(request(png(), seconds=10)))
     assert refused.value.status_code == 408
     assert (service.waiting, service.bytes) == (0, 0)
+
+
+def test_an_upload_that_arrives_steadily_may_take_longer_than_a_pause(
+    exports: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = app.Service(app.open_model(str(exports / "minute.onnx")))
+    content, sent = png(), 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent
+        await asyncio.sleep(0.1)
+        part = content[sent : sent + len(content) // 10 + 1]
+        sent += len(part)
+        return {"type": "http.request", "body": part, "more_body": sent < len(content)}
+
+    async def predict() -> int:
+        slow = Request({"type": "http", "headers": [], "query_string": b""}, receive)
+        return (await service.predict(slow)).status_code
+
+    monkeypatch.setattr(app, "SECONDS", 0.5)  # ten parts take 1 s
+    assert asyncio.run(predict()) == 200
+
+
+def test_a_picture_that_finds_no_memory_gets_503(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = app.Service(app.open_model(str(exports / "minute.onnx")))
+
+    def decode(_: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(service, "decode", decode)
+    with pytest.raises(app.HTTPException) as refused:
+        asyncio.run(service.predict(request(png())))
+    assert refused.value.status_code == 503
 
 
 def test_a_picture_that_waits_too_long_gets_503_and_leaves_the_queue(
@@ -474,6 +529,25 @@ def test_in_a_browser_the_page_asks_the_server(running: Running, chromium: Brows
     page.locator("#samples button").nth(2).click()
     page.wait_for_selector("html[data-answers='2']")
     assert said == []
+
+
+def test_in_a_browser_a_large_photograph_is_sent_as_the_pixels_that_the_model_sees(
+    running: Running, chromium: Browser, tmp_path: Path
+) -> None:
+    page = chromium.new_page()
+    page.goto(f"http://127.0.0.1:{running.port}/")
+    page.wait_for_selector("html[data-ready]")
+    photo = Image.merge("RGB", [Image.effect_noise((900, 700), 90) for _ in range(3)])
+    photo.save(tmp_path / "photo.png")
+    assert (tmp_path / "photo.png").stat().st_size > 1_000_000
+    with page.expect_request("**/predict*") as sent:
+        page.set_input_files("#file", tmp_path / "photo.png")
+    page.wait_for_selector("html[data-answers='1']")
+    assert len(sent.value.post_data_buffer or b"") < 10_000
+    bars = "[...document.querySelectorAll('#bars button')].map(bar => [bar.dataset.class, +bar.dataset.probability])"
+    (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "photo.png"], top=10)
+    for (name, probability), of in zip(page.evaluate(bars), expected["classes"], strict=True):
+        assert (name, probability) == (of["class"], pytest.approx(of["probability"], abs=1e-4))
 
 
 def test_in_a_browser_a_model_of_other_pixels_sees_what_python_sees_and_needs_not_its_data(

@@ -1,11 +1,33 @@
-"""What stands before the service; the rest of it is tried over the wire in `test_serve`."""
+"""Who may ask the service; `test_app` tries the rest over the wire."""
 
+import asyncio
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from tinycifar.serve import gate
+
+
+def status(host: str, origin: str | None = None, path: str = "/predict", hosts: tuple[str, ...] = ()) -> int:
+    """What a request gets from a gate that serves `hosts` as given on the command line; 200 if it passes."""
+    answers: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            answers.append(message["status"])
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    headers = [(b"host", host.encode())] + ([(b"origin", origin.encode())] if origin is not None else [])
+    scope = {"type": "http", "method": "POST", "path": path, "http_version": "1.1", "headers": headers}
+    asyncio.run(gate.Gate(app, gate.host_names("0.0.0.0", hosts) if hosts else ())(scope, receive, send))
+    return answers[0]
 
 
 def test_another_address_needs_names() -> None:
@@ -13,11 +35,68 @@ def test_another_address_needs_names() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "tinycifar: --host 0.0.0.0 lets other machines in: say by which names they ask, with --allow-host NAME\n"
+        "tinycifar: --host 0.0.0.0 lets other machines in: give the names that clients use with --allow-host NAME\n"
     )
 
 
-@pytest.mark.parametrize("name", ["http://a.example", "a.example:80", "", "a b"])
-def test_a_name_to_be_asked_by_has_no_scheme_and_no_port(name: str) -> None:
-    with pytest.raises(ValueError, match="takes a name or an address without scheme and port"):
-        gate.check_hosts("0.0.0.0", [name])
+@pytest.mark.parametrize("name", ["http://a.example", "a.example:80", "", "a b", "[::1", "[::1]:80", "[a.example]"])
+def test_a_name_has_no_scheme_and_no_port(name: str) -> None:
+    with pytest.raises(ValueError, match=r"takes a name or an address without scheme and port.*\[2001:db8::7\]"):
+        gate.host_names("0.0.0.0", [name])
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("classify.example", "classify.example"),
+        ("Classify.Example", "classify.example:8000"),
+        ("my_service", "my_service:8000"),
+        ("a-b.c", "a-b.c"),
+        ("192.0.2.7", "192.0.2.7:80"),
+        ("[2001:db8::7]", "[2001:db8::7]:80"),
+        ("2001:db8::7", "[2001:0db8:0:0::7]"),
+    ],
+)
+def test_every_name_that_is_accepted_is_served(name: str, host: str) -> None:
+    assert status(host, hosts=(name,)) == 200
+    assert status(host, f"http://{host}", hosts=(name,)) == 200
+    assert status(host) == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("classify.example", "https://classify.example:8443"),  # nginx: proxy_set_header Host $host
+        ("classify.example:8443", "https://classify.example:8443"),  # $http_host
+        ("classify.example:443", "https://classify.example"),  # the port written out
+        ("127.0.0.1:8000", "https://classify.example"),  # nginx's default: the Host is the upstream's
+        ("localhost:8000", "http://classify.example:8080"),
+    ],
+)
+def test_the_page_may_ask_behind_common_proxies(host: str, origin: str) -> None:
+    assert status(host, origin, hosts=("classify.example",)) == 200
+    assert status(host, origin, hosts=("other.example",)) == 403
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example",
+        "https://classify.example.evil.example",
+        "https://evil.example/classify.example",
+        "https://classify.example@evil.example",
+        "https://classify.example:443:80",
+        "https://classify.example:x",
+        "https://classify.example/",
+        "ftp://classify.example",
+        "classify.example",
+        "https://",
+        "null",
+        "",
+        "http://localhost:8001",
+        "http://127.0.0.1:8001",
+    ],
+)
+def test_pages_of_other_origins_are_refused_behind_a_proxy_too(origin: str) -> None:
+    for host in ("classify.example", "127.0.0.1:8000"):
+        assert status(host, origin, hosts=("classify.example",)) == 403

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.test_app import png, start
+from serve.test_app import Running, png, start
 from tinycifar.serve import supervisor
 
 
@@ -120,3 +121,80 @@ def test_a_port_in_use_is_told_in_one_line(exports: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "Address already in use" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+TERMINATED_AT_START = """
+import os, signal
+from tinycifar.serve import app, supervisor
+
+ending = app.open_model
+start = supervisor.multiprocessing.get_context("spawn").Process.start
+
+def start_and_signal(process):
+    os.kill(os.getpid(), signal.SIGTERM)  # it arrives while the process is started
+    start(process)
+
+if __name__ == "__main__":
+    supervisor.multiprocessing.get_context("spawn").Process.start = start_and_signal
+    supervisor.serve(app.open_model("minute"), port=0, workers=2)
+"""
+
+
+def test_sigterm_while_a_process_is_started_ends_the_service_with_code_0(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(TERMINATED_AT_START.replace("ending = app.open_model\n", ""))
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_the_address_of_all_ipv6_interfaces_answers_ipv4_too() -> None:
+    (listening,) = supervisor._listen("::", 0, 1)
+    try:
+        port = listening.getsockname()[1]
+    except OSError:
+        pytest.skip("needs IPv6")
+    for address in ("127.0.0.1", "::1"):
+        socket.create_connection((address, port), timeout=5).close()
+    listening.close()
+
+
+NGINX = """
+daemon off; pid {folder}/pid; error_log {folder}/error.log;
+events {{}}
+http {{
+    access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+    client_max_body_size 12m;
+    server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{upstream}; {line} }} }}
+}}
+"""
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
+@pytest.mark.parametrize("line", ["", "proxy_set_header Host $host;", "proxy_set_header Host $http_host;"])
+def test_the_page_works_behind_nginx(exports: Path, tmp_path: Path, line: str) -> None:
+    running = start(exports / "minute.onnx", tmp_path / "log", "--allow-host", "classify.example")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = NGINX.format(folder=tmp_path, port=port, upstream=running.port, line=line)
+    (tmp_path / "nginx.conf").write_text(settings)
+    proxy = subprocess.Popen(["nginx", "-p", tmp_path, "-c", tmp_path / "nginx.conf"], stderr=subprocess.DEVNULL)
+    try:
+        host = f"classify.example:{port}"
+        behind = Running(running.process, port)
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                if behind.ask("GET", "/", headers={"Host": host})[0] == 200:
+                    break
+            time.sleep(0.1)
+        for origin, expected in (
+            (f"https://{host}", 200),
+            ("https://classify.example", 200),
+            ("https://evil.example", 403),
+        ):
+            assert behind.ask("POST", "/predict", png(), {"Host": host, "Origin": origin})[0] == expected
+    finally:
+        proxy.terminate()
+        proxy.wait(20)
+        running.stop()

@@ -82,17 +82,55 @@ def export_command(
 
 @click.command("serve")
 @click.argument("model_name", metavar="[MODEL]", default=trained.best)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address; :: is all, IPv4 too.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option(
-    "--allow-host", "hosts", multiple=True, metavar="NAME", help="A name that it may be asked by; repeatable."
+    "--allow-host", "hosts", multiple=True, metavar="NAME", help="Answer clients that use this name; repeatable."
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Run N processes (default: one per core, at most four).")
 @click.option(
-    "--workers", type=click.IntRange(1, 64), help="Processes that answer (default: one a core, four at most)."
+    "--keep-alive",
+    type=click.IntRange(1, 3600),
+    default=75,
+    show_default=True,
+    metavar="SECONDS",
+    help="Keep idle connections open; longer than your proxy keeps them.",
+)
+@click.option(
+    "--upload-timeout",
+    type=click.IntRange(1, 3600),
+    default=120,
+    show_default=True,
+    metavar="SECONDS",
+    help="Refuse uploads that take longer.",
+)
+@click.option(
+    "--max-upload",
+    type=click.IntRange(1, 50),
+    default=10,
+    show_default=True,
+    metavar="MB",
+    help="Refuse larger uploads.",
+)
+@click.option(
+    "--trust-proxy",
+    "proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Log the client that a proxy at this address reports in X-Forwarded-For; repeatable.",
 )
 def serve_command(
-    model_name: str, host: str, port: int, hosts: tuple[str, ...], open_browser: bool, workers: int | None
+    model_name: str,
+    host: str,
+    port: int,
+    hosts: tuple[str, ...],
+    open_browser: bool,
+    workers: int | None,
+    keep_alive: int,
+    upload_timeout: int,
+    max_upload: int,
+    proxies: tuple[str, ...],
 ) -> int:
     """Serve MODEL, a run, a weights file, an exported ONNX file or a shipped model, over HTTP, with a page.
 
@@ -108,7 +146,7 @@ def serve_command(
         if open_browser:
             webbrowser.open(address)
 
-    gate.check_hosts(host, hosts)
+    gate.host_names(host, hosts)  # before the model is opened, which takes seconds
     model = app.open_model(model_name)
     try:
         supervisor.serve(
@@ -117,6 +155,8 @@ def serve_command(
             port=port,
             hosts=hosts,
             workers=workers,
+            limits=gate.Limits(keep_alive, upload_timeout, 1_000_000 * max_upload),
+            proxies=proxies,
             started=started,
             replaced=lambda line: click.echo(f"tinycifar: {line}", err=True),
         )

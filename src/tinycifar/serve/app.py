@@ -32,14 +32,13 @@ from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import onnx_file, parity, web
 from tinycifar.models import MOST_PIXELS
-from tinycifar.serve.gate import LOOPBACK, SECONDS, Gate, Outer
+from tinycifar.serve.gate import SECONDS, Gate, Limits, Outer
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
 else:
     from async_timeout import timeout
 
-MOST_BYTES = 10_000_000  # of one upload
 MOST_BYTES_AT_ONCE = 60_000_000  # of all that are being received or wait
 MOST_WAITING = 256
 MOST_TOGETHER = 8  # pictures in one batch
@@ -134,8 +133,8 @@ class _Job:
 class Service:
     """What answers in one process: a model, a thread that asks it, and a bounded queue before it.
 
-    What `large` gives is held while a large picture is decoded, which bounds the memory of all processes together;
-    `most_bytes` is how many bytes of uploads this one holds.
+    What `large` gives is held while a large picture is decoded, which bounds the memory of all processes together.
+    This process holds at most `most_bytes` of uploads, by default as many as `limits` allow one.
     """
 
     def __init__(
@@ -143,11 +142,13 @@ class Service:
         model: Served,
         large: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
         most_bytes: int = MOST_BYTES_AT_ONCE,
+        limits: Limits = Limits(),  # noqa: B008 (it is frozen)
     ) -> None:
         self.model = model
         self.session = onnx_file.session(model.content, threads=1)
         self.large = large
-        self.most_bytes = most_bytes
+        self.most_bytes = max(most_bytes, limits.upload_bytes)
+        self.limits = limits
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self.waiting = 0
         self.bytes = 0
@@ -174,6 +175,8 @@ class Service:
                     decoded.append((job, self.decode(job.content)))
                 except ValueError as error:
                     answers.append((job.answer, HTTPException(400, str(error))))
+                except MemoryError:
+                    answers.append((job.answer, _busy()))
                 except Exception as error:
                     answers.append((job.answer, error))
         try:
@@ -223,10 +226,10 @@ class Service:
         asked = Asked(int(top), query.get("activation") == "1")
         with contextlib.ExitStack() as held:
             try:
-                async with timeout(SECONDS):
-                    content = await _picture(request.headers, await self._receive(request, held))
+                async with timeout(self.limits.upload_seconds):
+                    content = await self._picture(request.headers, await self._receive(request, held))
             except asyncio.TimeoutError:
-                raise HTTPException(408, f"the upload took longer than {SECONDS:.0f} seconds") from None
+                raise HTTPException(408, f"the upload took longer than {self.limits.upload_seconds} seconds") from None
             self._refuse_if_full()  # others may have come while it was received
             self.waiting += 1
             held.callback(self._answered)
@@ -241,19 +244,53 @@ class Service:
                 raise _busy() from None
 
     async def _receive(self, request: Request, held: contextlib.ExitStack) -> bytes:
-        """The body, counted as held until `held` is left."""
+        """The body, counted as held until `held` is left; it may take long, but may not pause for long."""
         parts: list[bytes] = []
         received = 0
-        async for part in request.stream():
+        stream = request.stream()
+        while True:
+            try:
+                async with timeout(SECONDS):
+                    part = await anext(stream)
+            except StopAsyncIteration:
+                return b"".join(parts)
+            except asyncio.TimeoutError:
+                raise HTTPException(408, f"nothing of the upload arrived for {SECONDS:.0f} seconds") from None
             parts.append(part)
             received += len(part)
             self.bytes += len(part)
             held.callback(self._released, len(part))
-            if received > MOST_BYTES:
-                raise HTTPException(413, f"an upload may have {MOST_BYTES:,} bytes")
+            if received > self.limits.upload_bytes:
+                raise HTTPException(413, f"an upload may have {self.limits.upload_bytes:,} bytes")
             if self.bytes > self.most_bytes:
                 raise _busy()
-        return b"".join(parts)
+
+    async def _picture(self, headers: Headers, body: bytes) -> bytes:
+        """The picture in a body: all of it, or the one file of a form, which is parsed in memory."""
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+            content = body
+        else:
+
+            async def stream() -> AsyncGenerator[bytes, None]:
+                yield body
+
+            parser = MultiPartParser(headers, stream(), max_files=1, max_fields=10)
+            parser.spool_max_size = self.limits.upload_bytes + 1  # larger files would be written to disk
+            try:
+                form = await parser.parse()
+            except (MultiPartException, KeyError, ValueError) as error:
+                raise HTTPException(400, f"the form cannot be read: {error}") from None
+            async with contextlib.AsyncExitStack() as opened:
+                opened.push_async_callback(form.close)
+                files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+                if len(files) != 1:
+                    raise HTTPException(400, "the form has no file; send one picture in a field of any name")
+                content = await files[0].read()
+        if not content:
+            raise HTTPException(
+                400, "the request has no picture; send a PNG, JPEG or WebP file as the body or in a form"
+            )
+        return content
 
     def _refuse_if_full(self) -> None:
         if self.waiting >= MOST_WAITING:
@@ -288,32 +325,6 @@ def _busy() -> HTTPException:
     return HTTPException(503, "too many pictures wait; ask again later", {"Retry-After": "1"})
 
 
-async def _picture(headers: Headers, body: bytes) -> bytes:
-    """The picture in a body: all of it, or the one file of a form, which is parsed in memory."""
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        content = body
-    else:
-
-        async def stream() -> AsyncGenerator[bytes, None]:
-            yield body
-
-        parser = MultiPartParser(headers, stream(), max_files=1, max_fields=10)
-        parser.spool_max_size = MOST_BYTES + 1  # else a file of more than a megabyte would be written to disk
-        try:
-            form = await parser.parse()
-        except (MultiPartException, KeyError, ValueError) as error:
-            raise HTTPException(400, f"the form cannot be read: {error}") from None
-        async with contextlib.AsyncExitStack() as opened:
-            opened.push_async_callback(form.close)
-            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-            if len(files) != 1:
-                raise HTTPException(400, "the form has no file; send one picture in a field of any name")
-            content = await files[0].read()
-    if not content:
-        raise HTTPException(400, "the request has no picture; send a PNG, JPEG or WebP file as the body or in a form")
-    return content
-
-
 def assets(model: Served) -> dict[str, tuple[str, bytes]]:
     """The page by path: type and content of every file that is served, and of no other."""
     found = {
@@ -329,8 +340,8 @@ def assets(model: Served) -> dict[str, tuple[str, bytes]]:
 def create_app(service: Service, hosts: Sequence[str] = ()) -> Callable[..., Any]:
     """The service as an ASGI application.
 
-    Requests are answered only if their Host names this machine's loopback or one of `hosts`, and their Origin, if any,
-    is the same host; no other site's page may ask (no CORS headers are sent).
+    `hosts` are further names by which clients may address it, as of `gate.host_names`; `gate.Gate` says which requests
+    are answered. No CORS headers are sent.
     """
     routes = [
         Route("/predict", service.predict, methods=["POST"]),
@@ -342,7 +353,7 @@ def create_app(service: Service, hosts: Sequence[str] = ()) -> Callable[..., Any
         routes=routes, exception_handlers={HTTPException: _error, Exception: _failed, ClientDisconnect: _gone}
     )
     app.router.redirect_slashes = False
-    return Outer(Gate(app, {*LOOPBACK, *hosts}))
+    return Outer(Gate(app, hosts))
 
 
 def _asset(kind: str, content: bytes) -> Callable[[Request], Awaitable[Response]]:

@@ -1,4 +1,4 @@
-"""What stands before the service: who may ask, how much may come before a body, headers of answers, and the log."""
+"""What every request passes before the service: Host and Origin, limits of headers, headers of answers, the log."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import datetime
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MOST_HEAD_BYTES = 65_536  # of a request before its body
-SECONDS = 10.0
+SECONDS = 10.0  # for the headers of a request, and between two parts of a body
+NAME = r"[a-z0-9._-]+"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -31,45 +34,122 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-def check_hosts(host: str, hosts: Sequence[str]) -> None:
-    """Raise ValueError unless `host` is a loopback address or `hosts` are valid names to be asked by."""
+@dataclass(frozen=True)
+class Limits:
+    """What operators may change: seconds that an idle connection is kept and an upload may take, and its bytes."""
+
+    keep_alive_seconds: int = 75  # longer than the 60 s for which common balancers keep idle connections
+    upload_seconds: int = 120
+    upload_bytes: int = 10_000_000
+
+
+def host_names(host: str, hosts: Sequence[str]) -> tuple[str, ...]:
+    """The names by which clients may address the service, in lower case, IPv6 addresses in brackets.
+
+    `host` is the address to listen on and `hosts` the names given for it. Raises ValueError, saying what is allowed,
+    for a name with a scheme or a port, and if `host` is reachable from other machines and no name is given.
+    """
     if not host:
         raise ValueError("--host takes an address to listen on, for example 127.0.0.1")
     if not hosts and host not in ("127.0.0.1", "localhost", "::1"):
-        raise ValueError(f"--host {host} lets other machines in: say by which names they ask, with --allow-host NAME")
+        raise ValueError(
+            f"--host {host} lets other machines in: give the names that clients use with --allow-host NAME"
+        )
+    names = []
     for name in hosts:
-        if not re.fullmatch(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+", name, flags=re.ASCII):
-            raise ValueError(f"--allow-host takes a name or an address without scheme and port, not {name!r}")
+        parsed = _address(name)
+        if parsed is None and not re.fullmatch(NAME, name.lower(), flags=re.ASCII):
+            raise ValueError(
+                f"--allow-host takes a name or an address without scheme and port, for example classify.example or "
+                f"[2001:db8::7], not {name!r}"
+            )
+        names.append(name.lower() if parsed is None else _written(parsed))
+    return tuple(names)
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    """The IP address that a host is, in brackets or not; None for a name."""
+    try:
+        return ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    except ValueError:
+        return None
+
+
+def _written(address: IPv4Address | IPv6Address) -> str:
+    return f"[{address.compressed}]" if address.version == 6 else address.compressed
+
+
+def _without_port(authority: str) -> str | None:
+    """The name or address of `name:port`, in the form of `host_names`; None if it is neither."""
+    parts = re.fullmatch(rf"(\[[0-9a-f:.]+\]|{NAME})(?::\d{{1,5}})?", authority, flags=re.ASCII)
+    if parts is None:
+        return None
+    parsed = _address(parts[1])
+    return parts[1] if parsed is None else _written(parsed)
 
 
 class Gate:
-    """Refuses requests whose Host or Origin is not on the list: pages of other sites, and names that lead here."""
+    """Refuses requests from pages of other sites (by Origin) and to names that only lead here (by Host).
 
-    def __init__(self, app: Callable[..., Awaitable[None]], hosts: set[str]) -> None:
+    `hosts` are names as of `host_names`, given by the operator. A Host must be one of them or of this machine's
+    loopback names. An Origin must be the Host itself, or have one of `hosts`: behind a proxy the port, the scheme, and
+    in nginx's default the whole Host differ from what the browser was given. `GET /health` is also answered to health
+    checks that name an address instead, or, in HTTP/1.0, nothing: it tells no more than that the service is up.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], hosts: Sequence[str]) -> None:
         self.app = app
-        self.hosts = {host.lower() for host in hosts}
+        self.hosts = frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (problem := self._problem(scope["headers"])):
+        if scope["type"] == "http" and (problem := self._problem(scope)):
             await JSONResponse({"error": problem}, 403)(scope, receive, send)
         elif scope["type"] in ("http", "lifespan"):
             await self.app(scope, receive, send)
         # WebSockets are closed unanswered.
 
-    def _problem(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        values = [(name.decode("latin-1").lower(), value.decode("latin-1").lower()) for name, value in headers]
-        hosts = [value for name, value in values if name == "host"]
-        if len(hosts) != 1 or not self._known(hosts[0]):
-            return "this Host is not served; start the service with --allow-host to allow it"
-        if any(
-            value not in (f"http://{hosts[0]}", f"https://{hosts[0]}") for name, value in values if name == "origin"
+    def _problem(self, scope: Scope) -> str | None:
+        headers = [
+            (name.decode("latin-1").lower(), value.decode("latin-1").lower()) for name, value in scope["headers"]
+        ]
+        hosts = [value for name, value in headers if name == "host"]
+        origins = [value for name, value in headers if name == "origin"]
+        if (
+            not origins
+            and scope["path"] == "/health"
+            and scope["method"] in ("GET", "HEAD")
+            and _is_check(scope, hosts)
         ):
-            return "pages of another Origin may not ask"
+            return None
+        name = _without_port(hosts[0]) if len(hosts) == 1 else None
+        if name is None or name not in {*self.hosts, *LOOPBACK}:
+            shown = ascii(hosts[0][:100]) if len(hosts) == 1 else "that is missing or given twice"
+            return f"the Host {shown} is not served; start the service with --allow-host NAME to allow a name"
+        for origin in origins:
+            if origin in (f"http://{hosts[0]}", f"https://{hosts[0]}"):
+                continue
+            scheme, _, authority = origin.partition("://")
+            if scheme not in ("http", "https") or _without_port(authority) not in self.hosts:
+                return (
+                    f"pages of the Origin {origin[:100]!a} may not ask, as the request's Host is "
+                    f"{hosts[0][:100]!a}; if a proxy changed the Host, start the service with --allow-host NAME "
+                    "and the name that browsers use"
+                )
         return None
 
-    def _known(self, host: str) -> bool:
-        found = re.fullmatch(r"(\[[0-9a-f:]+\]|[a-z0-9.-]+)(?::\d{1,5})?", host, flags=re.ASCII)
-        return found is not None and found[1] in self.hosts
+
+def _is_check(scope: Scope, hosts: Sequence[str]) -> bool:
+    """Whether a request's Host is what health checks send: an address of another machine, or in HTTP/1.0 none."""
+    if not hosts:
+        return bool(scope["http_version"] == "1.0")
+    name = _without_port(hosts[0]) if len(hosts) == 1 else None
+    address = None if name is None else _address(name)
+    return address is not None and not (
+        address.is_loopback
+        or address.is_unspecified
+        or address.is_multicast
+        or (address.version == 6 and address.ipv4_mapped is not None)
+    )
 
 
 class Outer:
@@ -84,7 +164,7 @@ class Outer:
             return
         start, status, sent = time.perf_counter(), 0, 0
 
-        async def counted(message: MutableMapping[str, Any]) -> None:
+        async def send_counted(message: MutableMapping[str, Any]) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -93,7 +173,7 @@ class Outer:
             await send(message)
 
         try:
-            await self.app(scope, receive, counted)
+            await self.app(scope, receive, send_counted)
         finally:
             line = {
                 "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),

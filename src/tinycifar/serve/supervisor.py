@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -23,12 +24,13 @@ import uvicorn
 from filelock import FileLock
 
 from tinycifar import memory
-from tinycifar.serve.app import MOST_BYTES, MOST_BYTES_AT_ONCE, Served, Service, create_app, read_model
-from tinycifar.serve.gate import SECONDS, Protocol, check_hosts
+from tinycifar.serve.app import MOST_BYTES_AT_ONCE, Served, Service, create_app, read_model
+from tinycifar.serve.gate import SECONDS, Limits, Protocol, host_names
 
 MOST_WORKERS = 4  # unless told otherwise
 MOST_DEATHS = 4  # of processes within a minute
 BACKLOG = 2048  # connections that wait to be taken by a process
+POLL_SECONDS = 0.2  # between two looks at whether a signal has arrived
 LOCK_SECONDS = 0.005  # between two looks at whether a large picture may be decoded
 MODEL_FILE, SAMPLES_FILE = "model.onnx", "samples"
 
@@ -44,65 +46,60 @@ def serve(
     port: int = 8000,
     hosts: Sequence[str] = (),
     workers: int | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (it is frozen)
+    proxies: Sequence[str] = (),
     started: Callable[[str], None] = lambda _: None,
     replaced: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve with that many processes, by default one a core but four at most, until SIGTERM or SIGINT.
+    """Serve with `workers` processes, by default one per core and at most four, until SIGTERM or SIGINT.
 
-    They end after the requests at hand. `started` is called with the address once all take connections, `replaced` with
-    a line when one that ended is replaced. Raises ValueError as `check_hosts` does, OSError where the port is taken,
-    and WorkerError where processes end again and again.
+    `host`, with or without brackets, is the address to listen on; `::` listens for IPv4 as well. `hosts` are the names
+    by which clients address it, as of `gate.host_names`, and `proxies` the addresses whose X-Forwarded-For is believed.
+    On a signal the processes finish the requests at hand and end. `started` is called with the URL once all processes
+    accept connections, `replaced` with a line when a process ended and is replaced. Raises ValueError as
+    `gate.host_names` does, OSError if the port is taken, and WorkerError if processes end again and again.
     """
-    check_hosts(host, hosts)
+    host = host.removeprefix("[").removesuffix("]")
+    names = host_names(host, hosts)
     count = workers or min(os.cpu_count() or 1, MOST_WORKERS)
     context = multiprocessing.get_context("spawn")
     processes: dict[SpawnProcess, socket.socket] = {}
     ending = False
 
+    def end(*_: object) -> None:  # a signal handler: all work is left to the loop
+        nonlocal ending
+        ending = True
+
     with contextlib.ExitStack() as opened:
         sockets = [opened.enter_context(one) for one in _listen(host, port, count)]
-        name = opened.enter_context(tempfile.TemporaryDirectory())
-
-        def end(*_: object) -> None:
-            nonlocal ending
-            ending = True
-            for one in sockets:
-                one.close()  # the processes close theirs
-            for process in processes:
-                process.terminate()
-
-        folder = Path(name)
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         (folder / MODEL_FILE).write_bytes(model.content)  # what a process is started with must fit into a pipe
         (folder / SAMPLES_FILE).write_bytes(pickle.dumps(model.samples))
         ready, is_ready = context.Pipe(duplex=False)
-        most_bytes = max(MOST_BYTES, MOST_BYTES_AT_ONCE // count)
+        most_bytes = MOST_BYTES_AT_ONCE // count
         port = sockets[0].getsockname()[1]
 
         def begin(listening: socket.socket) -> None:
-            arguments = listening, folder, model.name, tuple(hosts), most_bytes, is_ready
+            arguments = listening, folder, model.name, names, most_bytes, limits, tuple(proxies), is_ready
             process = context.Process(target=_work, args=arguments)
-            try:
-                with _no_interrupt():  # of the terminal, which reaches all processes; this one ends the others
-                    process.start()
-            except OSError:
-                if not ending:  # else `listening` may be closed
-                    raise
-            else:
-                processes[process] = listening
+            with _no_interrupt():  # of the terminal, which reaches all processes; this one ends the others
+                process.start()
+            processes[process] = listening
 
         before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            for one in sockets:
+            for listening in sockets:
                 if not ending:
-                    begin(one)
+                    begin(listening)
             up = 0
             deaths: list[float] = []
             while not ending:
-                if ready in connection.wait([ready, *(process.sentinel for process in processes)]):
+                sentinels = [process.sentinel for process in processes]
+                if ready in connection.wait([ready, *sentinels], timeout=POLL_SECONDS):
                     ready.recv()
                     up += 1
                     if up == count and not ending:
-                        shown = hosts[0] if hosts else f"[{host}]" if ":" in host else host
+                        shown = names[0] if names else f"[{host}]" if ":" in host else host
                         started(f"http://{shown}:{port}/")
                 for process in [process for process in processes if not process.is_alive() and not ending]:
                     listening = processes.pop(process)
@@ -112,7 +109,10 @@ def serve(
                     replaced(f"a process of the service ended with code {process.exitcode} and is replaced")
                     begin(listening)
         finally:
-            end()
+            for listening in sockets:
+                listening.close()  # the processes close theirs
+            for process in processes:
+                process.terminate()
             for process in processes:
                 process.join()
             for number, handler in before.items():
@@ -126,7 +126,13 @@ def _listen(host: str, port: int, count: int) -> list[socket.socket]:
     take all connections that come at a time. `port` 0 takes a free one.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    alone = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    create = partial(
+        socket.create_server,
+        family=family,
+        backlog=BACKLOG,
+        dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
+    )
+    alone = create((host, port))
     if sys.platform != "linux":
         return [alone] * count
     port = alone.getsockname()[1]
@@ -134,7 +140,7 @@ def _listen(host: str, port: int, count: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         while len(sockets) < count:
-            sockets.append(socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True))
+            sockets.append(create((host, port), reuse_port=True))
     except OSError:
         for one in sockets:
             one.close()
@@ -159,7 +165,14 @@ def _no_interrupt() -> Iterator[None]:
 
 
 def _work(
-    listening: socket.socket, folder: Path, name: str, hosts: Sequence[str], most_bytes: int, is_ready: Connection
+    listening: socket.socket,
+    folder: Path,
+    name: str,
+    hosts: Sequence[str],
+    most_bytes: int,
+    limits: Limits,
+    proxies: Sequence[str],
+    is_ready: Connection,
 ) -> None:
     """One process of the service."""
     memory.return_freed()
@@ -174,18 +187,19 @@ def _work(
     lock = FileLock(folder / "large")
     samples = pickle.loads((folder / SAMPLES_FILE).read_bytes())
     model = replace(read_model(name, folder / MODEL_FILE), samples=samples)
-    service = Service(model, lambda: lock.acquire(poll_interval=LOCK_SECONDS), most_bytes)
+    service = Service(model, lambda: lock.acquire(poll_interval=LOCK_SECONDS), most_bytes, limits)
     config = uvicorn.Config(
         create_app(service, hosts),
         http=Protocol,
         workers=1,
         log_config=None,
         access_log=False,
-        proxy_headers=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
         server_header=False,
         lifespan="off",
         ws="none",
-        timeout_keep_alive=10,
+        timeout_keep_alive=limits.keep_alive_seconds,
         timeout_graceful_shutdown=int(2 * SECONDS),
     )
     is_ready.send(True)

@@ -4,6 +4,7 @@
 const SHOWN = 320;
 const MOST_CLASSES = 10; // that are shown of a picture
 const MOST_BYTES = 50_000_000;
+const SENT_WHOLE_BYTES = 1_000_000; // of larger files a server is sent what the model sees
 const FORMATS = ["image/png", "image/jpeg", "image/webp"];
 const $ = (id) => document.getElementById(id);
 
@@ -109,14 +110,28 @@ async function browserRuntime(about) {
 }
 
 /** The same, computed by the server that the page comes from. */
-async function serverRuntime() {
-  return async (_, file) => {
+async function serverRuntime(about) {
+  return async (pixels, file) => {
     const start = performance.now();
-    const answer = await fetch(`predict?activation=1&top=${MOST_CLASSES}`, { method: "POST", body: file });
+    const body = file.size > SENT_WHOLE_BYTES ? await asPng(pixels, about.image_size) : file;
+    const answer = await fetch(`predict?activation=1&top=${MOST_CLASSES}`, { method: "POST", body });
     const found = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(found.error ?? `The server answered with status ${answer.status}`);
     return { ...found, milliseconds: performance.now() - start };
   };
+}
+
+/** Pixels as a PNG file's content. */
+async function asPng(pixels, size) {
+  const canvas = new OffscreenCanvas(size, size);
+  canvas.getContext("2d").putImageData(asImage(pixels, size), 0, 0);
+  return canvas.convertToBlob({ type: "image/png" });
+}
+
+function asImage(pixels, size) {
+  const image = new ImageData(size, size);
+  for (let i = 0; i < size * size; i++) image.data.set([pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2], 255], 4 * i);
+  return image;
 }
 
 function softmax(logits, temperature) {
@@ -135,10 +150,7 @@ function drawSquare(square) {
 }
 
 function drawSeen(pixels, size) {
-  const context = $("seen").getContext("2d");
-  const image = context.createImageData(size, size);
-  for (let i = 0; i < size * size; i++) image.data.set([pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2], 255], 4 * i);
-  context.putImageData(image, 0, 0);
+  $("seen").getContext("2d").putImageData(asImage(pixels, size), 0, 0);
 }
 
 /** Darken the picture where nothing speaks for a class; false if nothing does anywhere. */
