@@ -3,7 +3,8 @@
 #
 # Debian's arm64 packages and the aarch64 wheels are unpacked into FOLDER; nothing is installed in the system. It needs
 # debootstrap and qemu-user-static (apt-get install both), root for debootstrap, and pip. torch is the last version whose
-# aarch64 wheel on PyPI is a CPU build. Each step prints one line with its outcome; the exit code is 1 if one failed.
+# aarch64 wheel on PyPI is a CPU build; onnxruntime 1.26 ends with a segmentation fault when it is imported under QEMU
+# 7.2, so an older one is used. Each step prints one line with its outcome; the exit code is 1 if one failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$(realpath -m "${1:-build/arm64}")
@@ -22,7 +23,7 @@ if [ ! -e site/torch ]; then
         "${platforms[@]}" --platform manylinux2014_aarch64 --target site torch==2.9.1 numpy==2.3.5 scipy==1.16.3 \
         safetensors pillow matplotlib==3.10.7 jinja2 rich click platformdirs filelock typing_extensions sympy mpmath \
         networkx fsspec markupsafe contourpy cycler fonttools kiwisolver packaging pyparsing python-dateutil six \
-        markdown-it-py mdurl pygments pytest==9.0.3 iniconfig pluggy onnx onnxruntime onnxscript onnx_ir protobuf \
+        markdown-it-py mdurl pygments pytest==9.0.3 iniconfig pluggy onnx onnxruntime==1.23.2 onnxscript onnx_ir protobuf \
         flatbuffers ml_dtypes scikit-learn joblib threadpoolctl torchinfo
 fi
 python() {

@@ -134,7 +134,7 @@ class Service:
     """What answers in one process: a model, a thread that asks it, and a bounded queue before it.
 
     What `large` gives is held while a large picture is decoded, which bounds the memory of all processes together.
-    This process holds at most `most_bytes` of uploads, by default as many as `limits` allow one.
+    This process holds at most `most_bytes` of uploads.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Service:
         self.model = model
         self.session = onnx_file.session(model.content, threads=1)
         self.large = large
-        self.most_bytes = max(most_bytes, limits.upload_bytes)
+        self.most_bytes = most_bytes
         self.limits = limits
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self.waiting = 0

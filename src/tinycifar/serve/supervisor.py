@@ -76,7 +76,7 @@ def serve(
         (folder / MODEL_FILE).write_bytes(model.content)  # what a process is started with must fit into a pipe
         (folder / SAMPLES_FILE).write_bytes(pickle.dumps(model.samples))
         ready, is_ready = context.Pipe(duplex=False)
-        most_bytes = MOST_BYTES_AT_ONCE // count
+        most_bytes = max(limits.upload_bytes, MOST_BYTES_AT_ONCE // count)
         port = sockets[0].getsockname()[1]
 
         def begin(listening: socket.socket) -> None:
