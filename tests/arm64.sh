@@ -3,7 +3,7 @@
 #
 # Debian's arm64 packages and the aarch64 wheels are unpacked into FOLDER; nothing is installed in the system. It needs
 # debootstrap and qemu-user-static (apt-get install both), root for debootstrap, and pip. torch is the last version whose
-# aarch64 wheel on PyPI is a CPU build; onnxruntime 1.26 ends with a segmentation fault when it is imported under QEMU
+# aarch64 wheel on PyPI is a CPU build; onnxruntime 1.32 ends with a segmentation fault when it is imported under QEMU
 # 7.2, so an older one is used. Each step prints one line with its outcome; the exit code is 1 if one failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
