@@ -18,18 +18,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from tinycifar.metrics import mean_interval, wilson_interval
 from tinycifar.models import build, written_out
 from tinycifar.recipes import RECIPES, SETTABLE, Recipe
 from tinycifar.report.plots import BLUE, ORANGE
+from tinycifar.trained import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -150,9 +153,11 @@ def frontier() -> str:
             low, high = wilson_interval(round(accuracies[0] * TEST_IMAGES), TEST_IMAGES)
             known = f"one run, 95% interval over the test images {100 * low:.2f} to {100 * high:.2f}"
         size = f"{first['parameters']:,} parameters and {first['macs'] / 1e6:.1f}M multiply-accumulates an image"
+        bold = "**" if len(runs) > 1 else ""  # a single seed is no headline
         text = (
-            f"- **`{name}`: {percent(accuracies)}% with {size}** ({known}; last weights, no test-time augmentation; "
-            f"{written_out(build(recipe.model)):,} parameters if mirrored filters were written out). "
+            f"- {bold}`{name}`: {percent(accuracies)}% with {size}{bold} ({known}; last weights, "
+            f"no test-time augmentation; {written_out(build(recipe.model)):,} parameters if mirrored filters were "
+            f"written out). "
             f"Training: {mean_of(runs, 'train_seconds') / 60:.0f} minutes"
         )
         if recipe.teacher:
@@ -166,6 +171,22 @@ def frontier() -> str:
             )
         lines.append(f"{text}. Measured on: {place(first)}.")
     return "\n".join(lines)
+
+
+def subsets() -> str:
+    """What the shipped weights score on subsets of CIFAR-10's test images."""
+    lines = [
+        "| weights, seed 0 | 10,000 test images | the 9,714 without near-duplicates in the training set "
+        "| MLPerf Tiny's 200 |",
+        "|---|---|---|---|",
+    ]
+    for name, about in shipped().items():
+        found = about.get("test_subsets", {})
+        cells = [about["test_accuracy"], *(found.get(subset) for subset in ("without-near-duplicates", "mlperf-tiny"))]
+        shown = (NOT_MEASURED if cell is None else f"{100 * cell:.2f}" for cell in cells)
+        lines.append(f"| `{name}` | {' | '.join(shown)} |")
+    note = "Accuracy in %. Of the 200 images one is half a point."
+    return "\n".join([*lines, "", f"{note} `tinycifar evaluate` prints these for every model of CIFAR-10."])
 
 
 def inference() -> str:
@@ -465,11 +486,12 @@ def pareto() -> tuple[Figure, str]:
         for row in published()
     ]
     title = "CIFAR-10: test accuracy against size, without test-time augmentation"
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    figure = Figure(figsize=(11, 6), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(1, 2, sharey=True)
+    labels: dict[Axes, list[tuple[str, float, float, str]]] = {axes: [] for axes in panels}
     for axes, column, what, ticks, unit in (
-        (panels[0], 0, "parameters", [50_000, 100_000, 200_000, 500_000], "{x:,.0f}"),
+        (panels[0], 0, "parameters", [20_000, 50_000, 100_000, 200_000, 500_000], "{x:,.0f}"),
         (panels[1], 1, "multiply-accumulates an image, in millions", [5, 10, 20, 50, 100, 200], "{x:g}"),
     ):
         for entries, colour, marker, who in ((theirs, ORANGE, "s", "published"), (ours, BLUE, "o", "ours")):
@@ -478,19 +500,16 @@ def pareto() -> tuple[Figure, str]:
                 for name, parameters, macs, accuracy in entries
                 if (parameters, macs)[column]
             ]
-            filled, lower = (colour, -9) if who == "ours" else ("none", 3)  # so that close names do not overlap
+            filled = colour if who == "ours" else "none"
             axes.plot(*zip(*(point[1:] for point in points), strict=True), marker, color=colour, mfc=filled, label=who)
-            for name, size, accuracy in points:
-                axes.annotate(
-                    name, (size, accuracy), xytext=(5, lower), textcoords="offset points", fontsize=8, color=colour
-                )
+            labels[axes] += [(*point, colour) for point in points]
         if column == 0:
             for parameters, plain, accuracy in shared:
                 axes.plot([parameters, plain], [accuracy] * 2, BLUE, marker="|", alpha=0.5, linewidth=1)
             axes.lines[-1].set_label("ours, to the size with mirrored filters written out")
             axes.axvline(200_000, color="grey", linewidth=1, linestyle=":", label="200,000 parameters")
         axes.set_xscale("log")
-        axes.set_xlim(ticks[0], 1.6 * ticks[-1])
+        axes.set_xlim(0.7 * ticks[0], 2.2 * ticks[-1])
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(unit)
@@ -498,7 +517,31 @@ def pareto() -> tuple[Figure, str]:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy (%)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.draw_without_rendering()  # the layout, on which the room for names depends
+    for axes, named in labels.items():
+        name_points(axes, named)
     return figure, hashlib.sha256(json.dumps([title, ours, shared, theirs]).encode()).hexdigest()
+
+
+def name_points(axes: Axes, points: list[tuple[str, float, float, str]]) -> None:
+    """Write the name of each point, with its x, y and colour, beside it, if possible where nothing else is."""
+    taken = []
+    for _, x, y, _ in points:
+        left, low = axes.transData.transform((x, y))
+        taken.append(Bbox.from_bounds(left - 6, low - 6, 12, 12))
+    for name, x, y, colour in points:
+        text = axes.annotate(name, (x, y), (6, 3), textcoords="offset points", fontsize=8, color=colour)
+        text.set_in_layout(False)
+        for right, up in product((6, -6), (3, -9, 9, -15, 15, -21)):
+            text.set_position((right, up))
+            text.set_horizontalalignment("left" if right > 0 else "right")
+            box = text.get_window_extent()
+            inside = (
+                axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
+            )
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(text.get_window_extent())
 
 
 def recipe_fields() -> str:
@@ -549,8 +592,8 @@ def drawn_from(path: Path) -> str | None:
 
 
 TEXTS = {
-    "README.md": (headline, processors, frontier, table, own_images),
-    "docs/RESULTS.md": (sources,),
+    "README.md": (headline, processors, frontier, subsets, table, own_images),
+    "docs/RESULTS.md": (subsets, sources),
     "docs/EXPORT.md": (inference,),
     "docs/LEADERBOARD.md": (leaderboard, processors),
     "docs/SCALE.md": (scale, many_users),

@@ -71,7 +71,14 @@ def test_shipped_weights_have_the_test_accuracy_that_is_told_of_them(name: str, 
     found = json.loads(finished.stdout)
     assert found["images"] == 10_000
     # Another processor may round two nearly equal logits the other way: five images.
-    assert found["accuracy"] == pytest.approx(trained.shipped()[name]["test_accuracy"], abs=5e-4)
+    shipped = trained.shipped()[name]
+    assert found["accuracy"] == pytest.approx(shipped["test_accuracy"], abs=5e-4)
+    accuracies = {name: subset["accuracy"] for name, subset in found["subsets"].items()}
+    assert accuracies.keys() == {"without-near-duplicates", "mlperf-tiny"}
+    assert accuracies["without-near-duplicates"] == pytest.approx(
+        shipped["test_subsets"]["without-near-duplicates"], abs=5e-4
+    )
+    assert accuracies["mlperf-tiny"] == pytest.approx(shipped["test_subsets"]["mlperf-tiny"], abs=0.01)  # two of 200
 
 
 @pytest.mark.end_to_end

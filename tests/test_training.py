@@ -300,7 +300,8 @@ def test_the_record_has_every_field_and_the_run_directory_every_file(tmp_path: P
     record = result.record
     assert list(record) == [
         "recipe", "seed", "epochs", "model", "parameters", "macs", "train_images", "train_accuracy",
-        "validation_accuracy", "test_accuracy", "test_accuracy_tta", "best_test_accuracy", "test_loss", "train_seconds",
+        "validation_accuracy", "test_accuracy", "test_accuracy_tta", "test_subsets",
+        "best_test_accuracy", "test_loss", "train_seconds",
         "wall_seconds", "images_per_second", "device", "instruction_set", "threads", "precision",
         "torch_version", "teachers",
         "git_revision", "date", "resumes",

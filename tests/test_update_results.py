@@ -150,13 +150,15 @@ def test_the_frontier_tells_one_run_as_one_run_and_what_it_learned_from(script: 
     records_of_a_student(script, [0.9])
     (line,) = [line for line in script.frontier().splitlines() if "`nano`" in line]
     for told in (
-        "**`nano`: 90.00% with 77,472 parameters and 12.1M multiply-accumulates an image**",
+        "- `nano`: 90.00% with 77,472 parameters and 12.1M multiply-accumulates an image (",
         "one run, 95% interval over the test images 89.40 to 90.57",
         "151,872 parameters if mirrored filters were written out",
         "Training: 10 minutes, after 20 minutes for its teachers: 2 models of 1,318,944 parameters with 93.00",
     ):
         assert told in line
+    assert "**" not in line  # one seed is no headline
     records_of_a_student(script, [0.9, 0.91, 0.92])
+    assert "- **`nano`: 91.00 ± 1.00% with 77,472 parameters" in script.frontier()
     assert "mean of 3 seeds, 95% interval of the mean 88.52 to 93.48" in script.frontier()
 
 
@@ -169,6 +171,25 @@ def test_what_was_not_run_is_not_measured_and_not_drawn(script: ModuleType) -> N
     records_of_a_student(script, [0.9])
     labels = {text.get_text() for axes in script.pareto()[0].axes for text in axes.texts}
     assert "nano (1 seed)" in labels
+
+
+def test_no_two_names_in_the_picture_overlap_and_all_lie_inside(script: ModuleType) -> None:
+    figure, _ = script.pareto()
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
+        assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+
+
+def test_shipped_weights_have_a_row_of_their_subsets_and_what_was_not_scored_says_so(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = {"without-near-duplicates": 0.8525838995264566, "mlperf-tiny": 0.87}
+    weights = {"minute": {"test_accuracy": 0.856, "test_subsets": scored}, "old": {"test_accuracy": 0.9}}
+    monkeypatch.setattr(script, "shipped", lambda: weights)
+    rows = script.subsets().splitlines()[2:4]
+    assert rows == ["| `minute` | 85.60 | 85.26 | 87.00 |", "| `old` | 90.00 | not measured | not measured |"]
 
 
 def test_every_published_figure_has_a_source_and_is_drawn_where_its_size_is_known(script: ModuleType) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tinycifar import atomic, data, metrics, run
 from tinycifar.data import Dataset, pictures
+from tinycifar.evaluation import subsets
 from tinycifar.models import Classifier
 from tinycifar.trained import Trained
 
@@ -100,6 +101,8 @@ class Evaluation:
 def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = None) -> Evaluation:
     """Score a model on the images that `dataset` opens: accuracy, with TTA too, errors by class, calibration, speed.
 
+    Of CIFAR-10's test images it also gives the accuracy on each of `tinycifar.evaluation.subsets`.
+
     On validation images a temperature is fitted, if they say enough (`metrics.tells_temperature`); what it does for
     calibration is told of each half of the images with the temperature of the other half. Nothing may be fitted to test
     images: there it is `temperature`, if given, which must come from elsewhere.
@@ -127,6 +130,7 @@ def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = No
         **metrics.summarize(plain, labels),
         "accuracy_tta": tta["accuracy"],
         "loss_tta": tta["loss"],
+        "subsets": subsets.scores(plain, images, labels) if split == "test" else {},
         "top2_accuracy": metrics.top_k_accuracy(plain, labels, 2),
         "top3_accuracy": metrics.top_k_accuracy(plain, labels, 3),
         **metrics.calibration(plain, labels),
@@ -145,8 +149,8 @@ def robustness(model: Classifier, dataset: Dataset, count: int = 2_000, seed: in
     """Accuracy on the first `count` images open for evaluation, corrupted as in `tinycifar.evaluation.corruptions`.
 
     `images` is how many there were, `clean_accuracy` that on them as they are, `accuracy` has by corruption those at
-    severities 1 to 5, and `mean_corruption_accuracy` is the mean of all of these, which is not CIFAR-10-C's: snow and
-    frost of its fifteen are missing, and three of its extra ones are in.
+    severities 1 to 5, and `mean_corruption_accuracy` is the mean of all of these, which is not CIFAR-10-C's: frost of
+    its fifteen is missing, and three of its extra ones are in.
     """
     from tinycifar.evaluation import corruptions  # SciPy's filters take a quarter of a second to load
 

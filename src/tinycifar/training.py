@@ -422,6 +422,7 @@ def train(
         "validation_accuracy": validation.get("accuracy"),
         "test_accuracy": test.get("accuracy"),
         "test_accuracy_tta": test.get("accuracy_tta"),
+        "test_subsets": {name: found["accuracy"] for name, found in test.get("subsets", {}).items()},
         "best_test_accuracy": max(watched, default=None),
         "test_loss": test.get("loss"),
         "train_seconds": train_seconds,

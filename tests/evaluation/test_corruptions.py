@@ -28,6 +28,13 @@ PUBLISHED = {  # severities 1 to 5 in make_cifar_c.py of github.com/hendrycks/ro
     "elastic": ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
     "jpeg": (80, 65, 58, 50, 40),
+    "snow": (
+        (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+        (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+    ),
 }
 
 
@@ -48,6 +55,7 @@ SPREADS = {
     "elastic": 42.1,
     "pixelate": 44.1,
     "jpeg": 45.4,
+    "snow": 46.2,
 }
 
 
@@ -157,6 +165,39 @@ def test_fog_lightens_towards_clouds_that_span_the_whole_range() -> None:
     assert clouds.max(axis=(1, 2)).tolist() == [1] * 20
     neighbours = np.abs(np.diff(clouds, axis=2)).mean()
     assert neighbours < np.abs(clouds - clouds[:, :, ::-1]).mean() / 2, "near places are alike"
+
+
+def test_snow_falls_on_a_whitened_image_and_its_half_turn_gets_the_same_flakes(photos: Tensor) -> None:
+    x = photos.numpy() / 255
+    grey = (x * np.array([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdims=True)
+    whitened = 0.9 * x + 0.1 * np.maximum(x, 1.5 * grey + 0.5)
+    nothing_falls = corruptions._snow(x, (0.1, 0.2, 1, 9, 10, 4, 0.9), np.random.default_rng(0))
+    np.testing.assert_allclose(nothing_falls, whitened)
+    flakes = corruptions._snow(x, (0.1, 0.2, 1, 0.5, 10, 4, 0.9), np.random.default_rng(0)) - whitened
+    np.testing.assert_allclose(flakes, flakes[:, :, ::-1, ::-1], atol=1e-12)
+    np.testing.assert_allclose(flakes[:, 0], flakes[:, 2], atol=1e-12)
+    assert flakes.min() > -1e-12
+    # Smeared from above: neighbours in a column are more alike than neighbours in a row.
+    assert np.abs(np.diff(flakes, axis=2)).mean() < 0.7 * np.abs(np.diff(flakes, axis=3)).mean()
+
+
+def test_the_flakes_of_snow_are_as_many_as_the_noise_above_the_threshold() -> None:
+    black = np.zeros((200, 3, 32, 32))
+    mean, deviation, least = 0.1, 0.2, 0.5
+    snowy = corruptions._snow(black, (mean, deviation, 1, least, 10, 4, 1.0), np.random.default_rng(0))
+    draws = np.random.default_rng(1).normal(mean, deviation, 1_000_000)
+    expected = 2 * np.where(draws < least, 0, draws.clip(0, 1)).mean()
+    assert snowy.mean() == pytest.approx(expected, rel=0.05)  # a blur keeps the sum, but for the border
+
+
+def test_snow_grows_with_the_zoom() -> None:
+    black = np.zeros((100, 3, 32, 32))
+
+    def roughness(zoom: float) -> float:
+        layer = corruptions._snow(black, (0.1, 0.3, zoom, -9, 0, 1, 1.0), np.random.default_rng(0))[:, 0]
+        return float(np.abs(np.diff(layer, axis=2)).mean() / layer.std())
+
+    assert roughness(1) > 1.3 * roughness(1.75) > 1.5 * roughness(3)
 
 
 def test_elastic_without_jitter_or_shifts_is_the_image(photos: Tensor) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from conftest import Own
 from tinycifar import inference, recipes, trained
+from tinycifar.evaluation import corruptions
 from tinycifar.report import text
 
 
@@ -39,6 +40,24 @@ def test_the_target_of_a_recipe_is_not_held_against_other_data(own_run: Own) -> 
     assert any("Target of 30.00%" in line for line in text.closing_summary(asked, record, evaluation, False))
     known = {**evaluation, "data_digest": ""}
     assert any("Target of 85.00%" in line for line in text.closing_summary(recipe, record, known, False))
+
+
+def test_subsets_are_printed_with_what_they_count_and_nothing_without_them() -> None:
+    found = {"images": 200, "correct": 181, "accuracy": 0.905, "accuracy_interval": [0.8564, 0.9382], "loss": 0.3}
+    lines = text.subsets({"subsets": {"mlperf-tiny": found}})
+    interval = "95% interval 85.64% to 93.82%; 181 of 200 images"
+    assert lines == [f"On MLPerf Tiny's test images: 90.50% ({interval})"]
+    assert text.subsets({}) == text.subsets({"subsets": {}}) == []
+
+
+def test_the_note_on_corruptions_counts_those_of_the_benchmark_in_files_of_earlier_versions_too() -> None:
+    names = dict.fromkeys(corruptions.CORRUPTIONS)
+    note = text.corruption_note({"accuracy": names})
+    assert note.startswith(
+        "The mean is of these 17: 14 of CIFAR-10-C's fifteen (without frost) and 3 of its extra ones"
+    )
+    del names["snow"]
+    assert "these 16: 13 of CIFAR-10-C's fifteen (without snow and frost)" in text.corruption_note({"accuracy": names})
 
 
 def test_classes_that_would_look_alike_above_the_confusion_are_numbered() -> None:

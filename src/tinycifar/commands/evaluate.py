@@ -24,7 +24,7 @@ from tinycifar.report import compare, plots, run_page, text
 @terminal.data_option("the data that MODEL was trained on")
 @terminal.device_option
 @terminal.threads_option
-@click.option("--robustness", is_flag=True, help="Also on corrupted images: 16 corruptions, 5 severities.")
+@click.option("--robustness", is_flag=True, help="Also on corrupted images: 17 corruptions, 5 severities.")
 @click.option("--images", type=click.IntRange(1), help="How many of them, with --robustness (default: 2000).")
 @terminal.json_option
 def evaluate(

@@ -1,8 +1,8 @@
-"""Sixteen of the CIFAR-10-C corruptions, five severities each, computed here instead of downloaded.
+"""Seventeen of the CIFAR-10-C corruptions, five severities each, computed here instead of downloaded.
 
 Parameters are those of Hendrycks & Dietterich (2019, arXiv:1903.12261) for 32x32 images, from their `make_cifar_c.py`.
-Snow, frost and spatter are left out, as they need photographs or further image libraries. Draws are our own, so figures
-compare closely with those on their files, but are not the same to the image.
+Frost, which needs photographs, and spatter, which needs a further image library, are left out. Draws are our own, so
+figures compare closely with those on their files, but are not the same to the image.
 """
 
 from __future__ import annotations
@@ -94,11 +94,14 @@ def _defocus_blur(x: Pixels, parameters: tuple[float, float], rng: Generator) ->
 
 
 def _motion_blur(x: Pixels, parameters: tuple[int, float], rng: Generator) -> Pixels:
+    return _smear(x, *parameters, rng.uniform(-45, 45, size=len(x)))
+
+
+def _smear(x: Pixels, radius: int, sigma: float, degrees: NDArray[np.float64]) -> Pixels:
     # ImageMagick's: a one-sided Gaussian along a line, each of its steps rounded to a whole pixel, the border repeated.
-    radius, sigma = parameters
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
-    angles = np.deg2rad(rng.uniform(-45, 45, size=len(x)))
+    angles = np.deg2rad(degrees)
     side = x.shape[2]
     place, image = np.arange(side), np.arange(len(x))[:, None, None]
     blurred = np.zeros_like(x)
@@ -123,6 +126,23 @@ def _zoom_blur(x: Pixels, largest: float, rng: Generator) -> Pixels:
         start = (part.shape[2] - side) // 2
         total += part[:, :, start : start + side, start : start + side]
     return (total / (len(factors) + 1)).numpy()
+
+
+def _snow(x: Pixels, parameters: tuple[float, float, float, float, int, float, float], rng: Generator) -> Pixels:
+    mean, deviation, zoom, least, radius, sigma, keep = parameters
+    side = x.shape[2]
+    noise = rng.normal(mean, deviation, size=(len(x), 1, side, side))
+    cut = int(np.ceil(side / zoom))
+    start = (side - cut) // 2
+    part = torch.from_numpy(noise[:, :, start : start + cut, start : start + cut])
+    part = functional.interpolate(part, size=round(cut * zoom), mode="bilinear", align_corners=True)
+    start = (part.shape[2] - side) // 2
+    flakes = part[:, :, start : start + side, start : start + side].numpy()
+    flakes = np.floor(np.clip(np.where(flakes < least, 0, flakes), 0, 1) * 255) / 255  # as published, by way of a file
+    flakes = _smear(flakes, radius, sigma, rng.uniform(-135, -45, size=len(x)))
+    grey = (x * np.array([0.299, 0.587, 0.114])[:, None, None]).sum(axis=1, keepdims=True)
+    whitened: Pixels = keep * x + (1 - keep) * np.maximum(x, grey * 1.5 + 0.5)
+    return whitened + flakes + flakes[:, :, ::-1, ::-1]
 
 
 def _fog(x: Pixels, parameters: tuple[float, float], rng: Generator) -> Pixels:
@@ -239,5 +259,20 @@ CORRUPTIONS: dict[str, tuple[Callable[..., Pixels], tuple[object, ...]]] = {
     "elastic": (_elastic, ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))),
     "pixelate": (_by_picture(_pixelate), (0.95, 0.9, 0.85, 0.75, 0.65)),
     "jpeg": (_by_picture(_jpeg), (80, 65, 58, 50, 40)),
+    "snow": (
+        _snow,
+        (
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ),
+    ),
 }
-"""Each corruption's function of images, parameter and generator, and its parameters from severity 1 to 5."""
+"""Each corruption's function of images, parameter and generator, and its parameters from severity 1 to 5.
+
+Draws depend on the place in this table: new ones go to its end.
+"""
+EXTRA = ("speckle-noise", "gaussian-blur", "saturate")
+"""Those that CIFAR-10-C has beside its fifteen."""

@@ -10,10 +10,25 @@ from tinycifar import metrics, recipes
 from tinycifar.recipes import Recipe
 from tinycifar.words import counted, printable, table
 
-CORRUPTION_NOTE = (
-    "The mean is of these sixteen, 13 of CIFAR-10-C's fifteen (without snow and frost) and three of its extra ones: "
-    "it is not the benchmark's figure"
-)
+MISSING = {14: "frost", 13: "snow and frost"}
+"""Which of CIFAR-10-C's fifteen corruptions are missing, by how many of them there are."""
+SUBSETS = {
+    "without-near-duplicates": "Without near-duplicates of training images",
+    "mlperf-tiny": "On MLPerf Tiny's test images",
+}
+"""What lines and pages call the subsets of `tinycifar.evaluation.subsets`."""
+
+
+def corruption_note(found: dict[str, Any]) -> str:
+    """Which corruptions a robustness has, and that its mean is not the benchmark's."""
+    from tinycifar.evaluation.corruptions import EXTRA  # with SciPy's filters, a quarter of a second
+
+    extra = sum(name in EXTRA for name in found["accuracy"])
+    fifteen = len(found["accuracy"]) - extra
+    return (
+        f"The mean is of these {fifteen + extra}: {fifteen} of CIFAR-10-C's fifteen (without {MISSING[fifteen]}) and "
+        f"{extra} of its extra ones. It is not the benchmark's figure"
+    )
 
 
 def prediction(entry: dict[str, Any], width: int) -> str:
@@ -132,10 +147,16 @@ def scores(evaluation: dict[str, Any]) -> list[str]:
     """Accuracy and calibration."""
     return [
         f"{evaluation['split'].capitalize()} accuracy: {accuracy(evaluation)}, loss {evaluation['loss']:.4f}",
+        *subsets(evaluation),
         f"With flip averaging (TTA): {evaluation['accuracy_tta']:.2%}",
         f"Among the best two: {evaluation['top2_accuracy']:.2%}, three: {evaluation['top3_accuracy']:.2%}",
         f"Calibration: {calibration(evaluation)}",
     ]
+
+
+def subsets(evaluation: dict[str, Any]) -> list[str]:
+    """Accuracy on subsets of CIFAR-10's test images; nothing for other data, and in files of earlier versions."""
+    return [f"{SUBSETS[name]}: {accuracy(found)}" for name, found in evaluation.get("subsets", {}).items()]
 
 
 def calibration(evaluation: dict[str, Any]) -> str:
@@ -202,7 +223,7 @@ def robustness(evaluation: dict[str, Any]) -> list[str]:
         f"Corrupted: {found['images']:,} images, accuracy at severity 1 to 5",
         *table(rows),
         f"Mean {found['mean_corruption_accuracy']:.2%}, without corruption {found['clean_accuracy']:.2%}",
-        CORRUPTION_NOTE,
+        corruption_note(found),
     ]
 
 
