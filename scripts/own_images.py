@@ -41,7 +41,6 @@ def few(dataset: Dataset, seed: int) -> Dataset:
         train_images=dataset.train_images[rows],
         train_labels=dataset.train_labels[rows],
         names={},
-        digest="",
         path="",
         name=f"{EACH} images a class",
     )

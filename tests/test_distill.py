@@ -25,7 +25,7 @@ def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_
     with torch.no_grad():
         teachers[1].model[-1].weight.mul_(-0.5)  # type: ignore[operator]
     recipe = recipes.with_settings(LEARNING, ["augmentation=none", "hold_fraction=0", "teacher_temperature=3"])
-    result = training.train(recipe, sample, out=tmp_path / "run", seed=5, teachers=teachers)
+    result = training.train(recipe, "sample", out=tmp_path / "run", seed=5, limit=64, teachers=teachers)
 
     torch.manual_seed(5)
     model = models.build("nanonet").to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -106,13 +106,13 @@ def most_memory() -> int:
 def read_all(folder: Path) -> dict[str, float]:
     """Read each file; gives the slowest one's seconds, and by how many megabytes this process grew at most."""
     paths = sorted(folder.iterdir())
-    pictures.to_tensor(pictures.read_square(paths[0]))  # libraries are loaded now
+    pictures.to_tensor(pictures.read(paths[0]))  # libraries are loaded now
     before = most_memory()
     slowest, refusals = 0.0, []
     for path in paths[1:]:
         start = time.perf_counter()
         try:
-            pictures.to_tensor(pictures.read_square(path))
+            pictures.to_tensor(pictures.read(path))
         except ValueError as error:
             refusals.append(str(error))
         slowest = max(slowest, time.perf_counter() - start)
@@ -247,19 +247,19 @@ def test_bombs_are_refused_or_read_in_little_memory(tmp_path: Path) -> None:
         "zero.png": "no PNG, JPEG or WEBP image",
     }.items():
         with pytest.raises(ValueError, match=message):
-            pictures.read_square(tmp_path / name)
-    assert pictures.read_square(tmp_path / "largest.png").size == (4096, 4096)
-    assert pictures.read_square(tmp_path / "large.jpg").size == (1250, 1250)
-    assert pictures.read_square(tmp_path / "small-components.jpg").size == (1248, 1248)
-    assert pictures.read_square(tmp_path / "some-scans.jpg").size == (1400, 1400)
-    assert pictures.read_square(tmp_path / "phone.jpg").size == (300, 300)
+            pictures.read(tmp_path / name)
+    assert pictures.read(tmp_path / "largest.png").size == (4096, 4096)
+    assert pictures.read(tmp_path / "large.jpg").size == (1250, 1250)
+    assert pictures.read(tmp_path / "small-components.jpg").size == (1248, 1248)
+    assert pictures.read(tmp_path / "some-scans.jpg").size == (1400, 1400)
+    assert pictures.read(tmp_path / "phone.jpg").size == (300, 300)
 
 
 def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "MOST_BYTES", 100)
     (tmp_path / "large.png").write_bytes(originals()["colour.png"])
     with pytest.raises(ValueError, match=r"large\.png: [\d,]+ bytes, allowed are 100"):
-        pictures.read_square(tmp_path / "large.png")
+        pictures.read(tmp_path / "large.png")
 
 
 @pytest.fixture(scope="module")

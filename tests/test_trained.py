@@ -3,13 +3,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinycifar import data, inference, models, trained
+from tinycifar import data, inference, models, recipes, run, trained
 from tinycifar.data import pictures
-from tinycifar.data.dataset import CLASSES
+from tinycifar.data.dataset import CLASSES, Origin
 
 ABOUT: dict[str, Any] = {
     "model_name": "c1c2c3c4o",
@@ -17,6 +18,15 @@ ABOUT: dict[str, Any] = {
     "classes": CLASSES,
     "data": "sample",
     "validation_images": 0,
+}
+ENVIRONMENT: dict[str, Any] = {
+    "data": "mine",
+    "seed": 0,
+    "train_images": 20,
+    "threads": 1,
+    "device": "cpu",
+    "precision": "float32",
+    "resumes": [],
 }
 
 
@@ -196,10 +206,50 @@ def test_a_start_from_another_architecture_or_width_is_refused_with_what_would_d
 
 def test_a_model_that_may_have_seen_what_is_held_out_is_no_start_and_no_teacher(weights: Path) -> None:
     known = trained.load(weights, "cpu")  # of the sample, with nothing held out
-    trained.check_unseen(known, "model", data.sample(), 0)
+    sample = data.sample()
+    assert trained.check_unseen(known, "model", sample) == []
     with pytest.raises(ValueError, match="trained with 0 validation images held out, fewer than the 40 of this run"):
-        trained.check_unseen(known, "model", data.sample(), 40)
-    trained.check_unseen(replace(known, validation_images=40), "model", data.sample(), 40)
-    with pytest.raises(ValueError, match="the teacher a run was trained on sample and may have seen what is held out"):
-        trained.check_unseen(known, "teacher", replace(data.sample(), name="cifar10"), 40)
-    trained.check_unseen(known, "model", replace(data.sample(), name="mine", digest="0" * 64), 40)
+        trained.check_unseen(known, "model", sample.split(40))
+    assert trained.check_unseen(replace(known, validation_images=40), "model", sample.split(40)) == []
+    with pytest.raises(ValueError, match="the teacher a run was trained on cifar10 and may have seen what is held out"):
+        trained.check_unseen(replace(known, data="cifar10"), "teacher", sample.split(40))
+    (line,) = trained.check_unseen(replace(known, data="pets", data_digest="0" * 64), "model", sample.split(40))
+    assert line == "Warning: the model a run was trained on pets and may have seen what is held out"
+
+
+def test_images_that_a_run_has_seen_are_found_in_data_that_has_grown(tmp_path: Path) -> None:
+    """The same folder and one picture more is other data by its digest, and has been seen all the same."""
+    known = trained_on(own_data(tmp_path / "mine", images=10), tmp_path / "run")
+    run.start(tmp_path / "run", recipes.get("minute"), ENVIRONMENT)
+    run.write_seen(tmp_path / "run", [data.load(tmp_path / "mine").digests("train")])
+    pictures.to_image(data.sample().train_images[99]).save(tmp_path / "mine/train/wurst/one-more.png")
+    grown = data.load(tmp_path / "mine")
+    assert not known.trained_on(grown)
+    with pytest.raises(ValueError, match=r"the model run has seen [789] of the 8 validation images of this run"):
+        trained.check_unseen(known, "model", grown.split(8))
+    new = replace(grown, validation_images=grown.test_images + 1, validation_labels=grown.test_labels)
+    assert trained.check_unseen(known, "model", new) == []
+    leaked = replace(grown, test_images=grown.train_images, test_labels=grown.train_labels, origins={})
+    assert trained.check_unseen(known, "model", leaked) == []  # of other files, as far as is known
+    leaked = replace(leaked, origins={"test": Origin(leaked.test_images, grown.digests("train"))})
+    (line,) = trained.check_unseen(known, "model", leaked)
+    assert line == "Warning: the model run has seen 20 of the 21 test images of this run: scores will be optimistic"
+
+
+def test_a_damaged_list_of_seen_images_is_refused(tmp_path: Path) -> None:
+    assert run.read_seen(tmp_path) is None
+    for content in (b"", b"no array", b"\x93NUMPY\x01\x00"):
+        (tmp_path / "seen.npy").write_bytes(content)
+        with pytest.raises(ValueError, match=r"seen\.npy is damaged"):
+            run.read_seen(tmp_path)
+    for array in (np.zeros((3, 31), np.uint8), np.zeros((3, 32)), np.array([{}])):
+        np.save(tmp_path / "seen.npy", array, allow_pickle=True)
+        with pytest.raises(ValueError, match=r"seen\.npy is damaged"):
+            run.read_seen(tmp_path)
+    digests = np.random.default_rng(0).integers(0, 256, (5, 32), np.uint8)
+    run.write_seen(tmp_path, [digests[:3], digests[2:]])
+    seen = run.read_seen(tmp_path)
+    assert seen is not None
+    assert sorted(map(bytes, seen)) == sorted(map(bytes, digests))
+    assert trained.count_seen(seen, digests) == 5
+    assert trained.count_seen(seen, digests ^ 1) == 0

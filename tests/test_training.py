@@ -38,7 +38,7 @@ def equal(first: training.Result, second: training.Result) -> bool:
 
 def test_training_equals_a_plain_loop_with_torch_sgd_and_one_cycle_scheduler(tmp_path: Path) -> None:
     sample = data.sample().limit(80)
-    result = training.train(SMALL, sample, out=tmp_path / "run", seed=5)
+    result = training.train(SMALL, "sample", out=tmp_path / "run", seed=5, limit=80)
 
     torch.manual_seed(5)
     model = models.build("c1c2c3c4o").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -72,7 +72,7 @@ MINUTE = recipes.with_settings(recipes.get("minute"), ["epochs=3", "batch_size=3
 def test_label_smoothing_and_muon_equal_a_plain_loop(tmp_path: Path) -> None:
     sample = data.sample().limit(80)
     recipe = recipes.with_settings(MINUTE, ["skip_easiest=0", "augmentation=none", "hold_fraction=0"])
-    result = training.train(recipe, sample, out=tmp_path / "run", seed=5)
+    result = training.train(recipe, "sample", out=tmp_path / "run", seed=5, limit=80)
 
     torch.manual_seed(5)
     model = models.build("whitenet").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -316,7 +316,7 @@ def test_the_record_has_every_field_and_the_run_directory_every_file(tmp_path: P
     assert record["test_accuracy"] == record["history"][-1]["test_accuracy"]
     assert record["best_test_accuracy"] == max(entry["test_accuracy"] for entry in record["history"])
     names = {"recipe.json", "environment.json", "metrics.jsonl", "model.safetensors"}
-    names |= {"evaluation.json", "evaluation.safetensors", "checkpoints", ".lock"}
+    names |= {"evaluation.json", "evaluation.safetensors", "checkpoints", "seen.npy", ".lock"}
     assert {path.name for path in result.directory.iterdir()} == names
 
 

@@ -35,8 +35,8 @@ def load(source: str | Path, device: str = "auto") -> list[Trained]:
 def about(teacher: Trained) -> dict[str, Any]:
     """What is known of a teacher: recipe, source and digest; of a run also how it was trained, and its accuracy."""
     known: dict[str, Any] = {name: getattr(teacher, name) for name in ("recipe", "source", "sha256")}
-    directory = Path(teacher.source).parent
-    if Path(teacher.source).name == "model.safetensors" and (directory / "environment.json").exists():
+    directory = teacher.run
+    if directory is not None:
         environment, history = run.read_environment(directory), run.read_metrics(directory)
         evaluation = run.read_evaluation(directory)
         known |= {name: environment.get(name) for name in ("seed", "data", "limit", "git_revision")}
@@ -59,8 +59,12 @@ def check(recipe: Recipe, teachers: Sequence[Trained]) -> None:
             raise ValueError(f"{recipe.name} learns from {wanted}, and {teacher.name} is of recipe {teacher.recipe}")
 
 
-def check_data(recipe: Recipe, teachers: Sequence[Trained], dataset: Dataset) -> None:
-    """Raise ValueError unless the teachers know classes and image size and have not seen the validation images."""
+def check_data(recipe: Recipe, teachers: Sequence[Trained], dataset: Dataset) -> list[str]:
+    """Raise ValueError unless the teachers know classes and image size and have not seen the validation images.
+
+    Gives a warning for each teacher that has seen few of them, or test images.
+    """
+    warnings = []
     for teacher in teachers:
         if teacher.classes != dataset.classes:
             raise ValueError(f"the teacher {teacher.name} knows other classes than those of the data")
@@ -68,7 +72,8 @@ def check_data(recipe: Recipe, teachers: Sequence[Trained], dataset: Dataset) ->
             raise ValueError(
                 f"the teacher {teacher.name} takes an image_size of {teacher.image_size}, not {recipe.image_size}"
             )
-        trained.check_unseen(teacher, "teacher", dataset, recipe.validation_images)
+        warnings += trained.check_unseen(teacher, "teacher", dataset)
+    return warnings
 
 
 def check_record(recipe: Recipe, teachers: Sequence[Trained]) -> None:

@@ -99,7 +99,7 @@ def explain_files(
     taken = {path.resolve() for path in paths}
     for path in paths:
         try:
-            square = pictures.read_square(path)
+            square = pictures.read(path)
         except ValueError as error:
             yield {"file": str(path), "problem": str(error)}
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,12 @@ def logits(model: Classifier, images: Tensor, *, flip: bool = False, batch_size:
     return torch.cat(parts)
 
 
-def evaluation_split(dataset: Dataset) -> tuple[str, Tensor, Tensor]:
+def evaluation_split(dataset: Dataset, test: bool = False) -> tuple[str, Tensor, Tensor]:
     """Which images are open for evaluation: "validation" or "test", and their images and labels.
 
-    Where a data set has validation images, only they are open, and the test set stays shut.
+    If a data set has validation images, only they are open, and the test set stays shut unless `test` opens it.
     """
-    if dataset.validation_images is not None and dataset.validation_labels is not None:
+    if not test and dataset.validation_images is not None and dataset.validation_labels is not None:
         return "validation", dataset.validation_images, dataset.validation_labels
     return "test", dataset.test_images, dataset.test_labels
 
@@ -98,8 +98,12 @@ class Evaluation:
         atomic.write_json(path, content)
 
 
-def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = None) -> Evaluation:
-    """Score a model on the images that `dataset` opens: accuracy, with TTA too, errors by class, calibration, speed.
+def evaluate(
+    model: Classifier, dataset: Dataset, temperature: float | None = None, *, test: bool = False
+) -> Evaluation:
+    """Score a model on the images that `dataset` opens, or on its `test` images.
+
+    Gives accuracy, with TTA too, errors by class, calibration and speed.
 
     Of CIFAR-10's test images it also gives the accuracy on each of `tinycifar.evaluation.subsets`.
 
@@ -107,7 +111,7 @@ def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = No
     calibration is told of each half of the images with the temperature of the other half. Nothing may be fitted to test
     images: there it is `temperature`, if given, which must come from elsewhere.
     """
-    split, images, labels = evaluation_split(dataset)
+    split, images, labels = evaluation_split(dataset, test)
     start = time.perf_counter()
     plain = logits(model, images)
     seconds = time.perf_counter() - start
@@ -124,8 +128,8 @@ def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = No
     elif temperature is not None:
         scaled = plain / temperature
     content = {
-        "data": dataset.name,
-        "data_digest": dataset.digest,
+        "data": dataset.known or dataset.name,
+        "data_digest": dataset.data_digest,
         "split": split,
         **metrics.summarize(plain, labels),
         "accuracy_tta": tta["accuracy"],
@@ -145,8 +149,12 @@ def evaluate(model: Classifier, dataset: Dataset, temperature: float | None = No
     return Evaluation(content, plain, flipped, labels)
 
 
-def robustness(model: Classifier, dataset: Dataset, count: int = 2_000, seed: int = 0) -> dict[str, Any]:
-    """Accuracy on the first `count` images open for evaluation, corrupted as in `tinycifar.evaluation.corruptions`.
+def robustness(
+    model: Classifier, dataset: Dataset, count: int = 2_000, seed: int = 0, *, test: bool = False
+) -> dict[str, Any]:
+    """Accuracy on `count` images, corrupted as in `tinycifar.evaluation.corruptions`.
+
+    They are the first that are open for evaluation, or the first `test` images.
 
     `images` is how many there were, `clean_accuracy` that on them as they are, `accuracy` has by corruption those at
     severities 1 to 5, and `mean_corruption_accuracy` is the mean of all of these, which is not CIFAR-10-C's: frost of
@@ -154,7 +162,7 @@ def robustness(model: Classifier, dataset: Dataset, count: int = 2_000, seed: in
     """
     from tinycifar.evaluation import corruptions  # SciPy's filters take a quarter of a second to load
 
-    _, images, labels = evaluation_split(dataset)
+    _, images, labels = evaluation_split(dataset, test)
     images, labels = images[:count], labels[:count]
 
     def accuracy(changed: Tensor) -> float:
@@ -204,13 +212,11 @@ def evaluate_model(
     if display is not None:
         for line in dataset.notes:
             display.console.print(line)
-    if test:
-        dataset = replace(dataset, validation_images=None, validation_labels=None)
-    elif trained.trained_on(dataset):
+    if not test and trained.trained_on(dataset):
         dataset = dataset.split(trained.validation_images)
-    found = evaluate(trained.model, dataset, trained.temperature)
+    found = evaluate(trained.model, dataset, trained.temperature, test=test)
     if corrupted:
-        found.content["robustness"] = robustness(trained.model, dataset, corrupted)
+        found.content["robustness"] = robustness(trained.model, dataset, corrupted, test=test)
     return found
 
 
@@ -233,7 +239,7 @@ def predict(trained: Trained, paths: Sequence[str | Path], top: int = 3) -> Iter
         images = []
         for path in part:
             try:
-                images.append(pictures.to_tensor(pictures.read_square(path), trained.image_size))
+                images.append(pictures.to_tensor(pictures.read(path), trained.image_size))
                 found.append({"file": str(path), "classes": []})
             except ValueError as error:
                 found.append({"file": str(path), "problem": str(error)})

@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import io
 import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 from tinycifar import atomic, machine
+from tinycifar.data.dataset import Digests
 from tinycifar.recipes import Recipe
 
 RUN_BYTES = 15_000_000  # logits, a report, and to spare
+SEEN = "seen.npy"
 BYTES_A_PARAMETER = 4 * 2 + 8 * 3  # weights twice, while they are replaced; three checkpoints with momentum
 
 
@@ -164,6 +168,33 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     if not all(isinstance(entry, dict) and isinstance(entry.get("epoch"), int) for entry in history):
         raise ValueError(f"{path} is damaged: a line of it is no epoch's metrics")
     return history
+
+
+def write_seen(directory: Path, digests: Iterable[Digests]) -> None:
+    """Store the digests of the images that a run's weights come from, 32 bytes an image, sorted, each once."""
+    rows = np.unique(as_rows(np.concatenate(list(digests))))
+    content = io.BytesIO()
+    np.save(content, rows.view(np.uint8).reshape(-1, 32), allow_pickle=False)
+    atomic.write_bytes(directory / SEEN, content.getvalue())
+
+
+def read_seen(directory: Path) -> Digests | None:
+    """The digests (N, 32) that `write_seen` stored; None if there are none, ValueError if the file is damaged."""
+    path = directory / SEEN
+    try:
+        digests = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError):
+        raise ValueError(f"{path} is damaged; remove it, or train again") from None
+    if not (isinstance(digests, np.ndarray) and digests.dtype == np.uint8 and digests.shape[1:] == (32,)):
+        raise ValueError(f"{path} is damaged; remove it, or train again")
+    return digests
+
+
+def as_rows(digests: Digests) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+    """Digests (N, 32) as one value each, (N,), that can be sorted and searched."""
+    return np.ascontiguousarray(digests).view("V32")[:, 0]
 
 
 def seeds(directory: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
@@ -18,25 +19,28 @@ from torch import nn
 
 from tinycifar import atomic, data, machine, models, recipes, run
 from tinycifar.data import Dataset
+from tinycifar.data.dataset import Digests
 from tinycifar.models import Classifier
 from tinycifar.summary import summarize
+from tinycifar.words import is_printable
 
 WEIGHTS = Path(__file__).parent / "weights"
 # The largest model, a teacher, has 5 MB of weights; what is much larger is not ours, and is not read.
 MOST_BYTES = 50_000_000
 MOST_HEADER_BYTES = 1_000_000
 MOST_CLASSES = 1_000
+MOST_SEEN = 0.01  # of validation images: a picture more in a folder may move another one to the other side
 
 
 @dataclass(frozen=True)
 class Trained:
     """A model with its weights and what their file says of them.
 
-    `name` is what it can be called: that of a shipped model, of a run directory or of a file. `data`, a name or a path,
-    `data_digest`, that of own data's content, and `validation_images` say what it was trained on and how many of these
-    images were held out. Logits are to be divided
-    by `temperature` before probabilities are told; None where none was fitted. `source` is what `load` takes to find it
-    again from anywhere, `sha256` the digest of its file.
+    `name` is what it can be called: that of a shipped model, of a run directory or of a file. `data` is the name of
+    what it was trained on, `data_digest` the digest of own data (`Dataset.data_digest`), and `validation_images` how
+    many of these images were held out. Divide logits by `temperature` before computing probabilities; it is None if
+    none was fitted. `source` is what `load` takes to find it again from anywhere, `sha256` the digest of its file.
+    `data_path` is where the data was, from the run's `environment.json`: weights are shared, and do not say.
     """
 
     model: Classifier
@@ -52,47 +56,77 @@ class Trained:
     width: float = 1.0
     image_size: int = 32
     data_digest: str = ""
+    data_path: str = ""
+
+    @property
+    def run(self) -> Path | None:
+        """The directory of the run that trained it; None for weights without one."""
+        directory = Path(self.source).parent
+        is_run = Path(self.source).name == "model.safetensors" and (directory / "environment.json").is_file()
+        return directory if is_run else None
+
+    def seen(self) -> Digests | None:
+        """Digests (N, 32) of the images that its weights come from, sorted; None if that is not known."""
+        return None if self.run is None else run.read_seen(self.run)
 
     def dataset(self, display: Progress | None = None) -> Dataset:
         """The data it was trained on, at its image size, not split; ValueError if that is gone or has changed."""
+        source = self.data_path or self.data
+        if self.data_digest and not self.data_path:
+            raise ValueError(
+                f"{self.name} was trained on {self.data}, and weights alone do not say where that is; name it with "
+                "--data"
+            )
         try:
-            dataset = data.load(self.data, image_size=self.image_size, display=display)
+            dataset = data.load(source, image_size=self.image_size, display=display)
         except ValueError as error:
             if not self.data_digest:
                 raise
             raise ValueError(f"{error}. {self.name} was trained on it: say where it is now with --data") from None
-        if dataset.digest != self.data_digest:
+        if dataset.data_digest != self.data_digest:
             raise ValueError(
-                f"{self.data} is not what {self.name} was trained on: its pictures have changed. Name other data with "
-                "--data, or train anew"
+                f"{source} is not what {self.name} was trained on: its pictures have changed, or an earlier version of "
+                "tinycifar trained it. Name the data with --data, or train again"
             )
         return dataset
 
     def trained_on(self, dataset: Dataset) -> bool:
         """Whether this is the data it was trained on, wherever that lies now."""
-        return _identity(self.data, self.data_digest) == _identity(dataset.name, dataset.digest)
+        return (self.data_digest or self.data) == (dataset.known or dataset.digest)
 
 
-def _identity(name: str, digest: str) -> str:
-    """What data is, as far as is known: without a digest it is the sample, or CIFAR-10 from some place."""
-    return digest or ("sample" if name == "sample" else "cifar10")
+def check_unseen(known: Trained, role: str, dataset: Dataset) -> list[str]:
+    """Compare what a model has seen with the images that `dataset`, which was split, opens for evaluation.
 
-
-def check_unseen(known: Trained, role: str, dataset: Dataset, validation_images: int) -> None:
-    """Raise ValueError if a model has seen what is held out of `dataset` for validation, or may have.
-
-    `dataset` may have been split; `role` is what the model is called in the message.
+    Raises ValueError if it has seen more than `MOST_SEEN` of the validation images, or may have; gives a warning for
+    fewer, and for test images. `role` is what the model is called in the message.
     """
-    if not validation_images:
-        return
+    split = "test" if dataset.validation_images is None else "validation"
+    seen, digests = known.seen(), dataset.digests(split)
+    if seen is not None:
+        count = count_seen(seen, digests)
+        line = f"the {role} {known.name} has seen {count:,} of the {len(digests):,} {split} images of this run"
+        if split == "validation" and count > MOST_SEEN * len(digests):
+            raise ValueError(f"{line}, which are to judge it; train it with the same images held out")
+        return [f"Warning: {line}: scores will be optimistic"] if count else []
+    if split == "test":
+        return []
     if known.trained_on(dataset):
-        if known.validation_images < validation_images:
+        if known.validation_images < len(digests):
             raise ValueError(
                 f"the {role} {known.name} was trained with {known.validation_images} validation images held out, "
-                f"fewer than the {validation_images} of this run: it has seen what the run is to be judged on"
+                f"fewer than the {len(digests)} of this run: it has seen what the run is to be judged on"
             )
-    elif not known.data_digest and not dataset.digest:  # the sample's training images are of CIFAR-10's
+    elif not known.data_digest and dataset.known:  # the sample's training images are of CIFAR-10's
         raise ValueError(f"the {role} {known.name} was trained on {known.data} and may have seen what is held out")
+    elif known.data_digest:
+        return [f"Warning: the {role} {known.name} was trained on {known.data} and may have seen what is held out"]
+    return []
+
+
+def count_seen(seen: Digests, digests: Digests) -> int:
+    """How many of the images with these `digests` (N, 32) are among those `seen` (M, 32)."""
+    return int(np.isin(run.as_rows(digests), run.as_rows(seen)).sum())
 
 
 def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bool:
@@ -198,10 +232,11 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         temperature = None if about["temperature"] is None else float(about["temperature"])
         width, image_size = float(about.get("width", 1.0)), int(about.get("image_size", 32))
         data_digest = str(about.get("data_digest", ""))
-        if not (0 < len(classes) <= MOST_CLASSES and all(name.isprintable() for name in (*classes, recipe, data))):
+        if not (0 < len(classes) <= MOST_CLASSES and all(map(is_printable, (*classes, recipe, data)))):
             raise ValueError("names that cannot be printed, or too many classes")
         if not (models.LEAST_WIDTH <= width <= models.MOST_WIDTH and re.fullmatch("[0-9a-f]{64}|", data_digest)):
             raise ValueError("a width or digest that is none")
+        data, data_path = _data(data, data_digest, file)
         if validation_images < 0 or (temperature is not None and not 0 < temperature < math.inf):
             raise ValueError("a number that is none of its kind")
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
@@ -235,7 +270,17 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         width,
         image_size,
         data_digest,
+        data_path,
     )
+
+
+def _data(data: str, data_digest: str, file: Path) -> tuple[str, str]:
+    """The name of what weights were trained on, and its path if that is known; earlier versions stored the path."""
+    path = data if Path(data).is_absolute() else ""
+    if file.name == "model.safetensors" and (file.parent / "environment.json").is_file():
+        path = run.read_environment(file.parent)["data"]
+    name = Path(data).name or data
+    return (name if data_digest or name == "sample" else "cifar10"), path
 
 
 def save_weights(
@@ -253,6 +298,8 @@ def save_weights(
     temperature: float | None = None,
 ) -> None:
     """Write a model's weights as safetensors, what is needed to build and to judge it again as metadata.
+
+    `data` is a name: a path would tell whoever receives the weights where their data lies.
 
     The metadata is one JSON object named "tinycifar": safetensors writes several entries in an order that changes.
     """

@@ -146,23 +146,23 @@ def train(
         )
     if dataset.image_size != recipe.image_size:
         raise ValueError(f"the images have {dataset.image_size} pixels a side, the recipe's {recipe.image_size}")
-    dataset = dataset.split(recipe.validation_images)
-    if limit is not None:
-        dataset = dataset.limit(limit)
-    distill.check_data(recipe, teachers, dataset)
-    mean, std = dataset.statistics()
+    whole = dataset.split(recipe.validation_images)
+    dataset = whole if limit is None else whole.limit(limit)
+    leaks = distill.check_data(recipe, teachers, whole)
+    data_digest = whole.data_digest
+    mean, std = (dataset if data_digest else whole).statistics()
     augmentation = augment.build(recipe.augmentation, recipe.image_size, mean)
     if max_parameters is not None:
         recipe = recipes.widest(recipe, max_parameters, len(dataset.classes))
     memory.keep_freed()
-    ranks.check_alike(data=dataset.digest, train_images=len(dataset.train_images))
+    ranks.check_alike(data=data_digest, train_images=len(dataset.train_images))
 
     torch.manual_seed(seed)  # initial weights and dropout draw from torch's own generator
     model = recipe.build(len(dataset.classes))
     ranks.reseed(seed)
     start = ""
     if init is not None:
-        trained.check_unseen(init, "model", dataset, recipe.validation_images)
+        leaks += trained.check_unseen(init, "model", whole)
         same_classes = trained.start_from(model, init, dataset.classes)
         start = f"Starting from the weights of {init.name}{'' if same_classes else ', with a new head'}"
     size = summarize(model)
@@ -181,9 +181,10 @@ def train(
     )
 
     split, held_images, held_labels = inference.evaluation_split(dataset)
+    data_name = whole.known or dataset.name
     named = isinstance(source, Dataset) or source in (None, *data.NAMES)
-    place_of_data = dataset.path or (dataset.name if named else str(Path(str(source)).absolute()))
-    trained_on = {"data": place_of_data, "data_digest": dataset.digest, "limit": limit}
+    place_of_data = dataset.path or (data_name if named else str(Path(str(source)).absolute()))
+    trained_on = {"data": place_of_data, "data_digest": data_digest, "limit": limit}
     images, labels = dataset.train_images.to(place), dataset.train_labels.to(place)
     environment = machine.environment(place) | {"ranks": ranks.world, "precision": precision, "seed": seed} | trained_on
     environment |= {"train_images": len(images), "teachers": list(map(distill.about, teachers)), "resumes": []}
@@ -209,9 +210,9 @@ def train(
         console.print(f"Run directory: {directory}")
         if max_parameters is not None:
             console.print(f"Width {recipe.width:g} is the largest with at most {max_parameters:,} parameters")
-        for line in (*dataset.notes, *([start] if start else [])):
+        for line in (*dataset.notes, *([start] if start else []), *leaks):
             console.print(line)
-        if dataset.digest and isinstance(model, models.MirroredNet):
+        if data_digest and isinstance(model, models.MirroredNet):
             console.print(
                 f"{recipe.model} answers an image and its mirror image alike; for classes that differ in nothing else "
                 "train reference-30 --set augmentation=translate"
@@ -220,6 +221,8 @@ def train(
             console.print(f"{steps:,} steps are few for so few images: more --epochs may help")
         if recipe.watch_test and split == "test":
             console.print("Val is the test set, watched after every epoch as the reference did")
+        sources = [dataset.digests("train"), *(model.seen() for model in (*teachers, *([init] if init else [])))]
+        seen = [digests for digests in sources if digests is not None]
         if resume is None and ranks.first:
             run.start(directory, recipe, environment)
         elif resume is not None:
@@ -242,6 +245,8 @@ def train(
                     console.print(f"Warning: {warning}")
             console.print(f"Going on after step {state.step:,} of {sum(steps_by_epoch[:epochs]):,}")
             wall_start -= state.wall_seconds
+        if ranks.first:
+            run.write_seen(directory, seen)
         environment = ranks.exchange(environment)[0]
         if state.step == 0:
             preparation_start = time.perf_counter()
@@ -261,8 +266,8 @@ def train(
                 image_size=recipe.image_size,
                 recipe=recipe.name,
                 classes=dataset.classes,
-                data=place_of_data,
-                data_digest=dataset.digest,
+                data=data_name,
+                data_digest=data_digest,
                 validation_images=recipe.validation_images,
                 temperature=temperature,
             )
@@ -397,7 +402,7 @@ def train(
         evaluation: dict[str, Any] = {}
         complete = state.epoch == epochs
         if complete and evaluate and ranks.first:
-            scored = inference.evaluate(model, dataset)
+            scored = inference.evaluate(model, whole)
             evaluation = scored.content
             with checkpoint.saving(state.step):
                 scored.save(directory)

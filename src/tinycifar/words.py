@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+JOINERS = "\u200c\u200d"  # the zero width (non-)joiner, which Persian, Indic scripts and emoji are written with
+
+
+def is_printable(name: str) -> bool:
+    """Whether a terminal and a page can show a name: `str.isprintable`, and joiners between other characters."""
+    return name.strip(JOINERS) == name and all(letter.isprintable() or letter in JOINERS for letter in name)
+
 
 def printable(name: str) -> str:
     """A name as it is, but with escapes for what a terminal or a picture cannot show: control codes, stray bytes."""
     shown = name.encode("utf-8", "backslashreplace").decode()
+    if is_printable(shown):
+        return shown
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in shown)
 
 

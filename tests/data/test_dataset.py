@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tinycifar import data
-from tinycifar.data.dataset import MEAN, STD, Dataset, Draws, ranks, stratified
+from tinycifar.data.dataset import MEAN, STD, Dataset, Draws, Origin, ranks, stratified
 
 
 def draws(count: int, seed: int = 0) -> Draws:
@@ -44,7 +44,55 @@ def test_data_made_in_memory_is_known_by_its_content() -> None:
     assert made(images).digest == made(images.clone()).digest
     assert made(images).digest != made(changed).digest
     assert len(made(images).digest) == 64
-    assert made(images, digest="known").digest == "known"
+    changed[3, 2, 7, 7] = 0
+    assert made(images).digest == made(changed).digest
+
+
+def test_the_identity_of_data_is_lost_with_any_change_of_images_labels_or_classes() -> None:
+    sample = data.sample()
+    assert (sample.known, sample.data_digest) == ("sample", "")
+    assert replace(sample, name="renamed", notes=("a line",)).known == "sample"
+    assert replace(sample, train_images=sample.train_images.clone()).known == "sample"
+    changes: dict[str, Any] = {
+        "classes": sample.classes[::-1],
+        "train_labels": (sample.train_labels + 1) % 10,
+        "test_labels": sample.test_labels.flip(0),
+        "train_images": sample.train_images + 1,
+        "test_images": sample.test_images.flip(0),
+    }
+    digests = {sample.digest}
+    for name, value in changes.items():
+        changed = replace(sample, name="sample copy", **{name: value})
+        assert (changed.known, changed.data_digest) == ("", changed.digest), name
+        assert changed.statistics() != (MEAN, STD)
+        digests.add(changed.digest)
+    assert len(digests) == 6
+    sample.train_images[0, 0, 0, 0] += 1
+    assert sample.digest not in digests
+    assert sample.known == ""
+
+
+@pytest.mark.parametrize("size", [24, 48])
+def test_the_sample_is_the_same_data_at_every_size_and_with_images_held_out(size: int) -> None:
+    sample = data.sample(size)
+    assert sample.known == sample.split(60).known == "sample"
+    assert sample.limit(399).known == ""
+    assert np.array_equal(sample.split(60).digests("validation"), data.sample().digests("train")[340:])
+    assert np.array_equal(sample.limit(30).digests("train"), data.sample().digests("train")[:30])
+
+
+def test_what_a_loader_decoded_images_from_is_known_of_these_images_only() -> None:
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    digests = np.arange(128, dtype=np.uint8).reshape(4, 32)
+    loaded = made(images, origins={"train": Origin(images, digests)})
+    assert np.array_equal(loaded.digests("train"), digests)
+    assert np.array_equal(loaded.split(1).digests("validation"), digests[3:])
+    assert not replace(loaded, train_images=images.clone()).origins
+    assert np.array_equal(replace(loaded, train_labels=1 - loaded.train_labels).digests("train"), digests)
+    before = loaded.digest
+    images[2] += 1
+    assert loaded.digest != before
+    assert not np.array_equal(loaded.digests("train"), digests)
 
 
 def test_names_and_notes_go_with_the_images() -> None:
@@ -53,7 +101,7 @@ def test_names_and_notes_go_with_the_images() -> None:
     parts = whole.split(2).limit(3)
     assert parts.names == {"train": ("p", "q", "r"), "validation": ("t", "u"), "test": ("v", "w")}
     assert parts.notes == ("a line",)
-    assert parts.digest == whole.digest
+    assert whole.split(2).digest == whole.digest != parts.digest
     assert whole.names["train"] == tuple("pqrstu")
 
 
@@ -91,7 +139,7 @@ def test_classes_that_lose_all_their_images_are_told() -> None:
 def test_images_and_labels_that_do_not_fit_are_refused_in_one_line(changed: dict[str, Any], told: str) -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(ValueError, match=told):
-        replace(made(images), digest="", **changed)
+        replace(made(images), **changed)
 
 
 def test_lists_of_classes_are_as_good_and_validation_images_are_part_of_the_digest() -> None:
@@ -99,7 +147,7 @@ def test_lists_of_classes_are_as_good_and_validation_images_are_part_of_the_dige
     labels = torch.tensor([0, 1, 0, 1])
     one = Dataset("mine", ["a", "b"], images, labels, images, labels, images, labels)  # type: ignore[arg-type]
     assert one.classes == ("a", "b")
-    assert one.digest != replace(one, digest="", validation_images=images + 1).digest
+    assert one.digest != replace(one, validation_images=images + 1).digest
 
 
 def test_ranks_number_the_images_of_each_class() -> None:

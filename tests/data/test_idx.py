@@ -58,7 +58,7 @@ def test_images_are_resized_as_pictures_are(tmp_path: Path) -> None:
     loaded = load(tmp_path / "digits")
     for index in range(3):
         Image.fromarray(arrays[IMAGES][index]).save(tmp_path / "one.png")
-        seen = pictures.to_tensor(pictures.read_square(tmp_path / "one.png"), 32)
+        seen = pictures.to_tensor(pictures.read(tmp_path / "one.png"), 32)
         assert torch.equal(loaded.train_images[index], seen)
 
 

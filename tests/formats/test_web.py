@@ -108,7 +108,7 @@ def test_in_a_browser_the_page_answers_as_python_does(
             seen = page.evaluate(
                 "[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]"
             )
-            expected_seen = pictures.to_array(pictures.read_square(path)).transpose(1, 2, 0)
+            expected_seen = pictures.to_array(pictures.read(path)).transpose(1, 2, 0)
             np.testing.assert_array_equal(np.array(seen).reshape(32, 32, 4)[:, :, :3], expected_seen)
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, re.findall(r"\d+", background)[:3]))
@@ -200,7 +200,7 @@ def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(
     answer(page, 1)
     page.wait_for_timeout(1000)
     seen = page.evaluate("[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]")
-    expected = pictures.to_array(pictures.read_square(path)).transpose(1, 2, 0)
+    expected = pictures.to_array(pictures.read(path)).transpose(1, 2, 0)
     np.testing.assert_array_equal(np.array(seen).reshape(32, 32, 4)[:, :, :3], expected)
     page.locator("#samples button").nth(4).click()
     page.wait_for_selector("#problem:visible")

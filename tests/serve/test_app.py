@@ -581,7 +581,7 @@ def test_in_a_browser_a_model_of_other_pixels_sees_what_python_sees_and_needs_no
             page.set_input_files("#file", path)
             page.wait_for_selector(f"html[data-answers='{turn}']")
             seen = page.evaluate("[...$('seen').getContext('2d').getImageData(0, 0, 24, 24).data]")
-            python = pictures.to_array(pictures.read_square(path), 24).transpose(1, 2, 0)
+            python = pictures.to_array(pictures.read(path), 24).transpose(1, 2, 0)
             assert np.array_equal(np.array(seen).reshape(24, 24, 4)[:, :, :3], python), path
             bars = page.evaluate("[...document.querySelectorAll('#bars button')].map(bar => bar.dataset.class)")
             assert bars == [each["class"] for each in of["classes"]]

@@ -189,7 +189,7 @@ def _ours(model: Trained, folder: Path, accuracy: bool) -> list[Subject]:
         onnx_file.to_int8(model, paths[kind], variant=kind.removeprefix("int8-"))
     table = summarize(model.model)
     scores = None
-    if accuracy and model.data == "cifar10" and not model.validation_images:
+    if accuracy and model.data == "cifar10" and not model.data_digest and not model.validation_images:
         dataset = data.load()
         images, labels = dataset.test_images, dataset.test_labels
         logits = {"eager": inference.logits(model.model, images)}

@@ -176,7 +176,7 @@ def _about(source: str) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "folder": dataset.path or source,
-        "sha256": dataset.digest or None,
+        "sha256": dataset.digest,
         "train_images": len(dataset.train_images),
         "validation_images": 0 if dataset.validation_images is None else len(dataset.validation_images),
         "test_images": len(dataset.test_images),

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from tinycifar.data import decoded, pictures
-from tinycifar.data.dataset import MOST_CLASSES, Dataset, Draws, ranks, stratified
+from tinycifar.data.dataset import MOST_CLASSES, Dataset, Digests, Draws, Origin, ranks, stratified
 from tinycifar.data.pictures import Pixels
 from tinycifar.words import printable
 
@@ -150,11 +150,14 @@ def to_dataset(contents: Contents, cache: Path, image_size: int, display: Progre
         labels_of["test"],
         images_of.get("validation"),
         labels_of.get("validation"),
-        digest=digest,
         path=str(contents.source or contents.path),
         notes=(*notes, *problems),
         groups=None if contents.groups is None else torch.from_numpy(units[splits["train"]]),
         names={split: tuple(printable(contents.names[row]) for row in part.tolist()) for split, part in splits.items()},
+        origins={
+            split: Origin(images_of[split], _digests([hashes[row] for row in part.tolist()]))
+            for split, part in splits.items()
+        },
     )
 
 
@@ -197,6 +200,10 @@ def _units(contents: Contents) -> Labels:
     if contents.groups is None:
         return np.arange(len(contents.names))
     return np.unique(np.asarray(contents.groups), return_inverse=True)[1].astype(np.int64)
+
+
+def _digests(hashes: Sequence[str]) -> Digests:
+    return np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(-1, 32)
 
 
 def _draws(keys: Sequence[str]) -> Draws:

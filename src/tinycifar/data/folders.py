@@ -13,7 +13,7 @@ from tinycifar.data import contents
 from tinycifar.data.contents import Contents, few, named
 from tinycifar.data.pictures import MOST_BYTES, SUFFIXES
 from tinycifar.data.trees import Tree
-from tinycifar.words import counted, printable
+from tinycifar.words import counted, is_printable, printable
 
 LAYOUT = f"train/CLASS/*{SUFFIXES[0]} (or {', '.join(SUFFIXES[1:])})"
 
@@ -153,7 +153,7 @@ def _list(tree: Tree, folder: str) -> _Split:
             kind = "picture outside a class" if is_picture(entry.name) else "file outside a class"
             split.left_out[kind if entry.kind == "file" else entry.kind] += 1
             continue
-        if not entry.name.isprintable():
+        if not is_printable(entry.name):
             raise ValueError(
                 f"{tree.where(folder)} has a class {printable(entry.name)!r}, whose name cannot be printed; rename it"
             )

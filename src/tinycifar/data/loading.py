@@ -15,12 +15,12 @@ from torch import Tensor
 
 from tinycifar.data import cifar10, contents, folders, idx, pictures, sources, trees
 from tinycifar.data.contents import Contents
-from tinycifar.data.dataset import CLASSES
+from tinycifar.data.dataset import CLASSES, Origin, pixel_digests
 from tinycifar.data.dataset import NAMES as NAMES
 from tinycifar.data.dataset import Dataset as Dataset
 from tinycifar.data.sources import Source
 from tinycifar.data.trees import Tree
-from tinycifar.words import printable
+from tinycifar.words import is_printable, printable
 
 ALLOWED = (
     f"cifar10, sample, a folder or zip archive with pictures as {folders.LAYOUT} or CLASS/*, with a table of labels "
@@ -59,7 +59,7 @@ def examine(source: str | Path) -> Contents | None:
     """
     options = sources.parse(source).absolute()
     path = Path(options.path)
-    if not str(path).isprintable():
+    if not is_printable(str(path)):
         raise ValueError(f"{printable(str(path))} has a name that cannot be printed; rename it")
     if path.name.lower().endswith(trees.TAR_SUFFIXES) and _is_cifar10_archive(path):
         return None
@@ -126,11 +126,15 @@ def _dataset(name: str, parts: Sequence[bytes], image_size: int) -> Dataset:
     """Turn the contents of binary files, the last one the test set, into tensors."""
     records = [np.frombuffer(part, np.uint8).reshape(-1, cifar10.RECORD_BYTES) for part in parts]
     halves: list[tuple[Tensor, Tensor]] = []
-    for half in (records[:-1], records[-1:]):
+    origins: dict[str, Origin] = {}
+    for split, half in (("train", records[:-1]), ("test", records[-1:])):
         images = torch.from_numpy(np.concatenate([r[:, 1:] for r in half])).view(-1, 3, 32, 32)
         labels = torch.from_numpy(np.concatenate([r[:, 0] for r in half])).long()
-        halves.append((pictures.resized(images, image_size), labels))
-    return Dataset(name, CLASSES, *halves[0], *halves[1])
+        resized = pictures.resized(images, image_size)
+        halves.append((resized, labels))
+        if resized is not images:  # it is the same data at every size
+            origins[split] = Origin(resized, pixel_digests(images.numpy()))
+    return Dataset(name, CLASSES, *halves[0], *halves[1], origins=origins)
 
 
 def _is_cifar10_archive(path: Path) -> bool:

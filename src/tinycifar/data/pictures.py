@@ -17,17 +17,39 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+from tinycifar.data import colours
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+WEB = ("PNG", "JPEG", "WEBP")  # what a service decodes for strangers
+FITS = ("crop", "pad", "squash")
+PADDING = (128, 128, 128)
 # What is larger is refused before it is decoded: within these limits, decoding takes less than 300 MB.
 MOST_BYTES = 50_000_000
-MOST_PIXELS = {"PNG": 4096 * 4096, "WEBP": 8_000_000, "JPEG": 50_000_000}
+MOST_PIXELS = {
+    "PNG": 4096 * 4096,
+    "WEBP": 8_000_000,
+    "JPEG": 50_000_000,
+    "BMP": 4096 * 4096,
+    "GIF": 4096 * 4096,
+    "TIFF": 8_000_000,
+    "PPM": 8_000_000,
+    "AVIF": 8_000_000,
+}
 # Of a JPEG in several scans, progressive or not, whose decoder holds all values, two bytes each, and takes its time
 # for each scan; encoders write about ten.
 MOST_COEFFICIENTS = 75_000_000
 MOST_SCANS = 64
 MANY_PIXELS = 2_000_000
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".jfif", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".avif",
+)  # fmt: skip
+_SIGNATURES = re.compile(  # what a file begins with that is a picture whatever its name; strict, as text may begin so
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|GIF8[79]a|II\*\0|MM\0\*|P[1-6]\n[#0-9]|....ftypavi[fs]|"
+    rb"BM....\0\0\0\0...\0[\x0c\x28\x38\x40\x6c\x7c]\0\0\0",
+    re.DOTALL,
+)
 TURNS = {  # by EXIF's orientation; written out, as Pillow's own turning rewrites all EXIF and fails where it is odd
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,8 +61,21 @@ TURNS = {  # by EXIF's orientation; written out, as Pillow's own turning rewrite
 }
 
 
+def is_picture(path: str | Path) -> bool:
+    """Whether a file's name ends as a picture's, or its content begins as one's; False for what cannot be read."""
+    if str(path).lower().endswith(SUFFIXES):
+        return True
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return False
+        with Path(path).open("rb") as file:
+            return _SIGNATURES.match(file.read(32)) is not None
+    except OSError:
+        return False
+
+
 def find(paths: Sequence[str | Path]) -> list[Path]:
-    """The files that `paths` name, and those with a suffix of `SUFFIXES` in folders that they name, however deep.
+    """The files that `paths` name, and the pictures (`is_picture`) in folders that they name, however deep.
 
     In the order of `paths`, those of a folder sorted; hidden ones are left out, links to folders not followed. Raises
     ValueError for a path that does not exist and for a folder without such a file, OSError for one that cannot be read.
@@ -51,7 +86,7 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
         if path.is_dir() and str(name):
             inside = sorted(_inside(path))
             if not inside:
-                raise ValueError(f"the folder {path} holds no file that ends in {', '.join(SUFFIXES)}")
+                raise ValueError(f"the folder {path} holds no picture ({', '.join(SUFFIXES)})")
             found += inside
         elif path.exists() and str(name):
             found.append(path)
@@ -67,16 +102,23 @@ def _inside(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if not name.startswith(".") and is_picture(Path(root, name)):
                 yield Path(root, name)
 
 
-def read_square(path: str | Path) -> Image.Image:
-    """The central square of a PNG, JPEG or WebP file, turned upright, as RGB of 8 bits.
+def check_fit(fit: str) -> None:
+    """Raise ValueError for a `fit` that is none of `FITS`."""
+    if fit not in FITS:
+        raise ValueError(f"unknown fit {fit!r}; allowed are: {', '.join(FITS)}")
 
-    Of an animation it is the first frame. Transparent parts become white; grey, 16-bit, palette and CMYK pictures RGB.
-    Large JPEGs are decoded at a half, quarter or eighth of their size. Raises ValueError, naming the file, if it cannot
-    be read as one of these formats or has more bytes or pixels than `MOST_BYTES` and `MOST_PIXELS`.
+
+def read(path: str | Path, fit: str = "crop") -> Image.Image:
+    """A picture file, turned upright, as RGB of 8 bits: its central square if `fit` is "crop", else all of it.
+
+    Of an animation it is the first frame. Transparent parts are white (`tinycifar.data.colours`); grey, deep, palette
+    and CMYK pictures become RGB. Large JPEGs are decoded at a half, quarter or eighth of their size; one that lacks
+    only its end marker is read. Raises ValueError, naming the file, if it cannot be read as one of `FORMATS` or has
+    more bytes or pixels than `MOST_BYTES` and `MOST_PIXELS`.
     """
     try:
         about = Path(path).stat()
@@ -84,51 +126,152 @@ def read_square(path: str | Path) -> Image.Image:
             raise _Refused("no file")  # a pipe would be waited for
         if about.st_size > MOST_BYTES:
             raise _Refused(f"{about.st_size:,} bytes, allowed are {MOST_BYTES:,}")
-        return _square(Path(path).read_bytes())
+        return _read(Path(path).read_bytes(), fit)[0]
+    except MemoryError:
+        raise
     except Exception as error:  # decoders of strangers' bytes raise many kinds, and each means the same here
         raise ValueError(f"cannot read {path}: {_reason(error)}") from None
 
 
-def decode(content: bytes, alone: Callable[[], contextlib.AbstractContextManager[object]], size: int = 32) -> Pixels:
-    """What a model sees of a file's content, uint8 (3, size, size); else as `read_square`.
+def decode(
+    content: bytes,
+    alone: Callable[[], contextlib.AbstractContextManager[object]],
+    size: int = 32,
+    fit: str = "crop",
+    formats: Sequence[str] = FORMATS,
+) -> Pixels:
+    """What a model sees of a file's content, uint8 (3, size, size); else as `read`.
 
     What `alone` gives is held while more than `MANY_PIXELS` are decoded. Raises ValueError.
     """
+    return decode_counted(content, alone, size, fit, formats)[0]
+
+
+def decode_counted(
+    content: bytes,
+    alone: Callable[[], contextlib.AbstractContextManager[object]],
+    size: int,
+    fit: str,
+    formats: Sequence[str] = FORMATS,
+) -> tuple[Pixels, bool]:
+    """As `decode`, and whether it is a JPEG that lacks its end marker."""
     try:
         if len(content) > MOST_BYTES:
             raise _Refused(f"{len(content):,} bytes, allowed are {MOST_BYTES:,}")
         with contextlib.ExitStack() as held:
-            return to_array(_square(content, lambda: held.enter_context(alone())), size)
+            image, lacks_end = _read(content, fit, lambda: held.enter_context(alone()), formats)
+            return to_array(image, size, fit), lacks_end
+    except MemoryError:
+        raise
     except Exception as error:  # as above
         raise ValueError(f"cannot read the picture: {_reason(error)}") from None
 
 
-def _square(content: bytes, large: Callable[[], object] = lambda: None) -> Image.Image:
-    """As `read_square`; `large` is called before more than `MANY_PIXELS` are decoded."""
+def _read(
+    content: bytes, fit: str, large: Callable[[], object] = lambda: None, formats: Sequence[str] = FORMATS
+) -> tuple[Image.Image, bool]:
+    """As `read`, and whether an end marker is missing; `large` is called before more than `MANY_PIXELS` are decoded."""
+    check_fit(fit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd but readable metadata, and of pixels, which are counted here
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            kind = "JPEG" if image.format == "MPO" else str(image.format)  # JPEGs one behind another, as phones write
-            pixels, most = image.width * image.height, MOST_PIXELS[kind]
-            scans = _scans(content) if kind == "JPEG" else 1
-            if scans > MOST_SCANS:
-                raise _Refused(f"more than {MOST_SCANS} scans")
-            if scans > 1 or image.info.get("progressive"):
-                most = min(most, MOST_COEFFICIENTS // len(image.getbands()))
-            if pixels > most:
-                raise _Refused(
-                    f"{pixels:,} pixels, allowed are {most:,} in a {kind}{' of several scans' if scans > 1 else ''}"
-                )
-            if pixels > MANY_PIXELS:
-                large()
-            image.draft(None, (1024, 1024))
-            image.load()
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            square = image.crop((left, top, left + side, top + side))  # first, as the rest costs memory by size
-            turn = TURNS.get(_orientation(image))
-            image.close()  # its memory, before the next copy is made
-            return _to_rgb(square if turn is None else square.transpose(turn))
+        try:
+            return _upright(content, fit, large, formats), _lacks_end(content)
+        except OSError:
+            if not content.startswith(b"\xff\xd8\xff"):
+                raise
+            # The rest of a picture that lacks its end marker only does not depend on what follows.
+            body = content.removesuffix(b"\xff")
+            first, second = (
+                _upright(body + end, fit, large, formats) for end in (b"\xff\xd9", b"\x55" * 64 + b"\xff\xd9")
+            )
+            if first.tobytes() != second.tobytes():
+                raise
+            return first, True
+
+
+def _lacks_end(content: bytes) -> bool:
+    """Whether a file is a JPEG without an end marker behind its last scan."""
+    return content.startswith(b"\xff\xd8\xff") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
+
+
+def _upright(content: bytes, fit: str, large: Callable[[], object], formats: Sequence[str]) -> Image.Image:
+    try:
+        opened = Image.open(io.BytesIO(content), formats=tuple(formats))
+    except UnidentifiedImageError:
+        raise _Refused(f"no {', '.join(formats[:-1])} or {formats[-1]} image") from None
+    with opened as image:
+        kind = "JPEG" if image.format == "MPO" else str(image.format)  # JPEGs one behind another, as phones write
+        pixels, most = image.width * image.height, MOST_PIXELS[kind]
+        scans = _scans(content) if kind == "JPEG" else 1
+        if scans > MOST_SCANS:
+            raise _Refused(f"more than {MOST_SCANS} scans")
+        if scans > 1 or image.info.get("progressive"):
+            most = min(most, MOST_COEFFICIENTS // len(image.getbands()))
+        if pixels > most:
+            raise _Refused(
+                f"{pixels:,} pixels, allowed are {most:,} in a {kind}{' of several scans' if scans > 1 else ''}"
+            )
+        if pixels > MANY_PIXELS:
+            large()
+        image.draft(None, (1024, 1024))
+        raw_mode = _raw_mode(image)
+        if kind == "PNG" and raw_mode == "LA;16B":
+            _set_raw_mode(image, "RGBA")  # both bytes of grey, both of alpha
+        image.load()
+        largest = _largest(image, kind, raw_mode)
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, top, left + side, top + side) if fit == "crop" else (0, 0, *image.size)
+        part = image.crop(box)  # first, as the rest costs memory by size
+        turn = TURNS.get(_orientation(image))
+    low = None
+    if kind == "PNG":
+        part, low = _deep(part, content, raw_mode, largest, box)
+    rgb = colours.to_rgb(part, largest, low)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the decoder lays out samples: "RGB;16B" of 16 bits a channel, most significant byte first."""
+    tiles = getattr(image, "tile", [])
+    args = tiles[0].args if tiles else ""
+    return str(args if isinstance(args, str) else args[0]) if args else ""
+
+
+def _set_raw_mode(image: Image.Image, raw_mode: str) -> None:
+    image.tile = [tile._replace(args=raw_mode) for tile in image.tile]  # type: ignore[attr-defined]
+
+
+def _largest(image: Image.Image, kind: str, raw_mode: str) -> float | None:
+    """The largest sample of a picture that may have more than 8 bits, from all of it; None of others."""
+    if image.mode.startswith("I"):
+        if kind == "PPM":
+            return 65_535.0  # the file says what white is, and Pillow scales by it
+        return float(image.getextrema()[1])  # type: ignore[arg-type]
+    if raw_mode in ("RGB;16B", "RGBA;16B"):
+        return 256.0 * max(band.getextrema()[1] for band in image.split()[:3]) + 255  # type: ignore[operator]
+    if raw_mode == "LA;16B":
+        high, low = image.split()[:2]
+        most = high.getextrema()[1]
+        return 256.0 * most + (255 if most else low.getextrema()[1])  # type: ignore[operator]
+    return None
+
+
+def _deep(
+    part: Image.Image, content: bytes, raw_mode: str, largest: float | None, box: tuple[int, int, int, int]
+) -> tuple[Image.Image, Image.Image | None]:
+    """A part of a PNG as `colours.to_rgb` takes it, and its low bytes if they matter: Pillow keeps the high ones."""
+    key = part.info.get("transparency")
+    if raw_mode in ("L;2", "L;4") and isinstance(key, int):  # as stored, while Pillow has scaled the samples
+        part.info["transparency"] = key * 255 // (2 ** int(raw_mode[2:]) - 1)
+    if raw_mode == "LA;16B":
+        high, low, alpha, _ = part.split()
+        return Image.merge("RGBA", (high, high, high, alpha)), Image.merge("RGB", (low, low, low))
+    if raw_mode in ("RGB;16B", "RGBA;16B") and (isinstance(key, tuple) or colours.shift(largest or 0) < 8):
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            _set_raw_mode(image, raw_mode.replace("16B", "16L"))  # read as if the other byte came first
+            return part, image.crop(box)
+    return part, None
 
 
 def _scans(content: bytes) -> int:
@@ -151,8 +294,6 @@ def _reason(error: Exception) -> str:
         return f"far more pixels than the {max(MOST_PIXELS.values()):,} allowed"
     if isinstance(error, _Refused):
         return str(error)
-    if isinstance(error, UnidentifiedImageError):
-        return f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
     return getattr(error, "strerror", None) or "it is damaged"
 
 
@@ -168,30 +309,28 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255 instead of scaling
-        transparent = image.info.get("transparency")
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if isinstance(transparent, int):
-            image.info["transparency"] = transparent >> 8
-    if image.has_transparency_data:
-        white = Image.new("RGB", image.size, "white")
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-        white.paste(image, mask=image.getchannel("A"))
-        return white
-    return image.convert("RGB")
+def to_array(image: Image.Image, size: int = 32, fit: str = "crop") -> Pixels:
+    """An RGB picture as uint8 (3, size, size), resized with antialiasing.
 
-
-def to_array(square: Image.Image, size: int = 32) -> Pixels:
-    """A square RGB picture as uint8 (3, size, size), resized with antialiasing."""
+    With "crop" it is square already, with "squash" both sides are resized to `size`; with "pad" it keeps its
+    proportions and lies in the middle of a square of grey, `PADDING`.
+    """
     # Cropped before: with `box`, or `ImageOps.fit`, the filter would mix in pixels from outside the crop.
-    resized = square.resize((size, size), Image.Resampling.LANCZOS)
+    longer = max(image.size)
+    width, height = (
+        (max(1, (2 * side * size + longer) // (2 * longer)) if fit == "pad" else size) for side in image.size
+    )
+    resized = image.resize((width, height), Image.Resampling.LANCZOS)
+    if (width, height) != (size, size):
+        padded = Image.new("RGB", (size, size), PADDING)
+        padded.paste(resized, ((size - width) // 2, (size - height) // 2))
+        resized = padded
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
-def to_tensor(square: Image.Image, size: int = 32) -> Tensor:
+def to_tensor(image: Image.Image, size: int = 32, fit: str = "crop") -> Tensor:
     """As `to_array`, a tensor."""
-    return torch.from_numpy(to_array(square, size))
+    return torch.from_numpy(to_array(image, size, fit))
 
 
 def resized(images: Tensor, size: int) -> Tensor:

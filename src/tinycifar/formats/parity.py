@@ -117,4 +117,4 @@ def spread_out(rows: Tensor, most: int) -> Tensor:
 
 def data_name(trained: Trained) -> str:
     """The name of a model's data, without its path on this machine."""
-    return Path(trained.data).name if trained.data_digest or trained.data == "sample" else "cifar10"
+    return trained.data

@@ -240,7 +240,7 @@ def _label(member: Evaluated) -> str:
     parts = [recipe.name, *(f"{name}={value}" for name, value in recipes.changed(recipe).items())]
     if member.init is not None:
         parts.append(f"from {member.init_name}'s weights")
-    if (member.data, member.train_images) != ("cifar10", 50_000 - recipe.validation_images):
+    if (_data(member), member.train_images) != ("cifar10", 50_000 - recipe.validation_images):
         parts.append(f"{member.train_images:,} images of {member.data}")
     if recipe.precision == "auto":
         parts.append(member.precision)

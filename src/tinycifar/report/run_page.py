@@ -152,7 +152,8 @@ class _MissingError(Exception):
 def _dataset(directory: Path) -> Dataset:
     """What a run was trained on, not split; `_MissingError` where that is gone."""
     model = trained.load(directory, "cpu")
-    if not model.data_digest and model.data == "cifar10" and not cifar10.in_cache():  # a report begins no download
+    from_cache = model.data == "cifar10" and not model.data_digest and model.data_path in ("", "cifar10")
+    if from_cache and not cifar10.in_cache():  # a report begins no download
         raise _MissingError("CIFAR-10 is not in the cache; `tinycifar data fetch` brings it")
     try:
         return model.dataset()
@@ -171,8 +172,8 @@ def _mistakes(directory: Path, evaluation: dict[str, Any], dataset: Dataset) -> 
         dataset = dataset.split(model.validation_images)
         _, images, labels = inference.evaluation_split(dataset)
     names = dataset.names.get(split, ())
-    digest = evaluation.get("data_digest", dataset.digest)  # earlier versions told none
-    if digest != dataset.digest or not torch.equal(stored["labels"], labels):
+    data_digest = dataset.data_digest
+    if evaluation.get("data_digest", data_digest) != data_digest or not torch.equal(stored["labels"], labels):
         raise ValueError(f"{directory / 'evaluation.safetensors'} is not of the run's own data: evaluate it again")
     probabilities = (stored["logits"] / (model.temperature or 1)).softmax(1)
     confidence, predicted = probabilities.max(1)

@@ -33,6 +33,7 @@ from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import onnx_file, parity, web
 from tinycifar.models import MOST_PIXELS
 from tinycifar.serve.gate import SECONDS, Gate, Limits, Outer
+from tinycifar.words import is_printable
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
@@ -98,7 +99,7 @@ def read_model(name: str, path: Path) -> Served:
         # Files of before there were models of own data say neither.
         about |= {"data": metadata.get("data", "cifar10"), "image_size": json.loads(metadata.get("image_size", "32"))}
         classes, temperature, size = about["classes"], about["temperature"], about["image_size"]
-        if not (isinstance(classes, list) and all(isinstance(of, str) and of.isprintable() for of in classes)):
+        if not (isinstance(classes, list) and all(isinstance(of, str) and is_printable(of) for of in classes)):
             raise ValueError("classes that are none")
         if not (temperature is None or 0 < float(temperature) < math.inf):
             raise ValueError("a temperature that is none")
@@ -189,7 +190,7 @@ class Service:
 
     def decode(self, content: bytes) -> pictures.Pixels:
         """A picture file's content as the model sees it, uint8 (3, S, S); ValueError if it is no picture."""
-        return pictures.decode(content, self.large, self.model.image_size)
+        return pictures.decode(content, self.large, self.model.image_size, formats=pictures.WEB)
 
     def classify(self, pixels: Sequence[pictures.Pixels], asked: Sequence[Asked]) -> list[dict[str, Any]]:
         """What the model says of pictures, each uint8 (3, S, S), in one batch: as much of each as is asked."""

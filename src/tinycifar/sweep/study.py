@@ -63,7 +63,7 @@ def create(
     if dataset.validation_images is None:
         if validation_images is None:
             tenth = max(1, len(dataset.train_labels) // 10)
-            validation_images = recipe.validation_images or (5_000 if dataset.name == "cifar10" else tenth)
+            validation_images = recipe.validation_images or (5_000 if dataset.known == "cifar10" else tenth)
         if validation_images < 1:
             raise ValueError("a sweep chooses by validation images and opens no test image: hold out at least 1")
     split = dataset.split(validation_images or 0)
@@ -74,7 +74,7 @@ def create(
         folder=out,
         recipe=recipe,
         ranges=varied,
-        data=dataset.digest or dataset.name,
+        data=dataset.known or dataset.digest,
         validation_images=validation_images or 0,
         scored_on=len(split.validation_images),
         seed=seed,
