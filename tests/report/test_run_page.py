@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -132,7 +133,24 @@ def test_a_report_begins_no_download(finished: Path, tmp_path: Path) -> None:
     model = trained.load(finished)
     about = {"model_name": model.model_name, "recipe": model.recipe, "classes": model.classes, "data": "cifar10"}
     trained.save_weights(tmp_path / "run" / "model.safetensors", model.model, **about, validation_images=100)  # type: ignore[arg-type]
+    environment = {**run.read_environment(finished), "data": "cifar10"}
+    (tmp_path / "run/environment.json").write_text(json.dumps(environment))
     assert "CIFAR-10 is not in the cache" in run_page.write(tmp_path / "run").read_text()
+
+
+def test_a_report_names_no_path_of_this_machine(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    about = {
+        "recipe": "minute",
+        "source": "/home/j.doe/runs/a/model.safetensors",
+        "sha256": "00",
+        "data": "/home/j.doe",
+    }
+    environment = run.read_environment(finished) | {"teachers": [about], "init": {"name": "a", **about}}
+    (tmp_path / "run/environment.json").write_text(json.dumps({**environment, "data": "/home/j.doe/patients"}))
+    page = run_page.write(tmp_path / "run").read_text()
+    assert "j.doe" not in page
+    assert "patients" in page
 
 
 def test_images_that_are_not_at_hand_cost_the_gallery_alone(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def _page(directory: Path, dataset: Dataset | None) -> str:
     return render(
         "report.html",
         recipe=recipe,
-        environment=environment,
+        environment=_without_paths(environment),
         history=history,
         table=summarize(recipe.build(classes)),
         changed=recipes.changed(recipe),
@@ -145,6 +145,20 @@ def _learning_rates(recipe: Recipe, images: int) -> tuple[list[float], dict[str,
     return [passed[step] for step in steps], rates
 
 
+def _without_paths(environment: dict[str, Any]) -> dict[str, Any]:
+    """An environment as a page shows it to others: data and models by name, not by where they lie."""
+    kept = {name: value for name, value in environment.items() if name not in ("teachers", "init")}
+    models = {name: environment.get(name) for name in ("teachers", "init")}
+    for name, value in models.items():
+        shown = [{key: of for key, of in model.items() if key not in ("source", "data")} for model in _listed(value)]
+        kept[name] = shown if name == "teachers" else next(iter(shown), None)
+    return kept | {"data": Path(environment["data"]).name or environment["data"]}
+
+
+def _listed(value: Any) -> list[dict[str, Any]]:
+    return value if isinstance(value, list) else [value] if value else []
+
+
 class _MissingError(Exception):
     """Images that are not at hand."""
 
@@ -158,7 +172,8 @@ def _dataset(directory: Path) -> Dataset:
     try:
         return model.dataset()
     except (ValueError, OSError) as error:
-        raise _MissingError(str(error)) from None
+        where = model.data_path or model.data
+        raise _MissingError(str(error).replace(where, model.data)) from None  # pages are shared
 
 
 def _mistakes(directory: Path, evaluation: dict[str, Any], dataset: Dataset) -> list[dict[str, Any]]:
