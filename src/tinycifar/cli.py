@@ -10,7 +10,7 @@ import click
 
 from tinycifar import __version__, checkpoint
 from tinycifar.bench import timing
-from tinycifar.commands import evaluate, listings, predict, ship, sweep, terminal, timings, train
+from tinycifar.commands import evaluate, information, listings, predict, ship, sweep, terminal, timings, train
 from tinycifar.formats import parity
 from tinycifar.scale import distributed
 
@@ -34,7 +34,7 @@ for command in (
     listings.summary_command,
     listings.models_command,
     listings.recipes_group,
-    listings.data_group,
+    information.data_group,
     timings.bench_group,
 ):
     cli.add_command(command)

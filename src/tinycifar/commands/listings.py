@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
-from PIL import Image
 
 from tinycifar import data, heatmaps, models, recipes, summary, trained, words
 from tinycifar.commands import terminal
-from tinycifar.data import cifar10, decoded, pictures
-from tinycifar.data.dataset import CLASSES
+from tinycifar.data import cifar10
 from tinycifar.report import plots, text
 
 
@@ -141,67 +136,3 @@ def verify(as_json: bool) -> int:
         for state in states:
             click.echo(f"{state.name}: {'ok' if state.ok else state.problem}")
     return 0 if all(state.ok for state in states) else 1
-
-
-@data_group.command()
-@terminal.data_option("CIFAR-10 in the cache")
-@terminal.json_option
-def info(source: str | None, as_json: bool) -> None:
-    """Say where the cache is, whether it is filled, and what CIFAR-10 holds; with --data what these images are."""
-    if source not in (None, "cifar10"):
-        _print_info(_about(str(source)), as_json)
-        return
-    states = cifar10.verify()
-    content: dict[str, Any] = {
-        "folder": str(cifar10.cache_directory() / cifar10.FOLDER),
-        "verified": all(state.ok for state in states),
-        "bytes": sum(state.bytes or 0 for state in states),
-        "train_images": 50_000,
-        "test_images": 10_000,
-        "image_shape": [3, 32, 32],
-        "classes": list(CLASSES),
-    }
-    _print_info(content, as_json)
-
-
-def _about(source: str) -> dict[str, Any]:
-    """What is known of images from elsewhere than the cache."""
-    display = terminal.display(to_stderr=True)
-    with display:
-        dataset = data.load(source, display=display)
-        names = [Path(dataset.path, name) for of_split in dataset.names.values() for name in of_split]
-        files = display.track(names if dataset.path else [], description="Sizes of pictures")
-        sides = [side for file in files if (side := _shorter_side(file)) is not None]
-    counts = dataset.train_labels.bincount(minlength=len(dataset.classes))
-    return {
-        "name": dataset.name,
-        "folder": dataset.path or source,
-        "sha256": dataset.digest,
-        "train_images": len(dataset.train_images),
-        "validation_images": 0 if dataset.validation_images is None else len(dataset.validation_images),
-        "test_images": len(dataset.test_images),
-        "shorter_sides": [min(sides), max(sides)] if sides else None,
-        "image_shape": list(dataset.train_images.shape[1:]),
-        "cache": str(cifar10.cache_directory() / decoded.FOLDER) if dataset.path else None,
-        "notes": list(dataset.notes),
-        "classes": list(dataset.classes),
-        "train_images_by_class": counts.tolist(),
-    }
-
-
-def _shorter_side(file: Path) -> int | None:
-    """The pixels of a picture's shorter side, from the head of its file; None where that cannot be found."""
-    with warnings.catch_warnings(), contextlib.suppress(OSError):
-        warnings.simplefilter("ignore")  # of many pixels, of which none is decoded here
-        with Image.open(file, formats=pictures.FORMATS) as picture:
-            return int(min(picture.size))
-    return None
-
-
-def _print_info(content: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        terminal.print_json(content)
-        return
-    for name, value in content.items():
-        if value not in (None, []):
-            click.echo(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from tinycifar import run, trained, words
+from tinycifar import data, run, trained, words
+from tinycifar.data import sources
 from tinycifar.scale import distributed
 from tinycifar.trained import Trained
 
@@ -35,12 +38,46 @@ model_option = click.option(
 
 
 def data_option(default: str) -> Callable[[Command], Command]:
-    """The option for images from elsewhere; `default` says where they come from without it."""
+    """The options for images from elsewhere; `default` says where they come from without them.
+
+    The command has them all as `source`, as `tinycifar.data.load` takes it.
+    """
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_source(*arguments: Any, source: str | None, **options: Any) -> Any:
+            chosen = {name: options.pop(name) for name in SOURCE_OPTIONS}
+            given = {name: value for name, value in chosen.items() if value is not None}
+            if given and (source is None or source in data.NAMES):
+                raise ValueError(f"--{next(iter(given))} is for own data: give --data too")
+            if source is not None and given:
+                source = str(replace(sources.parse(source), **given))
+            return command(*arguments, source=source, **options)
+
+        for name, (metavar, text) in reversed(SOURCE_OPTIONS.items()):
+            with_source = click.option(f"--{name}", name, metavar=metavar, help=text)(with_source)
+        return cast(Command, _path_option(default)(with_source))
+
+    return decorate
+
+
+SOURCE_OPTIONS = {
+    "group": ("PATTERN", r"Never split pictures whose file names agree in the part in parentheses: '(.*)_\d+'."),
+    "columns": (
+        "KIND=NAME,...",
+        "Columns of a table of labels: file=Path,label=ClassId, optionally split= and group=.",
+    ),
+    "labels": ("fine|coarse", "Labels of CIFAR-100 (default: fine)."),
+    "transposed": ("yes|no", "Whether IDX files store images transposed (default: EMNIST's do)."),
+}
+
+
+def _path_option(default: str) -> Callable[[Command], Command]:
     return click.option(
         "--data",
         "source",
         metavar="PATH",
-        help="A folder of pictures, train/CLASS/*.png, or of MNIST's files; CIFAR-10's binary folder or archive; "
+        help="A folder or zip archive of pictures, IDX, .npz or parquet files, or another layout of docs/DATA.md; "
         f"cifar10 or sample (default: {default}).",
     )
 

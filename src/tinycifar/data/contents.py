@@ -62,6 +62,10 @@ class Contents:
         return [int(count) for count in np.bincount(self.labels[rows], minlength=len(self.classes))]
 
 
+class UntrainableError(ValueError):
+    """Data that can be read, but has too few classes or images to be trained on."""
+
+
 def split_of(name: str) -> str | None:
     """The split that a folder or file is named for, in any case; None for other names."""
     return next((split for split, names in SPLITS.items() if name.casefold() in names), None)
@@ -85,7 +89,9 @@ def pixel_decoder(shape: tuple[int, ...]) -> Callable[[bytes, int], Pixels]:
 
     def decode(content: bytes, image_size: int) -> Pixels:
         picture = Image.fromarray(np.frombuffer(content, np.uint8).reshape(shape)).convert("RGB")
-        return pictures.to_array(picture, image_size)
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        return pictures.to_array(picture.crop((left, top, left + side, top + side)), image_size)
 
     return decode
 
@@ -175,12 +181,12 @@ def few(names: Sequence[str]) -> str:
 def _check(contents: Contents) -> None:
     classes, counts = contents.classes, contents.counts("train")
     if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
-        raise ValueError(
+        raise UntrainableError(
             f"{contents.path} has {len(classes):,} class{'es' * (len(classes) != 1)}; allowed are {FEWEST_CLASSES} to "
             f"{MOST_CLASSES:,}"
         )
     if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
-        raise ValueError(f"{contents.path} has no training image of {named(empty)}")
+        raise UntrainableError(f"{contents.path} has no training image of {named(empty)}")
 
 
 def _hashes(contents: Contents, display: Progress | None) -> list[str]:
@@ -229,7 +235,7 @@ def _hold_out(contents: Contents, rows: Labels, units: Labels, draws: Draws) -> 
     counts = common.bincount(minlength=len(contents.classes))
     what = "picture" if contents.groups is None else "group"
     if single := [name for name, count in zip(contents.classes, counts.tolist(), strict=True) if count == 1]:
-        raise ValueError(
+        raise UntrainableError(
             f"{contents.path} has a single {what} of {named(single)}, of which none can be held out; add {what}s, or "
             "test images"
         )

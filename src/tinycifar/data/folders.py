@@ -36,16 +36,11 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def top(tree: Tree) -> str | None:
-    """The folder within `tree` that has the folders of splits or classes; None if there are none.
-
-    That is the top folder, or the only folder in it, as archives often wrap their content.
-    """
-    for folder in ("", *(f"{name}/" for name in _only_folder(tree))):
-        names = tree.names(folder.rstrip("/"), "folder")
-        if any(contents.split_of(name) == "train" for name in names) or _class_folders(tree, folder, names):
-            return folder
-    return None
+def recognises(tree: Tree) -> bool:
+    """Whether the top of a tree has a folder of training images, or at least two folders with pictures in them."""
+    names = tree.names("", "folder")
+    splits = [split for name in names if (split := contents.split_of(name))]
+    return "train" in splits if splits else len(_with_pictures(tree, names)) > 1
 
 
 def misplaced(tree: Tree) -> str:
@@ -54,7 +49,7 @@ def misplaced(tree: Tree) -> str:
     loose = sum(map(is_picture, tree.names("", "file")))
     if loose and not folders:
         return f"has {counted(loose, 'picture')}, but no folders of classes and no table of labels"
-    with_pictures = [name for name in folders if any(map(is_picture, tree.names(name, "file")))]
+    with_pictures = _with_pictures(tree, folders)
     if len(with_pictures) == 1 and len(folders) == 1:
         return f"has pictures of one class alone, {printable(with_pictures[0])}, and no folder train"
     splits = [name for name in folders if contents.split_of(name)]
@@ -63,48 +58,39 @@ def misplaced(tree: Tree) -> str:
     return "has pictures, but no folder train" if loose or with_pictures else ""
 
 
-def _only_folder(tree: Tree) -> list[str]:
-    entries = tree.entries()
-    return [entries[0].name] if len(entries) == 1 and entries[0].kind == "folder" else []
+def _with_pictures(tree: Tree, names: list[str]) -> list[str]:
+    """Which of the folders have pictures directly in them."""
+    return [name for name in names if any(map(is_picture, tree.names(name, "file")))]
 
 
-def _class_folders(tree: Tree, folder: str, names: list[str]) -> list[str]:
-    """Folders with pictures directly in them, at least two, unless one is named for a split."""
-    if any(map(contents.split_of, names)):
-        return []
-    found = [name for name in names if any(map(is_picture, tree.names(f"{folder}{name}", "file")))]
-    return found if len(found) > 1 else []
-
-
-def read(tree: Tree, folder: str, group: str = "") -> Contents:
-    """Find the pictures in `folder` of a tree, "" for its top, by split and class.
+def read(tree: Tree, group: str = "") -> Contents:
+    """Find the pictures of a tree by split and class; `group` is as in `with_groups`.
 
     Raises ValueError for two folders of one split, a training folder without a picture of each class, a class that the
     training folder lacks, and a class whose name cannot be printed.
     """
-    base = folder.rstrip("/")
     splits: dict[str, _Split] = {}
     notes = []
-    entries = tree.entries(base)
+    entries = tree.entries()
     for entry in entries:
         split = contents.split_of(entry.name)
         if split is None:
             continue
-        where = tree.where(f"{folder}{entry.name}")
+        where = tree.where(entry.name)
         if entry.kind != "folder":
             if entry.name in contents.SPLITS[split]:
                 raise ValueError(f"{where} is no folder of pictures; remove or mend it")
             continue
         if split in splits:
             raise ValueError(
-                f"{tree.where(base)} has two folders of {split} images, {splits[split].folder} and {entry.name}; "
+                f"{tree.path} has two folders of {split} images, {splits[split].folder} and {entry.name}; "
                 "join them or rename one"
             )
-        splits[split] = _list(tree, f"{folder}{entry.name}")
+        splits[split] = _list(tree, entry.name)
     splits = {split: splits[split] for split in contents.SPLITS if split in splits}
     root = "train" not in splits
     if root:
-        splits = {"train": _list(tree, base)}
+        splits = {"train": _list(tree, "")}
     for split, part in list(splits.items()):
         if split != "train" and not part.pictures:
             loose = part.left_out["picture outside a class"]
@@ -117,7 +103,7 @@ def read(tree: Tree, folder: str, group: str = "") -> Contents:
             del splits[split]
     classes = _classes(tree, splits)
     if not root:
-        notes += _others(tree, base, [entry.name for entry in entries if entry.kind == "folder"])
+        notes += _others(tree, [entry.name for entry in entries if entry.kind == "folder"])
     notes += _notes(tree, splits, classes)
     names: list[str] = []
     labels: list[int] = []
@@ -125,12 +111,12 @@ def read(tree: Tree, folder: str, group: str = "") -> Contents:
     for split, part in splits.items():
         first = len(names)
         for label, kind in enumerate(classes):
-            place = f"{part.folder}/{kind}".removeprefix(folder).lstrip("/")
+            place = f"{part.folder}/{kind}".lstrip("/")
             names += [f"{place}/{file}" for file in part.classes.get(kind, [])]
             labels += [label] * (len(names) - len(labels))
         rows[split] = np.arange(first, len(names))
-    shown = ", ".join(f"{part.folder.removeprefix(folder)}/" for part in splits.values())
-    layout = "folders of classes" + ("" if root else f" in {shown}") + (f", inside {base}/" if base else "")
+    shown = ", ".join(f"{part.folder}/" for part in splits.values())
+    layout = "folders of classes" + ("" if root else f" in {shown}")
     found = Contents(
         tree.path,
         layout,
@@ -138,7 +124,7 @@ def read(tree: Tree, folder: str, group: str = "") -> Contents:
         names,
         np.array(labels, np.int64),
         rows,
-        lambda index: tree.read(folder + names[index], MOST_BYTES),
+        lambda index: tree.read(names[index], MOST_BYTES),
         contents.picture_decoder(),
         notes=tuple(notes),
     )
@@ -189,9 +175,9 @@ def _classes(tree: Tree, splits: dict[str, _Split]) -> tuple[str, ...]:
     return classes
 
 
-def _others(tree: Tree, base: str, names: list[str]) -> list[str]:
+def _others(tree: Tree, names: list[str]) -> list[str]:
     shown = [name for name in names if contents.split_of(name) is None]
-    return [f"Left out in {tree.where(base)}: {few(shown)} (only train, val and test are read)"] if shown else []
+    return [f"Left out in {tree.path}: {few(shown)} (only train, val and test are read)"] if shown else []
 
 
 def _notes(tree: Tree, splits: dict[str, _Split], classes: tuple[str, ...]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from tinycifar.data import cifar10, contents, folders, idx, pictures, sources, trees
+from tinycifar.data import binaries, cifar10, contents, folders, idx, npz, parquet, pictures, sources, tables, trees
 from tinycifar.data.contents import Contents
 from tinycifar.data.dataset import CLASSES, Origin, pixel_digests
 from tinycifar.data.dataset import NAMES as NAMES
@@ -66,7 +66,12 @@ def examine(source: str | Path) -> Contents | None:
     tree = trees.open_tree(path)
     if tree is not None and _is_cifar10(tree):
         return None
+    wrapper = None if tree is None else _wrapped(tree)
+    if tree is not None and wrapper is not None:
+        tree = trees.InnerTree(tree, wrapper)
     found = _examine(path, tree, options)
+    if found is not None and wrapper is not None:
+        found = replace(found, layout=f"{found.layout}, inside {wrapper}/")
     if found is None:
         _check_cifar10(path, tree)
         return None
@@ -77,12 +82,34 @@ def _examine(path: Path, tree: Tree | None, options: Source) -> Contents | None:
     """The contents of the first layout that fits; None if none does."""
     if path.is_file() and idx.FILE.fullmatch(path.name):
         return idx.read(trees.FolderTree(path.parent), options.transposed, path.name)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return npz.read(path)
+    if path.is_file() and path.suffix.lower() == ".parquet":
+        return parquet.read(trees.FolderTree(path.parent), [path.name], options.labels, options.group)
+    if path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
+        return tables.read(trees.FolderTree(path.parent), [path.name], options.columns, options.group)
     if tree is None:
         return None
     if idx.sets(tree):
         return idx.read(tree, options.transposed)
-    folder = folders.top(tree)
-    return None if folder is None else folders.read(tree, folder, options.group)
+    if (base := binaries.top(tree, binaries.CIFAR100, "train.bin")) is not None:
+        return binaries.read_cifar100(tree, base, options.labels)
+    if (base := binaries.top(tree, binaries.STL10, "train_X.bin")) is not None:
+        return binaries.read_stl10(tree, base)
+    if files := parquet.find(tree):
+        return parquet.read(tree, files, options.labels, options.group)
+    if listed := tables.find(tree, options.columns):
+        return tables.read(tree, listed, options.columns, options.group)
+    return folders.read(tree, options.group) if folders.recognises(tree) else None
+
+
+def _wrapped(tree: Tree) -> str | None:
+    """The only entry of a tree if that is a folder with more than pictures in it, as archives wrap their content."""
+    entries = tree.entries()
+    if len(entries) != 1 or entries[0].kind != "folder" or contents.split_of(entries[0].name):
+        return None
+    within = tree.entries(entries[0].name)
+    return entries[0].name if any(not folders.is_picture(entry.name) for entry in within) else None
 
 
 def _is_cifar10(tree: Tree) -> bool:

@@ -38,7 +38,7 @@ class Tree(ABC):
 
     @abstractmethod
     def entries(self, folder: str = "") -> list[Entry]:
-        """What lies in a folder, sorted by name, without hidden entries."""
+        """What lies in a folder, sorted by name, without hidden entries; nothing if there is no such folder."""
 
     @abstractmethod
     def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
@@ -73,6 +73,8 @@ class FolderTree(Tree):
 
     def entries(self, folder: str = "") -> list[Entry]:
         found = []
+        if not self.where(folder).is_dir():
+            return []
         with os.scandir(self.where(folder)) as entries:
             for entry in entries:
                 if not entry.name.startswith(HIDDEN):
@@ -184,6 +186,26 @@ class TarTree(_Archive):
             yield file or io.BytesIO()
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(f"it cannot be unpacked: {error}") from None
+
+
+class InnerTree(Tree):
+    """What lies in a folder of another tree."""
+
+    def __init__(self, tree: Tree, folder: str) -> None:
+        super().__init__(tree.path)
+        self._tree, self._folder = tree, folder
+
+    def entries(self, folder: str = "") -> list[Entry]:
+        return self._tree.entries(f"{self._folder}/{folder}".rstrip("/"))
+
+    def size(self, name: str) -> int:
+        return self._tree.size(f"{self._folder}/{name}")
+
+    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        return self._tree.open(f"{self._folder}/{name}")
+
+    def where(self, name: str) -> Path:
+        return self._tree.where(f"{self._folder}/{name}".rstrip("/"))
 
 
 def open_tree(path: Path) -> Tree | None:
