@@ -34,10 +34,11 @@ for command in (
     listings.summary_command,
     listings.models_command,
     listings.recipes_group,
-    information.data_group,
+    listings.data_group,
     timings.bench_group,
 ):
     cli.add_command(command)
+listings.data_group.add_command(information.info_command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -83,10 +83,8 @@ def test_a_table_may_give_splits_and_groups(tmp_path: Path) -> None:
 def test_gtsrbs_tables_are_read(tmp_path: Path) -> None:
     lines = [f"{k}.png;32;32;1;1;30;30;{k % 2 * 10}" for k in range(10)]
     header = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
-    loaded = load(
-        table(tmp_path / "own", "\n".join([header, *lines]), "GT-final_test.csv") / "GT-final_test.csv?columns=split="
-    )
-    assert loaded.classes == ("0", "10")
+    own = table(tmp_path / "own", "\n".join([header, *lines]), "GT-final_test.csv")
+    assert load(own).classes == load(own / "GT-final_test.csv").classes == ("0", "10")
 
 
 def test_numbers_are_classes_in_the_order_of_numbers(tmp_path: Path) -> None:
@@ -178,7 +176,7 @@ def test_grey_arrays_without_test_images_have_some_held_out(tmp_path: Path) -> N
         ({"train_labels": np.array([None] * 20)}, r"train_labels cannot be used: object \(20,\)"),
         ({"train_labels": np.zeros(19, np.uint8)}, "has 20 train images, but 19 labels"),
         ({"train_labels": None}, "has train_images, but not both train_images and train_labels"),
-        ({"train_images": None, "train_labels": None}, "holds val_images, .*; expected are train_images, train_labels"),
+        ({"train_images": None, "train_labels": None}, "holds test_images, .*; expected are train_images"),
         (
             {"train_images": np.zeros((20, 28, 28, 28, 1), np.uint8)},
             r"has the shape \(20, 28, 28, 28, 1\); allowed are",

@@ -14,20 +14,19 @@ from rich.progress import Progress
 
 from tinycifar import data
 from tinycifar.commands import terminal
-from tinycifar.commands.listings import data_group
 from tinycifar.data import cifar10, contents, decoded, duplicates, pictures
 from tinycifar.data.contents import Contents, UntrainableError
 from tinycifar.data.dataset import CLASSES, Dataset
 from tinycifar.report import plots, samples
 
 
-@data_group.command()
+@click.command("info")
 @terminal.data_option("CIFAR-10 in the cache")
 @click.option(
     "--plot", metavar="PNG", type=click.Path(path_type=Path, dir_okay=False), help="Draw training images by class."
 )
 @terminal.json_option
-def info(source: str | None, plot: Path | None, as_json: bool) -> None:
+def info_command(source: str | None, plot: Path | None, as_json: bool) -> None:
     """Describe data: layout, classes, splits, sizes; without --data, CIFAR-10 and where the cache is.
 
     Data that can be read but is too small to be trained on is described too, with its problem.

@@ -31,7 +31,7 @@ def perceptual_hashes(images: Tensor) -> Tensor:
 
 
 def nearest(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of N images the bits (N,) in which its hash differs from the most similar of `others`, and which (N,)."""
+    """For each of N images the bits (N,) in which it differs from the most similar of `others`, and which (N,)."""
     own, known = perceptual_hashes(images), perceptual_hashes(others)
     distances, places = [], []
     for part in torch.split(own, ROWS):

@@ -69,7 +69,7 @@ def read(tree: Tree, tables: list[str], columns: str = "", group: str = "") -> C
     skipped: Counter[str] = Counter()
     missing = []
     for table in tables:
-        for row in _rows(tree, table, columns):
+        for row in _rows(tree, table, columns, _split_of_table(table) if len(tables) > 1 else None):
             if not row.label:
                 skipped["line without a label"] += 1
                 continue
@@ -158,7 +158,7 @@ def _pictures(tree: Tree, folder: str, depth: int) -> Iterator[str]:
             yield name
 
 
-def _rows(tree: Tree, table: str, columns: str) -> Iterator[Row]:
+def _rows(tree: Tree, table: str, columns: str, of_table: str | None) -> Iterator[Row]:
     header, chosen = _header(tree, table), _chosen(columns)
     found = {kind: _column(header, kind, chosen) for kind in COLUMNS}
     if lacking := [kind for kind in NEEDED if found[kind] is None]:
@@ -166,7 +166,6 @@ def _rows(tree: Tree, table: str, columns: str) -> Iterator[Row]:
             f"{tree.where(table)} has the columns {few(header)}, none of which is known as {' or '.join(lacking)}; "
             "name them: --columns file=NAME,label=NAME"
         )
-    of_table = _split_of_table(table)
     text = _text(tree, table)
     lines = csv.reader(io.StringIO(text), delimiter=_delimiter(text.partition("\n")[0]))
     for number, cells in enumerate(lines):
