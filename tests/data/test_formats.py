@@ -309,7 +309,7 @@ def test_arrays_are_cropped_and_resized_as_pictures_are(tmp_path: Path) -> None:
     loaded = load(path, 16)
     for name, image in zip(loaded.names["train"], loaded.train_images, strict=True):
         Image.fromarray(pixels[int(name.split()[-1])]).save(tmp_path / "one.png")
-        assert torch.equal(image, pictures.to_tensor(pictures.read_square(tmp_path / "one.png"), 16))
+        assert torch.equal(image, pictures.to_tensor(pictures.read(tmp_path / "one.png"), 16))
 
 
 def test_zip_archives_of_other_layouts_are_read(tmp_path: Path) -> None:

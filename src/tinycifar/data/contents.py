@@ -106,9 +106,7 @@ def to_dataset(contents: Contents, cache: Path, image_size: int, display: Progre
     _check(contents)
     splits, notes = dict(contents.splits), list(contents.notes)
     hashes = _hashes(contents, display)
-    labelled = [("labels", " ".join(map(str, contents.labels.tolist())))] if contents.ordered else []
-    labelled += [] if contents.groups is None else [("groups", " ".join(contents.groups))]
-    digest = decoded.digest(sorted(zip(contents.names, hashes, strict=True)) + labelled)
+    digest = decoded.digest(sorted(zip(contents.names, hashes, strict=True)))
     units = _units(contents)
     draws = _draws(hashes if contents.groups is None else contents.groups)
     if "test" not in splits:
