@@ -459,7 +459,10 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
     return [
         (["train", "resnet"], "unknown recipe 'resnet'; allowed are: minute, nano"),
         (["export", "minute", "--int8", "u8u8"], "--int8 is for --format onnx-int8"),
-        (["export", "minute", "--format", "tflite"], "'tflite' is not one of 'onnx', 'onnx-int8', 'c', 'web'"),
+        (
+            ["export", "minute", "--format", "h5"],
+            "'h5' is not one of 'onnx', 'onnx-int8', 'tflite', 'tflite-float', 'c', 'web'",
+        ),
         (["summary", "resnet"], "resnet does not exist; name an architecture (c1c2c3c4o, whitenet, nanonet"),
         (["bench", "step", "resnet"], "unknown model 'resnet'"),
         (["bench", "train", "resnet"], "unknown recipe 'resnet'"),

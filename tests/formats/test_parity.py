@@ -1,12 +1,8 @@
 """How far exports may be off, and on which images that is measured."""
 
-import dataclasses
-
 import pytest
 import torch
 
-from conftest import Own
-from tinycifar import trained
 from tinycifar.formats import parity
 
 
@@ -65,9 +61,3 @@ def test_images_are_taken_from_all_over_the_data() -> None:
     assert parity.spread_out(torch.arange(10), 4).tolist() == [0, 2, 5, 7]
     assert parity.spread_out(torch.arange(400), 400).tolist() == list(range(400))
     assert parity.spread_out(torch.arange(3), 400).tolist() == [0, 1, 2]
-
-
-def test_a_path_of_this_machine_is_not_named(own_run: Own) -> None:
-    model = trained.load(own_run.directory, "cpu")
-    assert parity.data_name(dataclasses.replace(model, data="/home/me/pets")) == "pets"
-    assert parity.data_name(dataclasses.replace(model, data="/home/me/cifar.tar.gz", data_digest="")) == "cifar10"

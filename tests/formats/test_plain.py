@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tinycifar import data, inference, models
-from tinycifar.formats import plain
+from tinycifar.formats import onnx_file, plain
 
 
 def trained_looking(name: str) -> models.Classifier:
@@ -70,3 +70,72 @@ def test_a_negative_scale_behind_pooling_is_refused() -> None:
     nn.init.constant_(norm.weight, -1.0)
     with pytest.raises(ValueError, match="negative scale behind max-pooling"):
         plain.write_out(model)
+
+
+class Doubled(nn.Conv2d):
+    """A convolution with a `forward` of its own."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(inputs)
+
+
+class Skip(nn.Sequential):
+    """Layers whose input is added to their output."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
+        return outputs + inputs
+
+
+TAIL = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [Doubled(3, 8, 3)],
+        [nn.Conv2d(3, 8, 3), Skip(nn.Conv2d(8, 8, 3, padding=1))],
+        [nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(8), nn.SiLU()],
+        [nn.Conv2d(3, 8, 3), nn.Identity(), nn.Dropout2d(), plain.Residual(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))],
+    ],
+)
+def test_layers_that_compute_something_of_their_own_are_kept(layers: list[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = models.Classifier(*layers, *TAIL).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(plain.write_out(model)(images)[0], model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), *TAIL], "BatchNorm2d that does not follow a convolution"),
+        ([nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8), *TAIL], "BatchNorm2d that does not follow a convolution"),
+        ([Doubled(3, 8, 3), nn.BatchNorm2d(8), *TAIL], "BatchNorm2d that does not follow a convolution"),
+        (
+            [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), *TAIL],
+            "BatchNorm2d without running statistics",
+        ),
+        (
+            [nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8, 10)],
+            "only models that end in global average pooling and a linear layer",
+        ),
+    ],
+)
+def test_what_cannot_be_written_out_is_named(layers: list[nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plain.write_out(models.Classifier(*layers))
+
+
+class Bessel(nn.Module):
+    """A layer for which ONNX has no operator."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(inputs)
+
+
+def test_an_operator_that_onnx_lacks_is_named_in_one_line() -> None:
+    model = models.Classifier(nn.Conv2d(3, 8, 3), Bessel(), *TAIL)
+    with pytest.raises(ValueError, match=r"cannot be exported to ONNX: there is no ONNX operator for .*bessel_j0$"):
+        onnx_file.float_model(plain.write_out(model))

@@ -11,8 +11,17 @@ import click
 
 from tinycifar import data, trained
 from tinycifar.commands import terminal
-from tinycifar.formats import c_source, onnx_file, parity, web
+from tinycifar.formats import c_source, onnx_file, parity, tflite, web
 from tinycifar.report import text
+
+ENDINGS = {
+    "onnx": ".onnx",
+    "onnx-int8": "-int8.onnx",
+    "tflite": "-int8.tflite",
+    "tflite-float": ".tflite",
+    "c": "-c",
+    "web": "-web",
+}
 
 
 @click.command("export")
@@ -20,15 +29,16 @@ from tinycifar.report import text
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["onnx", "onnx-int8", "c", "web"]),
+    type=click.Choice(list(ENDINGS)),
     default="onnx",
     show_default=True,
-    help="One ONNX file, one whose convolutions are of 8 bits, C99 source, or a folder with a page.",
+    help="ONNX, ONNX with 8-bit convolutions, TFLite with int8 or float input and output, C99 source, or a folder "
+    "with a web page.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="File for onnx, folder for c and web (default: exports/MODEL.onnx, MODEL-int8.onnx, MODEL-c, MODEL-web).",
+    help="Output file, or folder for c and web (default: exports/MODEL.onnx, ...).",
 )
 @click.option(
     "--int8",
@@ -49,8 +59,7 @@ def export_command(
     if variant and kind != "onnx-int8":
         raise ValueError("--int8 is for --format onnx-int8")
     model = trained.load(model_name, "cpu")
-    endings = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "c": "-c", "web": "-web"}
-    out = out or Path("exports") / f"{terminal.file_name(model)}{endings[kind]}"
+    out = out or Path("exports") / f"{terminal.file_name(model)}{ENDINGS[kind]}"
     if out.resolve() == Path(model.source):
         raise ValueError(f"--out names the weights themselves, {out}; name another file")
     if out.exists() and out.is_dir() != (kind in ("c", "web")):
@@ -64,6 +73,8 @@ def export_command(
         found = onnx_file.to_onnx(model, out, dataset)
     elif kind == "onnx-int8":
         found = onnx_file.to_int8(model, out, dataset, variant=variant)
+    elif kind in ("tflite", "tflite-float"):
+        found = tflite.to_tflite(model, out, dataset, int8=kind == "tflite")
     elif kind == "c":
         found = c_source.export_c(model, out, dataset)
     else:

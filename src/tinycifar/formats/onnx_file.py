@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ def to_int8(trained: Trained, path: Path, dataset: Dataset | None = None, *, var
 def float_model(model: plain.Plain) -> Any:
     """A plain model as an `onnx.ModelProto` in float32."""
     _onnx()
-    with _quiet():
+    with _quiet(), _naming_what_is_unknown():
         program = torch.onnx.export(
             model.cpu(),
             (torch.zeros(2, 3, model.image_size, model.image_size),),
@@ -176,7 +177,7 @@ def _described(trained: Trained) -> Any:
     about = {
         "model": trained.model_name,
         "recipe": trained.recipe,
-        "data": parity.data_name(trained),
+        "data": trained.data,
         "image_size": json.dumps(size),
         "classes": json.dumps(trained.classes),
         "preprocessing": f"RGB, {size}x{size} pixels, float32 in [0, 1], (batch, channel, row, column); nothing else",
@@ -229,6 +230,21 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _naming_what_is_unknown() -> Iterator[None]:
+    """Turn what the exporter raises, pages long, into a line that names the operator."""
+    try:
+        yield
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        operator = re.search(r"op='([^']+)'", str(cause))
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        why = f"there is no ONNX operator for {operator[1]}" if operator else lines[0]
+        raise ValueError(f"the model cannot be exported to ONNX: {why}") from None
 
 
 def _onnx() -> Any:

@@ -113,8 +113,3 @@ def spread_out(rows: Tensor, most: int) -> Tensor:
     """At most that many of the rows (N, ...), evenly spread: images of a folder are in the order of classes."""
     count = min(most, len(rows))
     return rows[torch.arange(count) * len(rows) // count]
-
-
-def data_name(trained: Trained) -> str:
-    """The name of a model's data, without its path on this machine."""
-    return trained.data

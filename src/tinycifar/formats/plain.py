@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -55,13 +56,21 @@ class Plain(nn.Module):
 
 @torch.no_grad()
 def write_out(model: Classifier) -> Plain:
-    """Write a model out; ValueError unless it ends in global average pooling and one linear layer."""
+    """Write a model out; ValueError unless it ends in global average pooling and one linear layer.
+
+    Layers of other kinds are copied as they are: whether a format can express them is for the format to say. Raises
+    ValueError also for a normalisation that cannot be folded into the convolution before it.
+    """
     layers = _plain(model)
-    kinds = [type(layer) for layer in layers[-3:]]
-    if kinds != [nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear]:
+    pooling, flatten, head = (None, None, None, *layers)[-3:]
+    if not (
+        type(pooling) is nn.AdaptiveAvgPool2d
+        and pooling.output_size in (1, (1, 1))
+        and type(flatten) is nn.Flatten
+        and (flatten.start_dim, flatten.end_dim) in ((1, -1), (1, 3))
+        and type(head) is nn.Linear
+    ):
         raise ValueError("only models that end in global average pooling and a linear layer can be exported")
-    head = layers[-1]
-    assert isinstance(head, nn.Linear)
     return Plain(model.mean, model.std, nn.Sequential(*layers[:-3]), head, model.image_size).eval()
 
 
@@ -76,23 +85,32 @@ def _plain(layers: Iterable[nn.Module]) -> list[nn.Module]:
             found.append(Residual(*_plain(layer.layers)))
         elif isinstance(layer, MirroredLinear):
             found.append(_linear(layer))
-        elif isinstance(layer, nn.Sequential):
-            found += _plain(layer)
-        elif isinstance(layer, nn.Conv2d):
-            found.append(_convolution(layer))
+        elif isinstance(layer, Residual):
+            found.append(Residual(*_plain(layer)))
+        elif _is_a(layer, nn.Sequential):
+            found += _plain(layer)  # type: ignore[arg-type]
+        elif isinstance(layer, MirroredConv) or _is_a(layer, nn.Conv2d):
+            found.append(_convolution(layer))  # type: ignore[arg-type]
         elif isinstance(layer, (nn.BatchNorm2d, MirroredNorm)):
-            pooled = isinstance(found[-1], nn.MaxPool2d)
-            convolution = found[-2 if pooled else -1]
-            if not isinstance(convolution, nn.Conv2d):
-                raise ValueError("a normalisation that does not follow a convolution cannot be exported")
+            if layer.running_mean is None:
+                raise ValueError(f"{type(layer).__name__} without running statistics cannot be exported")
+            pooled = bool(found) and isinstance(found[-1], nn.MaxPool2d)
+            convolution = (None, None, *found)[-2 if pooled else -1]
+            if type(convolution) is not nn.Conv2d:
+                raise ValueError(f"{type(layer).__name__} that does not follow a convolution cannot be exported")
             _fold(convolution, layer, pooled)
         elif isinstance(layer, nn.ReLU) and found and isinstance(found[-1], nn.MaxPool2d):
             found.insert(-1, nn.ReLU())  # the same, and a runtime can join it with the convolution
         elif isinstance(layer, nn.ReLU):
             found.append(nn.ReLU())  # not in place
-        elif not isinstance(layer, nn.Dropout):
-            found.append(layer)
+        elif not isinstance(layer, (nn.Dropout, nn.Dropout2d, nn.Identity)):
+            found.append(copy.deepcopy(layer))
     return found
+
+
+def _is_a(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is of a kind and computes what that kind does: a subclass may have a `forward` of its own."""
+    return isinstance(layer, kind) and type(layer).forward is kind.forward
 
 
 def _convolution(layer: nn.Conv2d) -> nn.Conv2d:
@@ -107,6 +125,7 @@ def _convolution(layer: nn.Conv2d) -> nn.Conv2d:
         layer.padding,  # type: ignore[arg-type]
         layer.dilation,  # type: ignore[arg-type]
         layer.groups,
+        padding_mode=layer.padding_mode,
     )
     written.weight = nn.Parameter(weight.contiguous().clone())
     written.bias = nn.Parameter(torch.zeros(len(weight)) if layer.bias is None else layer.bias.clone())
