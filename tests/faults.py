@@ -172,7 +172,7 @@ def kill_a_rank(directory: Path, name: str, chance: random.Random, ranks: int, w
         assert process.wait() == 0, told
         left = [pid for pid in children if Path(f"/proc/{pid}").exists()]
         assert not left, f"torchrun left processes behind: {left}"  # they have sessions of their own
-    went_on = re.search(r"Going on (after step \d+)", told)
+    went_on = re.search(r"Resuming (after step \d+)", told)
     again = f"went on {went_on[1]}" if went_on else "started over" if found else "had ended"
     return f"rank {rank} {seconds:.2f} s after the start, {again}"
 

@@ -385,5 +385,5 @@ def test_a_stopped_run_says_how_to_go_on_and_that_command_does(tmp_path: Path) -
     again = faults.tinycifar("train", "--resume", str(directory), "--stop-after-epoch", "40", "--json")
     done = subprocess.run(again, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Going on after step" in done.stderr
+    assert "Resuming after step" in done.stderr
     assert '"epochs": 40' in done.stdout

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 
 import faults
-from tinycifar import augment, checkpoint, data, inference, models, optim, recipes, run, trained, training
+from tinycifar import augment, checkpoint, data, inference, models, optim, recipes, recording, run, trained, training
 from tinycifar.data.dataset import CLASSES
 from tinycifar.epochs import epoch_generator
 from tinycifar.epochs import hardest as hardest_of
@@ -391,7 +391,7 @@ def test_what_fails_after_an_epoch_leaves_the_weights_of_that_epoch(
     def closed(*arguments: Any) -> str:
         raise BrokenPipeError
 
-    monkeypatch.setattr(training, "log_line", closed)
+    monkeypatch.setattr(recording, "log_line", closed)
     with pytest.raises(BrokenPipeError):
         training.train(SMALL, data.sample(), out=tmp_path / "run", limit=64)
     kept = load_file(tmp_path / "run" / "model.safetensors")
@@ -432,7 +432,7 @@ def test_a_log_line_has_the_format_of_the_original() -> None:
         "test_accuracy": 0.3191,
     }
     expected = "Epoch 1/30 | LR(s): [0.001379] | Train loss 2.0513 acc 0.2223 | Val loss 1.7977 acc 0.3191"
-    assert training.log_line(entry, 30) == expected
+    assert recording.log_line(entry, 30) == expected
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has other means")

@@ -77,6 +77,15 @@ class State:
         losses, total = torch.zeros(images, device=device), torch.zeros((), device=device)
         return cls(losses, losses.clone(), total, total.clone())
 
+    def add_batch(self, rows: Tensor, losses: Tensor, label_losses: Tensor, correct: Tensor) -> None:
+        """Count a step on the images `rows`: the losses trained on, those against the labels, and which were right."""
+        self.step += 1
+        self.batch += 1
+        self.images_seen += len(rows)
+        self.last_losses[rows] = losses
+        self.epoch_loss += label_losses.sum()
+        self.epoch_correct += correct.sum()
+
     def next_epoch(self, entry: dict[str, Any]) -> None:
         """Finish the epoch at hand, whose metrics are `entry`."""
         self.history = [*self.history, entry]

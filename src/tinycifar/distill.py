@@ -54,7 +54,7 @@ def check(recipe: Recipe, teachers: Sequence[Trained]) -> None:
             "with --teacher RUN; or learn from the labels with --set teacher="
         )
     for teacher in teachers:
-        if teacher.recipe != recipe.teacher:
+        if teacher.recipe != recipe.teacher or not recipe.teacher:
             wanted = f"one of recipe {recipe.teacher}" if recipe.teacher else "no teacher"
             raise ValueError(f"{recipe.name} learns from {wanted}, and {teacher.name} is of recipe {teacher.recipe}")
 
@@ -92,6 +92,31 @@ def check_record(recipe: Recipe, teachers: Sequence[Trained]) -> None:
                 f"--record needs teachers that are whole runs of the unchanged recipe {recipe.teacher} on all of "
                 f"CIFAR-10, from committed source; {teacher.name} is none"
             )
+
+
+class Views:
+    """The teachers' logits for the views of the training images, each computed when an epoch first needs it.
+
+    A view is one augmentation of all images; epoch after epoch takes the next of `recipe.teacher_views`, then the first
+    again. After a resume they are computed anew, to the same bits.
+    """
+
+    def __init__(
+        self, recipe: Recipe, teachers: Sequence[Trained], augmentation: Augmentation, images: Tensor, precision: str
+    ) -> None:
+        self._teachers, self._augmentation, self._images, self._precision = teachers, augmentation, images, precision
+        self._count = recipe.teacher_views
+        self._logits: dict[int, Tensor] = {}
+
+    def targets(self, epoch: int, parameters: Parameters, stop: signals.StopSignal) -> Tensor | None:
+        """The logits (N, num_classes) of an epoch's view, augmented by `parameters`; None if a signal came."""
+        view = epoch % self._count
+        if view not in self._logits:
+            logits = teacher_logits(self._teachers, self._images, self._augmentation, parameters, self._precision, stop)
+            if logits is None:
+                return None
+            self._logits[view] = logits
+        return self._logits[view]
 
 
 @torch.no_grad()

@@ -5,18 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tinycifar.augment import Augmentation, Parameters
 from tinycifar.recipes import Recipe
 
 
-def plan(
-    recipe: Recipe, images: int, ranks: int = 1
-) -> tuple[list[int], list[int], Callable[[int], tuple[float, float]]]:
-    """Images and steps of each epoch, and the schedule: from a step to the rate's fraction and the momentum.
+class Plan(NamedTuple):
+    """How many images and steps each epoch has, and the schedule.
+
+    `schedule` maps a step, counted over all epochs, to the learning rate as a fraction of its maximum and the momentum.
+    """
+
+    images: list[int]
+    steps: list[int]
+    schedule: Callable[[int], tuple[float, float]]
+
+
+def plan(recipe: Recipe, images: int, ranks: int = 1) -> Plan:
+    """The plan of a training of `recipe` on so many images by `ranks` processes.
 
     A last batch that has no image for each of the `ranks` is left out. ValueError if an epoch has no others.
     """
@@ -42,7 +53,7 @@ def plan(
         max_momentum=recipe.max_momentum,
         anneal=recipe.anneal,
     )
-    return images_by_epoch, steps_by_epoch, schedule
+    return Plan(images_by_epoch, steps_by_epoch, schedule)
 
 
 def one_cycle(
@@ -79,6 +90,20 @@ def one_cycle(
     held = peak + hold_fraction * total_steps
     fraction = min(1.0, max(0.0, (step - held) / (total_steps - 1 - held)))
     return move(1.0, final, fraction), move(base_momentum, max_momentum, fraction)
+
+
+def draw_epoch(
+    recipe: Recipe, augmentation: Augmentation, images: int, seed: int, epoch: int
+) -> tuple[Tensor, Parameters]:
+    """The order (N,) of the training images in an epoch, and the parameters of their augmentation.
+
+    With a teacher the parameters recur every `teacher_views` epochs, so that its answers serve again.
+    """
+    generator = epoch_generator(seed, epoch)
+    order = torch.randperm(images, generator=generator)
+    if recipe.teacher:
+        generator = epoch_generator(seed, recipe.epochs + epoch % recipe.teacher_views)  # no epoch's order uses it
+    return order, augmentation.draw(images, generator)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:

@@ -53,6 +53,21 @@ class _ToldError(Exception):
         self.error = error
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What the processes know together after a backward pass.
+
+    Tensors (N,) have a value for each image of the batch: the loss trained on, the loss against the label, and whether
+    the label was predicted. `signal` is the number of one that came to any process, `checkpoint_due` what rank 0 asks.
+    """
+
+    losses: Tensor
+    label_losses: Tensor
+    correct: Tensor
+    signal: int | None
+    checkpoint_due: bool
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Which of how many processes this one is, and its number on its machine."""
@@ -107,6 +122,33 @@ class Ranks:
         begun = out is not None and self.launch != "" and (out / "recipe.json").exists()
         launches = atomic.read_json(out / "environment.json").get("torchrun", []) if begun and out is not None else []
         return any(self.exchange(self.launch in launches))
+
+    def share(self, rows: Tensor) -> Tensor:
+        """The rows of a batch that this process computes; all of them if it is alone."""
+        return rows[self.rank :: self.world]
+
+    def backward(
+        self,
+        images: int,
+        losses: Tensor,
+        label_losses: Tensor,
+        correct: Tensor,
+        *,
+        signal: int | None = None,
+        checkpoint_due: bool = False,
+    ) -> Step:
+        """Backpropagate the mean loss of a batch of `images` images, of which this process computed its `share`.
+
+        The tensors have a value for each image of the share. Afterwards the gradients are those of the whole batch, and
+        what is returned is about the whole batch and the same on every process.
+        """
+        share = len(losses) * self.world / images  # processes average their gradients, and shares may differ in size
+        (losses.mean() * share).backward()  # type: ignore[no-untyped-call]
+        of_share = losses.detach(), label_losses.detach(), correct
+        (losses, label_losses, correct), (number, due) = self.gather(
+            images, of_share, (signal or 0, int(checkpoint_due))
+        )
+        return Step(losses, label_losses, correct, number or None, bool(due))
 
     def gather(
         self, count: int, values: Sequence[Tensor], flags: Sequence[int]

@@ -1,0 +1,185 @@
+"""What a training writes and shows: progress, checkpoints, weights, metrics, evaluation, and its record."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinycifar import checkpoint, inference, metrics, run, trained
+from tinycifar.scale import live
+from tinycifar.setup import Job
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: its directory, its record (as in `results/`), and whether it is complete.
+
+    `stopped_by` is the number of the signal that came, if one did; a run that was nearly done may still be complete.
+    """
+
+    directory: Path
+    record: dict[str, Any]
+    complete: bool
+    stopped_by: int | None
+
+
+class Recorder:
+    """Writes and shows how a run proceeds, and keeps its clock; of several processes the first one writes."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        steps = job.plan.steps
+        self._tasks = (
+            job.display.add_task("Whole run", total=sum(steps[: job.last_epoch]), completed=job.state.step),
+            job.display.add_task("Epoch", total=steps[0]),
+        )
+        self._saved_at = time.monotonic()
+        self._epoch_start = 0.0
+
+    def start_epoch(self) -> None:
+        """Start the clock of an epoch, less the seconds that it took before an interruption."""
+        self._epoch_start = time.perf_counter() - self._job.state.epoch_seconds
+
+    def show_epoch(self, description: str) -> None:
+        """Show how far the epoch is, under a description."""
+        state = self._job.state
+        total = self._job.plan.steps[state.epoch]
+        self._job.display.reset(self._tasks[1], total=total, completed=state.batch, description=description)
+
+    def show_step(self, loss: float, learning_rate: float) -> None:
+        """Show that a step is done."""
+        step = self._job.state.step
+        if step % live.STEPS == 0:
+            self._job.events.add(step, step_loss=loss, learning_rate=learning_rate)
+        for task in self._tasks:
+            self._job.display.advance(task)
+
+    def checkpoint_due(self) -> bool:
+        """Whether it is time for a checkpoint before the epoch's last step is done; the first process decides."""
+        state, options = self._job.state, self._job.options
+        before_last = state.batch + 1 < self._job.plan.steps[state.epoch]
+        return before_last and time.monotonic() - self._saved_at >= options.checkpoint_seconds and self._job.ranks.first
+
+    def save_within_epoch(self) -> None:
+        """Write a checkpoint between two steps; the clock of the epoch stands still meanwhile."""
+        state = self._job.state
+        state.epoch_seconds = time.perf_counter() - self._epoch_start
+        self._save()
+        self.start_epoch()
+
+    def finish_epoch(self, images: int) -> None:
+        """Score the validation images (or a watched test set), then write checkpoint, metrics and a line of the log."""
+        recipe, state, ranks = self._job.recipe, self._job.state, self._job.ranks
+        entry = {
+            "epoch": state.epoch + 1,
+            "learning_rate": self._job.plan.schedule(state.step)[0] * recipe.max_learning_rate,
+            "train_loss": state.epoch_loss.item() / images,  # .item() waits for a GPU to finish
+            "train_accuracy": state.epoch_correct.item() / images,
+            "train_seconds": time.perf_counter() - self._epoch_start,
+        }
+        split, held_images, held_labels = inference.evaluation_split(self._job.dataset)
+        if ranks.first and (recipe.watch_test or split == "validation"):
+            scores = metrics.summarize(inference.logits(self._job.model, held_images), held_labels)
+            entry |= {f"{split}_loss": scores["loss"], f"{split}_accuracy": scores["accuracy"]}
+        entry = ranks.exchange(entry)[0]
+        state.next_epoch(entry)
+        self._save()
+        if ranks.first:
+            with checkpoint.saving(state.step):
+                run.append_metrics(self._job.directory, entry)
+            shown = {name: value for name, value in entry.items() if name != "learning_rate"}
+            self._job.events.add(state.step, **shown)
+        self._job.display.console.print(log_line(entry, recipe.epochs))
+
+    def finish(self, evaluate: bool) -> Result:
+        """Evaluate a run that is complete, if asked to, and give its result."""
+        ranks, state = self._job.ranks, self._job.state
+        complete = state.epoch == self._job.last_epoch
+        evaluation: dict[str, Any] = {}
+        if complete and evaluate and ranks.first:
+            scored = inference.evaluate(self._job.model, self._job.dataset)
+            evaluation = scored.content
+            with checkpoint.saving(state.step):
+                scored.save(self._job.directory)
+                self._save_weights(evaluation["temperature"])
+        evaluation, stopped_by = ranks.exchange(evaluation)[0], ranks.signal(self._job.stop)
+        for task in self._tasks:
+            self._job.display.remove_task(task)
+        return Result(self._job.directory, _record(self._job, evaluation), complete, stopped_by)
+
+    def _save(self) -> None:
+        """Write a checkpoint and the weights; all processes wait until they are on the disk."""
+        state, ranks = self._job.state, self._job.ranks
+        state.wall_seconds = time.perf_counter() - self._job.wall_start
+        generators = ranks.exchange(checkpoint.generators(self._job.device))
+        if ranks.first:
+            with checkpoint.saving(state.step):
+                checkpoint.save(
+                    self._job.directory, self._job.model, self._job.optimizers, state, self._job.device, generators
+                )
+                self._save_weights()
+        ranks.exchange()
+        self._saved_at = time.monotonic()
+
+    def _save_weights(self, temperature: float | None = None) -> None:
+        recipe, dataset = self._job.recipe, self._job.dataset
+        trained.save_weights(
+            self._job.directory / "model.safetensors",
+            self._job.model,
+            model_name=recipe.model,
+            width=recipe.width,
+            image_size=recipe.image_size,
+            recipe=recipe.name,
+            classes=dataset.classes,
+            data=self._job.data_source,
+            data_digest=dataset.digest,
+            validation_images=recipe.validation_images,
+            temperature=temperature,
+        )
+
+
+def log_line(entry: dict[str, Any], epochs: int) -> str:
+    """One epoch in the format of the reference's log; its "Val" is the test set if the recipe watches that."""
+    line = (
+        f"Epoch {entry['epoch']}/{epochs} | LR(s): [{entry['learning_rate']:.6f}] | "
+        f"Train loss {entry['train_loss']:.4f} acc {entry['train_accuracy']:.4f}"
+    )
+    for split in ("validation", "test"):
+        if f"{split}_loss" in entry:
+            line += f" | Val loss {entry[f'{split}_loss']:.4f} acc {entry[f'{split}_accuracy']:.4f}"
+    return line
+
+
+def _record(finished: Job, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The content of a record in `results/`."""
+    state, environment, history = finished.state, finished.environment, finished.state.history
+    by_split = {evaluation.get("split"): evaluation}
+    validation, test = by_split.get("validation", {}), by_split.get("test", {})
+    watched = [entry["test_accuracy"] for entry in history if "test_accuracy" in entry]
+    train_seconds = state.train_seconds
+    return {
+        "recipe": finished.recipe.name,
+        "seed": finished.options.seed,
+        "epochs": len(history),
+        "model": finished.recipe.model,
+        "parameters": finished.size.parameters,
+        "macs": finished.size.macs,
+        "train_images": len(finished.images),
+        "train_accuracy": history[-1]["train_accuracy"] if history else None,
+        "validation_accuracy": validation.get("accuracy"),
+        "test_accuracy": test.get("accuracy"),
+        "test_accuracy_tta": test.get("accuracy_tta"),
+        "best_test_accuracy": max(watched, default=None),
+        "test_loss": test.get("loss"),
+        "train_seconds": train_seconds,
+        "wall_seconds": time.perf_counter() - finished.wall_start,
+        "images_per_second": state.images_seen / train_seconds if state.images_seen else None,
+        **{name: environment[name] for name in ("device", "instruction_set", "threads", "precision", "torch_version")},
+        "teachers": [
+            {name: value for name, value in teacher.items() if name != "source"} for teacher in environment["teachers"]
+        ],
+        **{name: environment[name] for name in ("git_revision", "date", "resumes")},
+        "history": history,
+    }

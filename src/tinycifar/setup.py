@@ -1,0 +1,334 @@
+"""`begin`: all that a training needs before its first step, new or resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tinycifar import (
+    augment,
+    checkpoint,
+    data,
+    distill,
+    inference,
+    machine,
+    memory,
+    models,
+    optim,
+    recipes,
+    run,
+    signals,
+    trained,
+)
+from tinycifar.augment import Augmentation
+from tinycifar.checkpoint import State
+from tinycifar.data import Dataset
+from tinycifar.epochs import Plan, plan
+from tinycifar.models import Classifier
+from tinycifar.recipes import Recipe
+from tinycifar.scale import distributed, live
+from tinycifar.scale.distributed import Ranks
+from tinycifar.summary import Summary, summarize
+from tinycifar.trained import Trained
+from tinycifar.words import counted
+
+FEW_STEPS = 200  # a run with fewer steps is likely to improve with more epochs
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `training.train` other than recipe, data and display."""
+
+    out: Path | None = None
+    resume: Path | None = None
+    teachers: tuple[Trained, ...] = ()
+    init: Trained | None = None
+    seed: int = 0
+    device: str = "auto"
+    max_parameters: int | None = None
+    limit: int | None = None
+    stop_after_epoch: int | None = None
+    checkpoint_seconds: float = 60.0
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A training that has begun: what the loop computes with, and where its results go.
+
+    `recipe` has its final width, `dataset` is split and limited, `images` (N, 3, S, S) uint8 and `labels` (N,) are its
+    training images on `device`. `last_epoch` is the one after which this call stops. `forward` is `model`, on several
+    processes wrapped so that their gradients are averaged.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    options: Options
+    last_epoch: int
+    plan: Plan
+    augmentation: Augmentation
+    images: Tensor
+    labels: Tensor
+    device: torch.device
+    precision: str
+    model: Classifier
+    size: Summary
+    forward: nn.Module
+    optimizers: list[Optimizer]
+    state: State
+    directory: Path
+    data_source: str
+    environment: dict[str, Any]
+    ranks: Ranks
+    stop: signals.StopSignal
+    events: live.View
+    display: Progress
+    wall_start: float
+
+
+@contextlib.contextmanager
+def begin(
+    recipe: Recipe, source: Dataset | str | Path | None, options: Options, display: Progress | None
+) -> Iterator[Job]:
+    """Check everything, build model and optimizers, create or restore the run, and hold its lock while entered.
+
+    Raises ValueError as `training.train` does; until the run directory is created nothing has been written.
+    """
+    wall_start = time.perf_counter()
+    ranks = distributed.here()
+    _check_options(recipe, options, ranks)
+    if display is None or not ranks.first:
+        display = Progress(console=Console(quiet=True), disable=True)
+    device = machine.select_device(ranks.device(options.device))
+    out, resume = _directory(options, ranks)
+    dataset = _load(recipe, source, options, ranks, display)
+    mean, std = dataset.statistics()
+    if options.max_parameters is not None:
+        recipe = recipes.widest(recipe, options.max_parameters, len(dataset.classes))
+    memory.keep_freed()
+
+    torch.manual_seed(options.seed)  # initial weights and dropout draw from torch's own generator
+    model = recipe.build(len(dataset.classes))
+    ranks.reseed(options.seed)
+    notes = list(dataset.notes)
+    if options.init is not None:
+        trained.check_unseen(options.init, "model", dataset, recipe.validation_images)
+        same_classes = trained.start_from(model, options.init, dataset.classes)
+        new_head = "" if same_classes else ", with a new head"
+        notes.append(f"Starting from the weights of {options.init.name}{new_head}")
+    size = summarize(model)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    precision = ranks.exchange(machine.select_precision(recipe.precision, device))[0]
+    data_source = _data_source(source, dataset)
+    environment = _environment(device, precision, dataset, data_source, options, ranks)
+    images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
+    epoch_plan = plan(recipe, len(images), ranks.world)
+    directory = resume or out or run.place(None, recipe.name)
+    if resume is None and ranks.first:
+        run.create(directory, recipe.name, size.parameters)
+
+    with (
+        run.only_one(directory) if ranks.first else contextlib.nullcontext(),
+        signals.StopSignal(quiet=not ranks.first) as stop,
+        live.View(directory if options.tensorboard and ranks.first else None, display.console.print) as events,
+    ):
+        if resume is not None:
+            run.check_same(directory, recipe, environment)
+        job = Job(
+            recipe=recipe,
+            dataset=dataset,
+            options=options,
+            last_epoch=options.stop_after_epoch or recipe.epochs,
+            plan=epoch_plan,
+            augmentation=augment.build(recipe.augmentation, recipe.image_size, mean),
+            images=images,
+            labels=labels,
+            device=device,
+            precision=precision,
+            model=model,
+            size=size,
+            forward=model,
+            optimizers=_optimizers(model, recipe),
+            state=State.at_start(len(images), device),
+            directory=directory,
+            data_source=data_source,
+            environment=environment,
+            ranks=ranks,
+            stop=stop,
+            events=events,
+            display=display,
+            wall_start=wall_start,
+        )
+        for line in (*_heading(job), *notes, *_advice(job)):
+            display.console.print(line)
+        if resume is not None:
+            job = _restored(job)
+        elif ranks.first:
+            run.start(directory, recipe, environment)
+        if job.state.step == 0:
+            preparation_start = time.perf_counter()
+            if options.init is None:
+                model.mean.copy_(torch.tensor(mean).view(3, 1, 1))
+                model.std.copy_(torch.tensor(std).view(3, 1, 1))
+                model.prepare(images)
+            job.state.epoch_seconds = time.perf_counter() - preparation_start
+        yield replace(job, environment=ranks.exchange(job.environment)[0], forward=ranks.parallel(model))
+
+
+def _check_options(recipe: Recipe, options: Options, ranks: Ranks) -> None:
+    """Refuse what can be refused before any data is read."""
+    stop = options.stop_after_epoch
+    if stop is not None and not 1 <= stop <= recipe.epochs:
+        raise ValueError(f"a run stops after one of its epochs, 1 to {recipe.epochs}, not after {stop}")
+    if not options.checkpoint_seconds >= 0:
+        raise ValueError(f"the seconds between checkpoints must be at least 0, not {options.checkpoint_seconds}")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"a limit must be at least 1 image, not {options.limit}")
+    if ranks.world > 1 and options.out is None and options.resume is None:
+        raise ValueError("several processes need a run directory that all of them know: name it with --out or --resume")
+    ranks.check_alike(
+        out=str(options.out),
+        resume=str(options.resume),
+        seed=options.seed,
+        limit=options.limit,
+        stop_after_epoch=stop,
+        max_parameters=options.max_parameters,
+        init=options.init and options.init.sha256,
+        teachers=[teacher.sha256 for teacher in options.teachers],
+        **{f"recipe's {name}": value for name, value in asdict(recipe).items()},
+    )
+    if options.tensorboard:
+        live.check()
+    distill.check(recipe, options.teachers)
+
+
+def _directory(options: Options, ranks: Ranks) -> tuple[Path | None, Path | None]:
+    """The directory of a new run (None: a dated one), and that of the run to resume, if it is one."""
+    out, resume = options.out, options.resume
+    if resume is not None and out is not None:
+        raise ValueError("a run is resumed in its own directory: leave out resume, or out")
+    if resume is not None and not (resume / "recipe.json").exists():
+        raise ValueError(f"{resume} is no run directory: it holds no recipe.json")
+    if resume is None and ranks.began(out):
+        return None, out  # torchrun started all processes again after one had died
+    if resume is None and ranks.first:
+        run.check_unused(out)
+    return out, resume
+
+
+def _load(
+    recipe: Recipe, source: Dataset | str | Path | None, options: Options, ranks: Ranks, display: Progress
+) -> Dataset:
+    """The data set, split as the recipe says and limited; all processes check that they have the same."""
+    with ranks.one_a_machine_first():
+        if isinstance(source, Dataset):
+            dataset = source
+        else:
+            dataset = data.load(source, image_size=recipe.image_size, display=display)
+    if dataset.image_size != recipe.image_size:
+        raise ValueError(f"the images have {dataset.image_size} pixels a side, the recipe's {recipe.image_size}")
+    dataset = dataset.split(recipe.validation_images)
+    if options.limit is not None:
+        dataset = dataset.limit(options.limit)
+    distill.check_data(recipe, options.teachers, dataset)
+    ranks.check_alike(data=dataset.digest, train_images=len(dataset.train_images))
+    return dataset
+
+
+def _data_source(source: Dataset | str | Path | None, dataset: Dataset) -> str:
+    """What `data.load` takes to find the data again, a name or an absolute path."""
+    named = isinstance(source, Dataset) or source in (None, *data.NAMES)
+    return dataset.path or (dataset.name if named else str(Path(str(source)).absolute()))
+
+
+def _optimizers(model: Classifier, recipe: Recipe) -> list[Optimizer]:
+    return optim.build(
+        model,
+        recipe.optimizer,
+        learning_rate=recipe.max_learning_rate,
+        momentum=recipe.max_momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        muon_learning_rate=recipe.muon_learning_rate,
+        muon_momentum=recipe.muon_momentum,
+    )
+
+
+def _environment(
+    device: torch.device, precision: str, dataset: Dataset, data_source: str, options: Options, ranks: Ranks
+) -> dict[str, Any]:
+    """The content of `environment.json`: machine, versions, data, seed, and models that the run started from."""
+    return machine.environment(device) | {
+        "ranks": ranks.world,
+        "precision": precision,
+        "seed": options.seed,
+        "data": data_source,
+        "data_digest": dataset.digest,
+        "limit": options.limit,
+        "train_images": len(dataset.train_images),
+        "teachers": list(map(distill.about, options.teachers)),
+        "resumes": [],
+        "torchrun": sorted({*ranks.exchange(ranks.launch)} - {""}),
+        "init": {"name": options.init.name, **distill.about(options.init)} if options.init else None,
+    }
+
+
+def _heading(job: Job) -> Iterator[str]:
+    """Lines that say what is trained, and on what."""
+    environment, ranks = job.environment, job.ranks
+    yield f"{job.recipe.name}, seed {job.options.seed}: {job.size.parameters:,} parameters, {len(job.images):,} images"
+    processes = f"{ranks.world} processes of " if ranks.world > 1 else ""
+    yield f"{environment['device']}, {processes}{counted(environment['threads'], 'thread')}, {job.precision}"
+    yield f"Run directory: {job.directory}"
+    if job.options.max_parameters is not None:
+        yield f"Width {job.recipe.width:g} is the largest with at most {job.options.max_parameters:,} parameters"
+
+
+def _advice(job: Job) -> Iterator[str]:
+    """Lines about what the user should know before this training starts."""
+    if job.dataset.digest and isinstance(job.model, models.MirroredNet):
+        yield (
+            f"{job.recipe.model} answers an image and its mirror image alike; for classes that differ in nothing else "
+            "train reference-30 --set augmentation=translate"
+        )
+    if (steps := sum(job.plan.steps)) < FEW_STEPS:
+        yield f"{steps:,} steps are few for so few images: more --epochs may help"
+    if job.recipe.watch_test and inference.evaluation_split(job.dataset)[0] == "test":
+        yield "Val is the test set, watched after every epoch as the reference did"
+
+
+def _restored(job: Job) -> Job:
+    """The job with model, optimizers and state of the newest whole checkpoint; without one it starts over.
+
+    Notes the resume in the run's `environment.json`.
+    """
+    directory, ranks, state, environment = job.directory, job.ranks, job.state, job.environment
+    newest, problems = checkpoint.latest(directory) if ranks.first else (None, [])
+    path = ranks.exchange(newest.path if newest else None)[0]
+    if path is not None:
+        newest = newest or checkpoint.read(directory / checkpoint.FOLDER / path.name)
+        state = checkpoint.restore(newest, job.model, job.optimizers, job.device, ranks.rank)
+    if state.step != sum(job.plan.steps[: state.epoch]) + state.batch:
+        raise ValueError(
+            f"{directory} has come to step {state.step:,}, and {ranks.world} processes would not have by then, "
+            "as they leave out other images of last batches; resume it with as many processes as it had"
+        )
+    if (state.epoch, state.batch) > (job.last_epoch, 0):
+        raise ValueError(f"{directory} is past epoch {job.last_epoch} already, it cannot stop after it")
+    if ranks.first:
+        environment, changed = run.resumed(directory, environment, state.step)
+        run.rewrite_metrics(directory, state.history)
+        for warning in (*problems, *changed):
+            job.display.console.print(f"Warning: {warning}")
+    job.display.console.print(f"Resuming after step {state.step:,} of {sum(job.plan.steps[: job.last_epoch]):,}")
+    return replace(job, state=state, environment=environment, wall_start=job.wall_start - state.wall_seconds)
