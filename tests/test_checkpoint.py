@@ -105,7 +105,7 @@ def test_what_differs_from_the_run_is_refused_by_name(tmp_path: Path) -> None:
     training.train(recipe, "sample", out=tmp_path / "run", limit=60)
     other = recipes.with_settings(recipe, ["epochs=3", "weight_decay=0.1"])
     for changed, options, message in (
-        (other, {}, "trained otherwise: epochs is 2 there, not 3, weight_decay is 0.0 there, not 0.1"),
+        (other, {}, "trained with different settings: epochs is 2 there, not 3, weight_decay is 0.0 there, not 0.1"),
         (recipe, {"seed": 5}, "seed is 0 there, not 5"),
         (recipe, {"limit": 50}, "train_images is 60 there, not 50"),
     ):
@@ -381,7 +381,7 @@ def test_a_stopped_run_says_how_to_go_on_and_that_command_does(tmp_path: Path) -
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         assert process.wait() == 130
-    assert f"Go on with: tinycifar train --resume '{directory}'" in rest
+    assert f"Resume with: tinycifar train --resume '{directory}'" in rest
     again = faults.tinycifar("train", "--resume", str(directory), "--stop-after-epoch", "40", "--json")
     done = subprocess.run(again, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

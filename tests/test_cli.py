@@ -389,7 +389,7 @@ def test_a_signal_at_the_end_of_a_seed_begins_no_other_one(tinycifar: Any, monke
     monkeypatch.setattr(inference, "evaluate", interrupted)
     words = ["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--seeds", "3", "--out", "many"]
     done = tinycifar(*words)
-    assert (done.code, "Go on with the same command and --out many" in done.out) == (130, True)
+    assert (done.code, "Resume with the same command and --out many" in done.out) == (130, True)
     assert [path.name for path in run.seeds(Path("many"))] == ["seed-0"]
     assert json.loads(Path("many/summary.json").read_text())["finished"] == [0]
 
@@ -406,7 +406,10 @@ def test_the_same_command_goes_on_with_the_seeds_of_a_folder_and_another_recipe_
         assert (seed / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     for refused, told in (
         (["--seeds", "3", "--set", "batch_size=16"], "was trained by another recipe; name a new folder with --out"),
-        (["--seeds", "3", "--limit", "16"], "many/seed-0 was trained otherwise: train_images is 32 there, not 16"),
+        (
+            ["--seeds", "3", "--limit", "16"],
+            "many/seed-0 was trained with different settings: train_images is 32 there, not 16",
+        ),
     ):
         done = tinycifar(*words, *refused)
         assert (done.code, told in done.err) == (2, True)
@@ -507,10 +510,10 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         (["train", "--resume", "nowhere"], "environment.json is missing"),
         ([*sample, "--checkpoint-seconds", "nan"], "the seconds between checkpoints must be at least 0, not nan"),
         (["train", "--resume", trained, "--out", "new"], "leave out --out and --seeds"),
-        (["train", "--resume", trained, "--seed", "9"], "was trained otherwise: seed is 0 there, not 9"),
+        (["train", "--resume", trained, "--seed", "9"], "was trained with different settings: seed is 0 there, not 9"),
         (
             ["train", "reference-30", "--resume", trained],
-            "trained otherwise: name is minute there, not reference-30",
+            "trained with different settings: name is minute there, not reference-30",
         ),
         (["train", "--resume", trained, "--set", "nesterov=false"], "nesterov is True there, not False"),
         (["compare", "nowhere"], "recipe.json is missing"),
@@ -628,7 +631,7 @@ def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_th
     assert (lost.code, lost.err.count("\n")) == (2, 1)
     assert "run learned from it; say where it is now with --teacher" in lost.err
     other = tinycifar("train", "--resume", "run", "--teacher", "teacher/seed-0")
-    assert (other.code, "trained otherwise: teachers is" in other.err) == (2, True)
+    assert (other.code, "trained with different settings: teachers is" in other.err) == (2, True)
 
 
 def test_a_record_needs_a_teacher_of_an_unchanged_recipe(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -480,7 +480,7 @@ def test_a_run_begins_with_the_weights_it_is_given_and_remembers_whose_they_are(
             torch.testing.assert_close(found[name], weights[name], rtol=1e-4, atol=1e-5)
     about = run.read_environment(result.directory)["init"]
     assert (about["name"], about["sha256"]) == ("minute", known.sha256)
-    with pytest.raises(ValueError, match=r"trained otherwise: init is .* there, not None"):
+    with pytest.raises(ValueError, match=r"trained with different settings: init is .* there, not None"):
         training.train(recipe, data.sample(), resume=result.directory, limit=64)
 
 

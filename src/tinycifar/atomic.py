@@ -55,10 +55,15 @@ def _sync(descriptor: int) -> None:
         os.fsync(descriptor)
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether this is a temporary file that a killed process left behind in `write_bytes`."""
+    return bool(re.fullmatch(r"\..+\.(safetensors|json|jsonl|png|html)\.[a-z0-9_]{8}", path.name))
+
+
 def remove_unfinished(folder: Path) -> None:
-    """Remove what `write_bytes` had begun in a folder when its process was killed."""
+    """Remove the temporary files that a killed process left behind in a folder."""
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.(safetensors|json|jsonl|png|html)\.[a-z0-9_]{8}", path.name):
+        if is_unfinished(path):
             path.unlink(missing_ok=True)
 
 

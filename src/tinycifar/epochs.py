@@ -13,38 +13,52 @@ from torch import Tensor
 
 from tinycifar.augment import Augmentation, Parameters
 from tinycifar.recipes import Recipe
+from tinycifar.words import counted
+
+LEAST_LAST_BATCH = 0.25  # of a batch; with smaller ones accuracy suffers (docs/LOG.md, 2026-11-29)
+LEAST_SHARE = 2  # images of a batch for each process: batch normalisation needs more than one
 
 
 class Plan(NamedTuple):
-    """How many images and steps each epoch has, and the schedule.
+    """How many images each epoch has, in batches of which sizes, and the schedule.
 
     `schedule` maps a step, counted over all epochs, to the learning rate as a fraction of its maximum and the momentum.
     """
 
     images: list[int]
-    steps: list[int]
+    batches: list[list[int]]
     schedule: Callable[[int], tuple[float, float]]
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of each epoch."""
+        return [len(sizes) for sizes in self.batches]
 
 
 def plan(recipe: Recipe, images: int, ranks: int = 1) -> Plan:
     """The plan of a training of `recipe` on so many images by `ranks` processes.
 
-    A last batch that has no image for each of the `ranks` is left out. ValueError if an epoch has no others.
+    The epochs after the first have the part of the images that `skip_easiest` leaves, in whole batches. Raises
+    ValueError if an epoch has too few images for training, or a batch too few for each process.
     """
     later_images = images - int(recipe.skip_easiest * images)
     if recipe.skip_easiest and later_images > recipe.batch_size:
-        later_images -= later_images % recipe.batch_size  # a small last batch would spoil the running statistics
+        later_images -= later_images % recipe.batch_size
     images_by_epoch = [images] + [later_images] * (recipe.epochs - 1)
-    if (largest := min(recipe.batch_size, *images_by_epoch)) < ranks:
-        raise ValueError(f"{ranks} processes cannot share a batch of {largest} images: start fewer of them")
-    last_batches = (count % recipe.batch_size for count in images_by_epoch)
-    images_by_epoch = [
-        count - last if last < ranks else count for count, last in zip(images_by_epoch, last_batches, strict=True)
-    ]
-    steps_by_epoch = [-(-count // recipe.batch_size) for count in images_by_epoch]
+    least = LEAST_SHARE * ranks
+    batches = [batch_sizes(count, recipe.batch_size, least) for count in images_by_epoch]
+    if (smallest := min(min(sizes) for sizes in batches)) < least:
+        if ranks == 1:
+            raise ValueError(
+                f"an epoch of {counted(smallest, 'image')} is too small to train on: batch normalisation needs 2"
+            )
+        raise ValueError(
+            f"{ranks} processes cannot share a batch of {counted(smallest, 'image')}: each needs at least "
+            f"{LEAST_SHARE}; start fewer processes"
+        )
     schedule = partial(
         one_cycle,
-        total_steps=sum(steps_by_epoch),
+        total_steps=sum(map(len, batches)),
         warmup_fraction=recipe.warmup_fraction,
         hold_fraction=recipe.hold_fraction,
         div_factor=recipe.div_factor,
@@ -53,7 +67,20 @@ def plan(recipe: Recipe, images: int, ranks: int = 1) -> Plan:
         max_momentum=recipe.max_momentum,
         anneal=recipe.anneal,
     )
-    return Plan(images_by_epoch, steps_by_epoch, schedule)
+    return Plan(images_by_epoch, batches, schedule)
+
+
+def batch_sizes(images: int, batch_size: int, least: int = LEAST_SHARE) -> list[int]:
+    """Sizes of an epoch's batches: `batch_size`, and what is left over as the last batch.
+
+    A small last batch would make a full step from few images. If less than a quarter of a batch, or fewer than `least`
+    images, would be left over, they are spread over the other batches instead, which then differ by one at most.
+    """
+    whole, last = divmod(images, batch_size)
+    if whole and last < max(LEAST_LAST_BATCH * batch_size, least):
+        size, larger = divmod(images, whole)
+        return [size + 1] * larger + [size] * (whole - larger)
+    return [batch_size] * whole + [last] * bool(last)
 
 
 def one_cycle(

@@ -7,26 +7,39 @@ OSError where the disk fails, FloatingPointError for a training that diverges.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from tinycifar import distill, inference, recipes, trained, training
-from tinycifar import resume as resuming
+from tinycifar import inference, recipes, trained
+from tinycifar import seeds as train_seeds
 from tinycifar.data import Dataset, pictures
 from tinycifar.models import Classifier
 from tinycifar.recipes import Recipe
-from tinycifar.report import plots, run_page
+from tinycifar.recording import Result
+from tinycifar.resume import Request
 from tinycifar.scale import distributed
-from tinycifar.training import Result
+from tinycifar.seeds import Several
 
 Source = str | Path | Result
 """A trained model: the name of a shipped one, a run directory, a weights file, or what `train` gave."""
+
+
+@overload
+def train(
+    recipe: str | Recipe | None = ..., data: str | Path | Dataset | None = ..., *, seeds: None = ..., **options: Any
+) -> Result: ...
+
+
+@overload
+def train(
+    recipe: str | Recipe | None = ..., data: str | Path | Dataset | None = ..., *, seeds: int, **options: Any
+) -> Several: ...
 
 
 def train(
@@ -38,66 +51,83 @@ def train(
     init: Source | None = None,
     teacher: Source | None = None,
     seed: int | None = None,
+    seeds: int | None = None,
+    jobs: int = 1,
     device: str = "auto",
+    threads: int | None = None,
     max_parameters: int | None = None,
     limit: int | None = None,
     tensorboard: bool = False,
     quiet: bool = False,
     **settings: Any,
-) -> Result:
-    """Train a recipe and give its run, whose `directory` holds weights, metrics, evaluation, plots and `report.html`.
+) -> Result | Several:
+    """Train a recipe and return its run, whose `directory` holds weights, metrics, evaluation, plots and `report.html`.
 
-    `recipe` is a name (default: minute), a TOML file or a `Recipe`, of which `settings` change fields: `train("minute",
+    `recipe` is a name (default: minute), a TOML file or a `Recipe`; `settings` change its fields: `train("minute",
     epochs=8)`. `data` is a folder of pictures or another source of `tinycifar.data.load` (default: CIFAR-10), or a
-    `Dataset` in memory. The rest is as in `tinycifar.training.train`, `teacher` also a directory of several seeds. What
-    is left out of a run that is resumed, recipe, data, seed, limit, teachers and init, is as it was begun. What happens
-    is told on standard output unless `quiet`. Torch's generator is the process's own: of trainings in several threads
-    none can be repeated.
+    `Dataset` in memory. `teacher` is a model, or a directory of several seeds; `teacher=""` learns from the labels. The
+    other arguments are those of `tinycifar.training.train`. With `resume`, recipe, data, seed, limit, threads, teachers
+    and init are those the run was started with, unless given.
+
+    With `seeds`, that many seeds are trained from `seed` on, `jobs` of them in parallel as processes of their own, and
+    the result is a `Several`. Seeds that the folder `out` holds already are resumed.
+
+    Progress is printed to standard output unless `quiet`. While it trains, torch uses `threads` threads (default: as
+    many as now) and the C library keeps freed memory for the next step. Torch's generator is the process's own, so of
+    trainings in several threads none can be repeated. If other processes keep the processor busy, set the environment
+    variable GOMP_SPINCOUNT to 10000 before torch is imported, as the command does: GNU OpenMP's threads then wait for
+    each other for a shorter time.
+
+    The first Ctrl-C stops after the current step and writes a checkpoint; then KeyboardInterrupt is raised with the
+    run's directory in its message (for SIGTERM and SIGHUP: SystemExit). Raises ValueError for what is not allowed,
+    OSError if the disk fails, FloatingPointError if the training diverges.
     """
-    begun = None
-    if resume is not None:
-        if out is not None:
-            raise ValueError("a run is resumed in its own directory: leave out resume, or out")
-        begun = resuming.read(Path(resume))
-    if recipe is None:
-        chosen = recipes.get(recipes.DEFAULT_RECIPE) if begun is None else begun.recipe
-    else:
-        chosen = recipe if isinstance(recipe, Recipe) else recipes.get(str(recipe))
+    if teacher == "":  # the recipe field has the name of the argument
+        teacher, settings = None, {"teacher": "", **settings}
     for name in settings:
         if name not in recipes.SETTABLE:
             raise ValueError(f"unknown recipe field {name!r}; allowed are: {', '.join(recipes.SETTABLE)}")
-    if max_parameters is not None and "width" in settings:
-        raise ValueError("max_parameters finds the width: leave out width, or max_parameters")
-    settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
-    teachers, start = [], None
-    if begun is not None:
-        data = begun.source() if data is None else data
-        seed, limit = begun.seed if seed is None else seed, begun.limit if limit is None else limit
-        teachers = begun.teachers(device) if teacher is None else []
-        start = begun.init(device) if init is None else None
+    if not (jobs == 1 or seeds):
+        raise ValueError("jobs is the number of seeds to train in parallel: give seeds too")
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"seeds must be at least 1, not {seeds}")
+    request = Request(
+        recipe=recipe if isinstance(recipe, Recipe | None) else str(recipe),
+        changes={name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()},
+        data=data if isinstance(data, Dataset | None) else str(data),
+        out=None if out is None else Path(out),
+        resume=None if resume is None else Path(resume),
+        init=None if init is None else str(_place(init)),
+        teachers=None if teacher is None else (str(_place(teacher)),),
+        seed=seed,
+        device=device,
+        threads=threads,
+        max_parameters=max_parameters,
+        limit=limit,
+        tensorboard=tensorboard,
+    )
     console = Console(  # in a notebook too it prints lines, for which Rich would want widgets
         quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True, force_jupyter=False
     )
     display = Progress(console=console, transient=True, disable=quiet or not console.file.isatty())
     with display:
-        result = training.train(
-            replace(chosen, **settings),
-            data,
-            out=None if out is None else Path(out),
-            resume=None if resume is None else Path(resume),
-            teachers=teachers if teacher is None else distill.load(_place(teacher), device),
-            init=start if init is None else trained.load(_place(init), device),
-            seed=seed or 0,
-            device=device,
-            max_parameters=max_parameters,
-            limit=limit,
-            tensorboard=tensorboard,
-            display=display,
-        )
-    if distributed.here().first:
-        plots.save_curves(result.directory)
-        run_page.write(result.directory, data if isinstance(data, Dataset) else None)
+        if seeds is not None:
+            several = train_seeds.train_several(request, seeds, jobs, display)
+            _raise_interrupt(several.stopped_by, several.directory, f"out={str(several.directory)!r}")
+            return several
+        result = train_seeds.train(request, display)
+        if distributed.here().first:
+            train_seeds.write_report(result.directory, data if isinstance(data, Dataset) else None)
+    _raise_interrupt(result.stopped_by, result.directory, f"resume={str(result.directory)!r}")
     return result
+
+
+def _raise_interrupt(stopped_by: int | None, directory: Path, argument: str) -> None:
+    """Pass on a signal that came during a training, so that it ends the program too."""
+    if stopped_by == signal.SIGINT:
+        raise KeyboardInterrupt(f"the training in {directory} was interrupted; resume it with train({argument})")
+    if stopped_by:
+        raise SystemExit(128 + stopped_by)
 
 
 def load(model: Source, device: str = "cpu") -> Classifier:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
+from collections.abc import Iterator
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+DEFAULT_TRIM_BYTES = 128 << 10
 
 
 def keep_freed() -> None:
@@ -23,6 +26,25 @@ def keep_freed() -> None:
 def return_freed() -> None:
     """Give every freed block of more than a megabyte back to the system, also after the first."""
     _set(M_MMAP_THRESHOLD, 1 << 20)
+
+
+_entered = 0
+
+
+@contextlib.contextmanager
+def keeping_freed() -> Iterator[None]:
+    """Keep freed memory while it is entered; after the outermost one all that is free goes back to the system."""
+    global _entered
+    _entered += 1
+    keep_freed()
+    try:
+        yield
+    finally:
+        _entered -= 1
+        if not _entered and platform.libc_ver()[0] == "glibc":
+            return_freed()
+            _set(M_TRIM_THRESHOLD, DEFAULT_TRIM_BYTES)
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _set(option: int, value: int) -> bool:

@@ -343,7 +343,12 @@ def read(path: Path) -> Recipe:
 
 
 def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
-    """The recipe with each `field=value` of `settings` applied, values read as the field's type.
+    """The recipe with each `field=value` of `settings` applied; ValueError as `parse_settings` raises it."""
+    return replace(recipe, **parse_settings(settings))  # type: ignore[arg-type]
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, object]:
+    """The values of settings written as `field=value`, read as the type of the field.
 
     Raises ValueError for an unknown field (listing the fields) and for a value that is none of the field's type.
     """
@@ -354,7 +359,7 @@ def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             raise ValueError(f"a setting is field=value, not {setting!r}")
         _choice("recipe field", name, SETTABLE)
         changes[name] = _parse(name, text, SETTABLE[name])
-    return replace(recipe, **changes)  # type: ignore[arg-type]
+    return changes
 
 
 def _parse(field: str, text: str, kind: str) -> object:

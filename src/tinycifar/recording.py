@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ class Result:
     record: dict[str, Any]
     complete: bool
     stopped_by: int | None
+    warnings: tuple[str, ...] = ()
+    """What may have changed the results, such as a resume on another number of threads."""
 
 
 class Recorder:
@@ -82,6 +85,7 @@ class Recorder:
         split, held_images, held_labels = inference.evaluation_split(self._job.dataset)
         if ranks.first and (recipe.watch_test or split == "validation"):
             scores = metrics.summarize(inference.logits(self._job.model, held_images), held_labels)
+            _check_finite(f"loss on the {split} images", scores["loss"], self._job)
             entry |= {f"{split}_loss": scores["loss"], f"{split}_accuracy": scores["accuracy"]}
         entry = ranks.exchange(entry)[0]
         state.next_epoch(entry)
@@ -101,17 +105,23 @@ class Recorder:
         if complete and evaluate and ranks.first:
             scored = inference.evaluate(self._job.model, self._job.dataset)
             evaluation = scored.content
+            _check_finite(f"loss on the {evaluation['split']} images", evaluation["loss"], self._job)
             with checkpoint.saving(state.step):
                 scored.save(self._job.directory)
                 self._save_weights(evaluation["temperature"])
         evaluation, stopped_by = ranks.exchange(evaluation)[0], ranks.signal(self._job.stop)
         for task in self._tasks:
             self._job.display.remove_task(task)
-        return Result(self._job.directory, _record(self._job, evaluation), complete, stopped_by)
+        return Result(
+            self._job.directory, _record(self._job, evaluation), complete, stopped_by, tuple(self._job.warnings)
+        )
 
     def _save(self) -> None:
-        """Write a checkpoint and the weights; all processes wait until they are on the disk."""
+        """Write a checkpoint and the weights, if they are finite; all processes wait until they are on the disk."""
         state, ranks = self._job.state, self._job.ranks
+        for name, tensor in self._job.model.state_dict().items():
+            if tensor.is_floating_point():
+                _check_finite(f"largest value of {name}", tensor.abs().max().item(), self._job)
         state.wall_seconds = time.perf_counter() - self._job.wall_start
         generators = ranks.exchange(checkpoint.generators(self._job.device))
         if ranks.first:
@@ -137,6 +147,15 @@ class Recorder:
             data_digest=dataset.digest,
             validation_images=recipe.validation_images,
             temperature=temperature,
+        )
+
+
+def _check_finite(name: str, value: float, job: Job) -> None:
+    """Raise FloatingPointError, before anything is written, unless a value after an update is finite."""
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the {name} is {value} after step {job.state.step:,}: the training diverged. Weights and checkpoints in "
+            f"{job.directory} are those before"
         )
 
 

@@ -1,71 +1,113 @@
-"""What a run was begun with, so that it can be gone on with from wherever its data and models are now."""
+"""What a training is asked for, merged with what the run that it resumes was started with."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tinycifar import data, run, trained
-from tinycifar.data import sources
+from tinycifar import data, distill, recipes, run, trained
+from tinycifar.data import Dataset, sources
 from tinycifar.recipes import Recipe
+from tinycifar.scale import distributed
 from tinycifar.trained import Trained
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A run as its first process began it; `threads` are those that it computed with."""
+class Request:
+    """A training as the command or a Python program asks for it.
 
-    directory: Path
+    What is None is taken from the run that is resumed, else from the defaults. `recipe` is a name, a TOML file or a
+    Recipe, and `changes` are values of its fields. `init` and each of `teachers` are what `distill.load` takes.
+    """
+
+    recipe: str | Recipe | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    data: str | Dataset | None = None
+    out: Path | None = None
+    resume: Path | None = None
+    init: str | None = None
+    teachers: tuple[str, ...] | None = None
+    seed: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    max_parameters: int | None = None
+    limit: int | None = None
+    stop_after_epoch: int | None = None
+    checkpoint_seconds: float = 60.0
+    evaluate: bool = True
+    tensorboard: bool = False
+    record: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts with: nothing is left open, and the models are loaded. No `threads` means torch's own."""
+
     recipe: Recipe
+    data: str | Dataset | None
     seed: int
     limit: int | None
-    threads: int
-    _environment: dict[str, Any]
+    threads: int | None
+    teachers: tuple[Trained, ...]
+    init: Trained | None
 
-    def source(self) -> str:
-        """Where its data was, as `tinycifar.data.load` takes it; ValueError if that is gone."""
-        source = str(self._environment["data"])
-        if source not in data.NAMES and not sources.exists(source):
+
+def merged(request: Request) -> Start:
+    """Complete a request from the run that it resumes, if it resumes one, and from the defaults.
+
+    Raises ValueError for arguments that exclude each other, for a directory that is no run or holds several seeds, and,
+    saying how to name it, if the data or a model of the run is no longer where it was.
+    """
+    if request.max_parameters is not None and "width" in request.changes:
+        raise ValueError("--max-parameters finds the width: leave out --set width=, or --max-parameters")
+    if request.resume is not None and request.out is not None:
+        raise ValueError("a run is resumed in its own directory: leave out resume, or out")
+    device = distributed.here().device(request.device)
+    recipe, environment, directory = request.recipe, {}, request.resume
+    if directory is not None:
+        if several := run.seeds(directory):
             raise ValueError(
-                f"{source} does not exist. {self.directory} was trained on it: say where it is now with --data"
+                f"{directory} holds several seeds; resume them by their command with --out {directory}, or one of "
+                f"them, for example {several[-1]}"
             )
-        return source
+        environment = run.read_environment(directory)
+        recipe = run.read_recipe(directory) if recipe is None else recipe
+    if not isinstance(recipe, Recipe):
+        recipe = recipes.get(recipe or recipes.DEFAULT_RECIPE)
+    recipe = replace(recipe, **request.changes)
 
-    def teachers(self, device: str) -> list[Trained]:
-        """The models that it learned from; ValueError, saying how to name them, if one is gone."""
-        found = self._environment.get("teachers") or []
-        return [self._model(of, device, "learned from", "--teacher") for of in found]
-
-    def init(self, device: str) -> Trained | None:
-        """The model whose weights it started from, if any; ValueError, saying how to name it, if it is gone."""
-        found = self._environment.get("init")
-        return self._model(found, device, "started from", "--init") if found else None
-
-    def revision(self) -> str:
-        """The commit of the source that began it, as `machine.git_revision` tells it."""
-        return str(self._environment.get("git_revision"))
-
-    def _model(self, of: dict[str, Any], device: str, what: str, option: str) -> Trained:
-        try:
-            return trained.load(str(of.get("source")), device)
-        except ValueError as error:
-            raise ValueError(f"{error}. {self.directory} {what} it; say where it is now with {option}") from None
-
-
-def read(directory: Path) -> Begun:
-    """What a run directory says of its beginning; ValueError, naming what is wrong, if it holds no run or several."""
-    if several := run.seeds(directory):
-        raise ValueError(
-            f"{directory} holds several seeds; go on with the command that began them and --out {directory}, or resume "
-            f"one, for example {several[-1]}"
-        )
-    environment = run.read_environment(directory)
-    return Begun(
-        directory,
-        run.read_recipe(directory),
-        environment.get("seed", 0),
-        environment.get("limit"),
-        environment["threads"],
-        environment,
+    source, threads = request.data, request.threads
+    if directory is not None and source is None:
+        source = str(environment["data"])
+        if source not in data.NAMES and not sources.exists(source):
+            raise ValueError(f"{source} does not exist. {directory} was trained on it: say where it is now with --data")
+    if directory is not None and threads is None and environment["threads"] <= (os.cpu_count() or 1):
+        threads = environment["threads"]  # another number would give other bits
+    if request.teachers is not None:
+        teachers = [teacher for name in request.teachers for teacher in distill.load(name, device)]
+    else:
+        known = environment.get("teachers") or []
+        teachers = [_earlier(directory, teacher, device, "learned from", "--teacher") for teacher in known]
+    init = None if request.init is None else trained.load(request.init, device)
+    if init is None and environment.get("init"):
+        init = _earlier(directory, environment["init"], device, "started from", "--init")
+    return Start(
+        recipe=recipe,
+        data=source,
+        seed=environment.get("seed", 0) if request.seed is None else request.seed,
+        limit=environment.get("limit") if request.limit is None else request.limit,
+        threads=threads,
+        teachers=tuple(teachers),
+        init=init,
     )
+
+
+def _earlier(directory: Path | None, model: dict[str, Any], device: str, verb: str, option: str) -> Trained:
+    """A model that a run used when it started."""
+    try:
+        return trained.load(str(model.get("source")), device)
+    except ValueError as error:
+        raise ValueError(f"{error}. {directory} {verb} it; say where it is now with {option}") from None

@@ -58,10 +58,12 @@ def place(out: Path | None, recipe_name: str) -> Path:
 def check_unused(out: Path | None) -> None:
     """Raise ValueError if `out` exists and is not an empty folder: a run never writes over another.
 
-    What a run that was killed before it began has left does not count.
+    What remains of a run that was killed before it wrote `recipe.json` does not count.
     """
-    begun = {".lock", "environment.json"}
-    if out is not None and out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - begun):
+    if out is None or not out.exists():
+        return
+    unfinished = {".lock", "environment.json"}
+    if not out.is_dir() or any(not (path.name in unfinished or atomic.is_unfinished(path)) for path in out.iterdir()):
         raise ValueError(f"the output folder {out} is in use; name a new or an empty one with --out")
 
 
@@ -205,6 +207,7 @@ def seeds(directory: Path) -> list[Path]:
 
 def start(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None:
     """Write what is known before the first step: `recipe.json` and `environment.json`."""
+    atomic.remove_unfinished(directory)
     atomic.write_json(directory / "environment.json", details)
     atomic.write_json(directory / "recipe.json", asdict(recipe))
 
@@ -222,7 +225,9 @@ def check_same(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None
     differing = [name for name in now if name not in told and then[name] != now[name]]
     if differing:
         words = ", ".join(f"{name} is {then[name]} there, not {now[name]}" for name in differing)
-        raise ValueError(f"{directory} was trained otherwise: {words}")
+        longer = "epochs" in differing and now["epochs"] > then["epochs"]
+        hint = f". To train its weights further, start a new run from them with --init {directory}" if longer else ""
+        raise ValueError(f"{directory} was trained with different settings: {words}{hint}")
 
 
 def resumed(directory: Path, details: dict[str, Any], step: int) -> tuple[dict[str, Any], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ class Job:
     stop: signals.StopSignal
     events: live.View
     display: Progress
+    warnings: list[str]
     wall_start: float
 
 
@@ -115,7 +116,6 @@ def begin(
     mean, std = dataset.statistics()
     if options.max_parameters is not None:
         recipe = recipes.widest(recipe, options.max_parameters, len(dataset.classes))
-    memory.keep_freed()
 
     torch.manual_seed(options.seed)  # initial weights and dropout draw from torch's own generator
     model = recipe.build(len(dataset.classes))
@@ -137,10 +137,17 @@ def begin(
     if resume is None and ranks.first:
         run.create(directory, recipe.name, size.parameters)
 
+    warnings: list[str] = []
+
+    def warn(line: str) -> None:
+        warnings.append(line)
+        display.console.print(f"Warning: {line}")
+
     with (
+        memory.keeping_freed(),
         run.only_one(directory) if ranks.first else contextlib.nullcontext(),
         signals.StopSignal(quiet=not ranks.first) as stop,
-        live.View(directory if options.tensorboard and ranks.first else None, display.console.print) as events,
+        live.View(directory if options.tensorboard and ranks.first else None, warn) as events,
     ):
         if resume is not None:
             run.check_same(directory, recipe, environment)
@@ -167,12 +174,13 @@ def begin(
             stop=stop,
             events=events,
             display=display,
+            warnings=warnings,
             wall_start=wall_start,
         )
         for line in (*_heading(job), *notes, *_advice(job)):
             display.console.print(line)
         if resume is not None:
-            job = _restored(job)
+            job = _restored(job, warn)
         elif ranks.first:
             run.start(directory, recipe, environment)
         if job.state.step == 0:
@@ -307,7 +315,7 @@ def _advice(job: Job) -> Iterator[str]:
         yield "Val is the test set, watched after every epoch as the reference did"
 
 
-def _restored(job: Job) -> Job:
+def _restored(job: Job, warn: Callable[[str], None]) -> Job:
     """The job with model, optimizers and state of the newest whole checkpoint; without one it starts over.
 
     Notes the resume in the run's `environment.json`.
@@ -318,10 +326,15 @@ def _restored(job: Job) -> Job:
     if path is not None:
         newest = newest or checkpoint.read(directory / checkpoint.FOLDER / path.name)
         state = checkpoint.restore(newest, job.model, job.optimizers, job.device, ranks.rank)
-    if state.step != sum(job.plan.steps[: state.epoch]) + state.batch:
+    steps = sum(job.plan.steps[: state.epoch]) + state.batch
+    images = sum(job.plan.images[: state.epoch]) + sum(
+        sum(sizes[: state.batch]) for sizes in job.plan.batches[state.epoch :][:1]
+    )
+    if (state.step, state.images_seen) != (steps, images):
         raise ValueError(
-            f"{directory} has come to step {state.step:,}, and {ranks.world} processes would not have by then, "
-            "as they leave out other images of last batches; resume it with as many processes as it had"
+            f"{directory} is at step {state.step:,} after {state.images_seen:,} images, and not at the end of a batch "
+            f"of this version with {ranks.world} process{'es' * (ranks.world > 1)}: another version, or another number "
+            f"of processes, started it. Resume it as it was started, or start from its weights with --init {directory}"
         )
     if (state.epoch, state.batch) > (job.last_epoch, 0):
         raise ValueError(f"{directory} is past epoch {job.last_epoch} already, it cannot stop after it")
@@ -329,6 +342,6 @@ def _restored(job: Job) -> Job:
         environment, changed = run.resumed(directory, environment, state.step)
         run.rewrite_metrics(directory, state.history)
         for warning in (*problems, *changed):
-            job.display.console.print(f"Warning: {warning}")
+            warn(warning)
     job.display.console.print(f"Resuming after step {state.step:,} of {sum(job.plan.steps[: job.last_epoch]):,}")
     return replace(job, state=state, environment=environment, wall_start=job.wall_start - state.wall_seconds)

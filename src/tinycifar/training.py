@@ -108,7 +108,7 @@ def train(
             recorder.show_epoch(f"Epoch {epoch + 1}/{recipe.epochs}")
             model.train()
 
-            for rows in torch.split(order, recipe.batch_size)[state.batch :]:
+            for rows in torch.split(order, plan.batches[epoch])[state.batch :]:
                 own = ranks.share(rows)
                 drawn = {name: values[own].to(to) for name, values in parameters.items()}
                 rows, own = rows.to(to), own.to(to)

@@ -44,7 +44,7 @@ def test_data_that_was_moved_is_asked_for_by_a_resume_and_is_the_same_elsewhere(
     assert tinycifar("evaluate", "run").code == 0
     next(Path("moved/train/cat").iterdir()).unlink()
     changed = tinycifar("train", "--resume", "run", "--data", "moved")
-    assert (changed.code, "trained otherwise" in changed.err) == (2, True)
+    assert (changed.code, "trained with different settings" in changed.err) == (2, True)
 
 
 def test_what_a_run_started_from_is_asked_for_where_it_is_gone(tinycifar: Any, trained: Path) -> None:

@@ -173,16 +173,3 @@ def test_a_chart_has_letters_where_curves_run_and_asterisks_where_they_meet() ->
     assert lines[3] == "     |                   B"
     assert lines[5] == " 50% |*"
     assert lines[7].split() == ["epoch", "1", "2"]
-
-
-def test_seeds_are_summed_up_with_students_interval() -> None:
-    records = [
-        {"recipe": "x", "seed": n, "test_accuracy": a, "validation_accuracy": None, "train_seconds": 2.0}
-        for n, a in ((0, 0.85), (1, 0.86), (2, 0.87))
-    ]
-    found = compare.over_seeds(records)
-    assert (found["mean"], found["min"], found["max"]) == (pytest.approx(0.86), 0.85, 0.87)
-    assert found["standard_deviation"] == pytest.approx(0.01)
-    assert found["interval"] == pytest.approx([0.86 - 4.3027 * 0.01 / 3**0.5, 0.86 + 4.3027 * 0.01 / 3**0.5], abs=1e-5)
-    assert compare.over_seeds(records[:1])["interval"] is None
-    assert compare.over_seeds([]) == {"finished": []}

@@ -332,7 +332,7 @@ def test_torchrun_that_is_told_to_end_leaves_a_checkpoint(tmp_path: Path) -> Non
                 break
         process.send_signal(signal.SIGTERM)
         rest = process.stdout.read()
-    assert "Go on with: torchrun --nproc-per-node 2 -m tinycifar train --resume" in rest
+    assert "Resume with: torchrun --nproc-per-node 2 -m tinycifar train --resume" in rest
     assert rest.count("Stopping after this step") == 1
     found, problems = checkpoint.latest(tmp_path / "run")
     assert found is not None

@@ -552,7 +552,7 @@ def test_killed_processes_and_a_killed_command_lose_no_trial(started: Any) -> No
     process.send_signal(signal.SIGINT)
     printed = process.communicate()[0]
     assert process.returncode == 130, printed
-    assert "Go on with: tinycifar sweep minute" in printed
+    assert "Resume with: tinycifar sweep minute" in printed
 
     process = started("--trials", "14")
     printed = process.communicate()[0]

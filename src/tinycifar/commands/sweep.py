@@ -135,5 +135,5 @@ def sweep_command(
             ("--out", study.folder),
         ):
             words += [] if value is None else [name, str(value)]
-        terminal.console(as_json).print(f"Go on with: {shlex.join(words)}")
+        terminal.console(as_json).print(f"Resume with: {shlex.join(words)}")
     return code or int(unfinished or (found["best"] is None and not elsewhere))

@@ -319,24 +319,3 @@ def write(found: Comparison, path: Path) -> None:
     page = run_page.render("compare.html", found=found, rows=found.table(), figure=figure, remarks=found.remarks())
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(path, page.encode())
-
-
-def over_seeds(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What finished runs of one recipe gave, from their records: mean, standard deviation, min, max, 95% t-interval."""
-    if not records:
-        return {"finished": []}
-    split = "test" if records[0]["test_accuracy"] is not None else "validation"
-    accuracies = [record[f"{split}_accuracy"] for record in records]
-    several = len(records) > 1
-    return {
-        "recipe": records[0]["recipe"],
-        "split": split,
-        "finished": [record["seed"] for record in records],
-        "accuracies": accuracies,
-        "mean": statistics.mean(accuracies),
-        "standard_deviation": statistics.stdev(accuracies) if several else None,
-        "min": min(accuracies),
-        "max": max(accuracies),
-        "interval": list(_in_range(metrics.mean_interval(accuracies))) if several else None,
-        "mean_train_seconds": statistics.mean(record["train_seconds"] for record in records),
-    }

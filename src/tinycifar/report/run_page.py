@@ -132,7 +132,8 @@ def _figures(
 
 def _learning_rates(recipe: Recipe, images: int) -> tuple[list[float], dict[str, list[float]]]:
     """At about 200 steps of a run's schedule: how many epochs have passed, and the rate of each of its optimizers."""
-    _, steps_by_epoch, schedule = plan(recipe, images)
+    epochs = plan(recipe, images)
+    steps_by_epoch, schedule = epochs.steps, epochs.schedule
     total = sum(steps_by_epoch)
     passed = [epoch + step / count for epoch, count in enumerate(steps_by_epoch) for step in range(count)] + [
         float(recipe.epochs)

@@ -1,8 +1,13 @@
-"""Several trainings at once, each a process of its own with its share of the threads."""
+"""Child processes that each do a piece of work: several seeds or trials in parallel.
+
+A child gets one JSON object on its standard input and answers with one on its standard output. It stops in order when
+its standard input ends, so none outlives the process that it works for.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -11,157 +16,173 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from tinycifar import signals
-from tinycifar.words import counted
 
 POLL_SECONDS = 0.1
 CHILD = "from tinycifar.scale import jobs; jobs.child()"
-TRIED_STEPS = 40  # by which speeds are compared: some seconds
+SPIN_COUNT = "10000"  # of GNU OpenMP, as in tinycifar.__main__: children are beside other busy processes
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that has ended: which of the commands it was, its exit code, and what it printed."""
+    """A child that has ended: its number, its exit code, what its work returned, and why it failed ("" if not)."""
 
     index: int
     code: int
-    out: str
-    err: str
+    result: dict[str, Any] | None
+    problem: str
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Images a second: of one process with all `threads`, and of several `at_once` with their shares, together."""
-
-    alone: float
-    at_once: float
-    jobs: int
-    threads: int
-
-    def told(self) -> str:
-        """What it means for the time that all seeds take, as a line."""
-        ratio = self.alone / self.at_once
-        change = f"{abs(1 - ratio):.0%} {'more' if ratio > 1 else 'less'} time than"
-        advice = ": leave out --jobs to be faster" if ratio > 1 else ""
-        return (
-            f"{self.jobs} at once, {counted(self.threads // self.jobs, 'thread')} each, train {self.at_once:,.0f} "
-            f"images/s; one alone with {counted(self.threads, 'thread')} {self.alone:,.0f}. At once takes {change} "
-            f"one after the other{advice}"
-        )
+class _Child:
+    process: subprocess.Popen[bytes]
+    out: IO[bytes]
+    err: IO[bytes]
 
 
-def run_all(commands: Sequence[Sequence[str]], at_once: int, stop: signals.StopSignal) -> Iterator[Ended]:
-    """Run commands of `tinycifar`, given by their words, so many at once, and give each when it has ended.
+class Processes:
+    """Children that all do the same work, named "module:function"; those left at the end are killed.
 
-    When `stop` receives a signal, those that run are asked to end, as they do in order, and no others begin.
+    The function takes what `start` gives it as keyword arguments and returns an object that JSON can hold, or None.
     """
-    waiting = list(enumerate(commands))
-    running: dict[int, tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]] = {}
-    asked = False
-    with contextlib.ExitStack() as files:
-        try:
-            while running or (waiting and not stop.received):
-                while waiting and len(running) < at_once and not stop.received:
-                    index, words = waiting.pop(0)
-                    out: IO[bytes] = files.enter_context(tempfile.TemporaryFile())
-                    err: IO[bytes] = files.enter_context(tempfile.TemporaryFile())
-                    process = subprocess.Popen(
-                        [sys.executable, "-c", CHILD, *words],
-                        stdin=subprocess.PIPE,
-                        stdout=out,
-                        stderr=err,
-                        start_new_session=True,  # a Ctrl-C at the terminal reaches this process alone
-                    )
-                    running[index] = process, out, err
-                if stop.received and not asked:
-                    asked = True
-                    for process, _, _ in running.values():
-                        process.terminate()
-                for index in [index for index, (process, _, _) in running.items() if process.poll() is not None]:
-                    process, *files_of = running.pop(index)
-                    _close(process)
-                    printed = []
-                    for file in files_of:
-                        file.seek(0)
-                        printed.append(file.read().decode(errors="backslashreplace"))
-                        file.close()
-                    yield Ended(index, process.returncode, *printed)
-                time.sleep(POLL_SECONDS)
-        finally:  # a second signal, or nobody asks for the rest
-            for process, _, _ in running.values():
-                process.kill()
-                process.wait()
-                _close(process)
+
+    def __init__(self, work: str) -> None:
+        self._work = work
+        self._running: dict[int, _Child] = {}
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def start(self, index: int, **arguments: Any) -> None:
+        """Start a child that is called by this number."""
+        out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  (closed by `_end`)
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, self._work],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=err,
+            env={"GOMP_SPINCOUNT": SPIN_COUNT, **os.environ},
+            start_new_session=True,  # a Ctrl-C at the terminal reaches this process alone
+        )
+        self._running[index] = _Child(process, out, err)
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            process.stdin.write(json.dumps(arguments).encode() + b"\n")
+            process.stdin.flush()
+
+    @property
+    def running(self) -> int:
+        """How many children have not been given by `ended`."""
+        return len(self._running)
+
+    def stop(self) -> None:
+        """Ask all children to stop in order, with a checkpoint."""
+        for child in self._running.values():
+            _close(child)
+
+    def ended(self) -> list[Ended]:
+        """The children that have ended since the last call."""
+        done = [index for index, child in self._running.items() if child.process.poll() is not None]
+        return [_end(index, self._running.pop(index)) for index in done]
+
+    def __exit__(self, *exception: object) -> None:
+        for child in self._running.values():
+            child.process.kill()
+        for index in list(self._running):
+            _end(index, self._running.pop(index))
 
 
-def _close(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
+def run_all(work: str, requests: Sequence[dict[str, Any]], parallel: int, stop: signals.StopSignal) -> Iterator[Ended]:
+    """Do `work` for each of the requests, `parallel` of them in parallel, and give each when it has ended.
+
+    When `stop` receives a signal, those that run are asked to stop, and no others start.
+    """
+    waiting = list(enumerate(requests))
+    with Processes(work) as processes:
+        while processes.running or (waiting and not stop.received):
+            while waiting and processes.running < parallel and not stop.received:
+                index, request = waiting.pop(0)
+                processes.start(index, **request)
+            if stop.received:
+                processes.stop()
+            yield from processes.ended()
+            time.sleep(POLL_SECONDS)
 
 
 def child() -> None:
-    """What a process of `run_all` does: the command with the words behind `-c`; it ends in order with its parent."""
-    from tinycifar.__main__ import main
+    """What a child does: the work that its command line names, with the arguments on its standard input.
 
-    end_with_parent()
-    sys.argv[0] = "tinycifar"
-    main()
+    Prints {"result": ...} or {"problem": ...}, and exits with 0, with 2 for a ValueError or OSError, with 1 for a
+    training that diverged, or with 143 if it was asked to stop before its work could handle that.
+    """
+    signal.signal(signal.SIGTERM, _exit)
+    arguments = json.loads(_first_line())
+    _stop_with_parent()
+    code, answer = 0, {}
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            module, _, name = sys.argv[1].partition(":")
+            function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+            answer = {"result": function(**arguments)}
+        except FloatingPointError as error:
+            code, answer = 1, {"problem": str(error)}
+        except (ValueError, OSError) as error:
+            code, answer = 2, {"problem": str(error)}
+    print(json.dumps(answer, allow_nan=False))
+    sys.exit(code)
 
 
-def end_with_parent() -> None:
+def _first_line() -> bytes:
+    """The first line of standard input, read without a buffer, so that its end can be waited for."""
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(0, 1 << 16)
+        if not part:
+            sys.exit(128 + signal.SIGTERM)  # the parent has ended
+        line += part
+    return line
+
+
+def _stop_with_parent() -> None:
     """Have this process get a SIGTERM when its standard input ends: when the parent closes that pipe, or is dead."""
 
     def wait() -> None:
-        os.read(0, 1)  # nothing is ever written
+        os.read(0, 1)  # nothing more is ever written
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-def compare(words: Sequence[str], *, images: int, threads: int, jobs: int, stop: signals.StopSignal) -> Speed | None:
-    """Train on a few images alone with all threads, then by several processes at once with their shares.
-
-    `words` are those of a `tinycifar train` without run directory, threads and limit. None where a signal came or one
-    failed, as some do that diverge. Raises ValueError, with what it said, if one is refused.
-    """
-
-    def images_per_second(count: int) -> float | None:
-        found: float | None = 0.0
-        with tempfile.TemporaryDirectory() as folder:
-            few = ["--limit", str(images), "--stop-after-epoch", "1", "--json", "--threads", str(threads // count)]
-            commands = [[*words, *few, "--out", str(Path(folder, str(number)))] for number in range(count)]
-            for ended in run_all(commands, count, stop):
-                if ended.code == 2:
-                    raise ValueError(reason(ended))
-                content = None if stop.received or ended.code else printed_json(ended)
-                if content is None or found is None:
-                    found = None
-                else:
-                    found += float(content["images_per_second"])
-        return found
-
-    alone = images_per_second(1)
-    at_once = None if alone is None else images_per_second(jobs)
-    return None if alone is None or at_once is None else Speed(alone, at_once, jobs, threads)
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # an exception, so that temporary files are removed
 
 
-def reason(ended: Ended) -> str:
-    """Why a process ended: its own line of it, without the command's name, else what ended it."""
-    lines = [line for line in ended.err.splitlines() if line.startswith("tinycifar: ")]
-    if lines:
-        return lines[-1].removeprefix("tinycifar: ")
-    return f"it was killed by signal {-ended.code}" if ended.code < 0 else f"it ended with {ended.code}"
+def _close(child: _Child) -> None:
+    if child.process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            child.process.stdin.close()
 
 
-def printed_json(ended: Ended) -> dict[str, Any] | None:
-    """The JSON object that a process printed; None where it was ended before that."""
+def _end(index: int, child: _Child) -> Ended:
+    """Wait for a child and read what it has printed."""
+    code = child.process.wait()
+    _close(child)
+    printed = []
+    for file in (child.out, child.err):
+        file.seek(0)
+        printed.append(file.read().decode(errors="backslashreplace").strip())
+        file.close()
     try:
-        content: dict[str, Any] = json.loads(ended.out)
-    except ValueError:
-        return None
-    return content
+        answer = json.loads(printed[0].splitlines()[-1])
+    except (ValueError, IndexError):
+        answer = {}
+    problem = answer.get("problem", "")
+    if code and not problem:
+        last = f": {printed[1].splitlines()[-1]}" if printed[1] else ""
+        problem = f"it was killed by signal {-code}" if code < 0 else f"it ended with {code}{last}"
+    return Ended(index, code, answer.get("result"), problem)

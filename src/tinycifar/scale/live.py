@@ -42,7 +42,7 @@ class View:
         try:
             self._write(step, values)
         except OSError as error:
-            self._warn(f"Warning: TensorBoard shows nothing more of this run: {error.strerror or error}")
+            self._warn(f"TensorBoard shows nothing more of this run: {error.strerror or error}")
             self._directory = None
 
     def _write(self, step: int, values: dict[str, float]) -> None:
@@ -72,4 +72,4 @@ class View:
                 self._file.close()
             except OSError as error:  # what was left to be written
                 if self._directory is not None:
-                    self._warn(f"Warning: TensorBoard's last values are missing: {error.strerror or error}")
+                    self._warn(f"TensorBoard's last values are missing: {error.strerror or error}")
