@@ -42,7 +42,7 @@ def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_
     )
     both = [inference.logits(teacher.model, sample.train_images) for teacher in teachers]
     soft = torch.nn.functional.softmax((both[0] + both[1]) / 2 / 3, 1).clone()
-    schedule, step = plan(recipe, 64)[2], 0
+    schedule, step = plan(recipe, 64).schedule, 0
     for epoch in range(4):
         label_loss = 0.0
         for rows in torch.randperm(64, generator=epoch_generator(5, epoch)).split(32):

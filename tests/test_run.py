@@ -128,3 +128,17 @@ def test_the_seeds_of_a_directory_come_in_numeric_order(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "seed-3").touch()
     assert [path.name for path in run.seeds(tmp_path)] == ["seed-9", "seed-10"]
+
+
+def test_what_a_killed_start_left_behind_is_no_run_and_is_removed(tmp_path: Path) -> None:
+    for name in (".lock", "environment.json", ".recipe.json.a1b2c3d4", ".environment.json.zzzzzzz_"):
+        (tmp_path / name).touch()
+    run.check_unused(tmp_path)
+    run.start(run.create(tmp_path, "minute", 0), recipes.get("minute"), {"seed": 3})
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "environment.json", "recipe.json"}
+    for name in (".env", ".recipe.json.a1b2c3d", "notes.json.a1b2c3d4"):
+        used = tmp_path / f"used {name}"
+        used.mkdir()
+        (used / name).touch()
+        with pytest.raises(ValueError, match="is in use"):
+            run.check_unused(used)

@@ -41,11 +41,11 @@ def plan(recipe: Recipe, images: int, ranks: int = 1) -> Plan:
     The epochs after the first have the part of the images that `skip_easiest` leaves, in whole batches. Raises
     ValueError if an epoch has too few images for training, or a batch too few for each process.
     """
-    later_images = images - int(recipe.skip_easiest * images)
+    least = LEAST_SHARE * ranks
+    later_images = max(images - int(recipe.skip_easiest * images), min(images, least))
     if recipe.skip_easiest and later_images > recipe.batch_size:
         later_images -= later_images % recipe.batch_size
     images_by_epoch = [images] + [later_images] * (recipe.epochs - 1)
-    least = LEAST_SHARE * ranks
     batches = [batch_sizes(count, recipe.batch_size, least) for count in images_by_epoch]
     if (smallest := min(min(sizes) for sizes in batches)) < least:
         if ranks == 1:

@@ -118,7 +118,7 @@ def averaging_halves(recipe: Recipe) -> tuple[nn.Module, Tensor]:
     settings: dict[str, Any] = {name: getattr(recipe, name) for name in names}
     settings |= {"learning_rate": recipe.max_learning_rate, "momentum": recipe.max_momentum}
     optimizers = optim.build(model, recipe.optimizer, **settings)
-    _, _, schedule = plan(recipe, len(images))
+    schedule = plan(recipe, len(images)).schedule
     last_losses, step = torch.zeros(len(images)), 0
     model.train()
     for epoch in range(recipe.epochs):
@@ -227,17 +227,19 @@ def failures(folder: Path, ports: list[int]) -> list[tuple[str, str]]:
         {"out": folder / "one", "resume": None} if rank == 0 else {"out": None, "resume": folder / "one"},
         {"out": None, "resume": folder / "alone"},
     ]
-    if rank == 0:  # 41 images: a last batch of one, which two ranks leave out
+    small = short("minute", "batch_size=6", "epochs=3")
+    if rank == 0:  # 45 images: a last batch of 3, which two processes spread over the others
         with mock.patch.dict(os.environ):
             os.environ.pop("RANK")
-            training.train(recipe, "sample", out=folder / "alone", limit=41, stop_after_epoch=1)
+            training.train(small, "sample", out=folder / "alone", limit=45, stop_after_epoch=1)
     told = []
     full = mock.patch.object(run, "append_metrics", side_effect=OSError(28, "No space left on device"))
     for case, port in zip(cases, ports, strict=False):
         os.environ["MASTER_PORT"] = str(port)
         with full if case["out"] == folder / "full" else contextlib.nullcontext():
             try:
-                train(recipe, **{"limit": 41 if case.get("resume") == folder / "alone" else 60} | case)
+                alone = case.get("resume") == folder / "alone"
+                train(small if alone else recipe, **{"limit": 45 if alone else 60} | case)
             except (ValueError, OSError) as error:
                 told.append((type(error).__name__, str(error)))
     for words in (["--seeds", "2"], ["--data", "sample", "--limit", "40", "--set", "precision=float32"]):
@@ -258,11 +260,11 @@ def test_what_is_wrong_on_one_rank_ends_all_and_only_the_first_prints(tmp_path: 
         "used is in use",
         "rank 1 was started otherwise than rank 0: seed is 1 there, not 0",
         "rank 1: no device 'cuda:7' here" if not torch.cuda.is_available() else "rank 1: ",
-        "2 processes cannot share a batch of 1 images",
+        "2 processes cannot share a batch of 1 image: each needs at least 2",
         "No space left on device: stopped at step 3, what was saved before is as it was",
         "rank 1 was started otherwise than rank 0: stop_after_epoch is 2 there, not 1",
         "rank 1 was started otherwise than rank 0: out is None there, not ",
-        "alone has come to step 3, and 2 processes would not have by then",
+        "alone is at step 8 after 45 images, and not at the end of a batch of this version with 2 processes",
     ]
     for (kind, message), expected in zip(first[:9], words, strict=True):
         assert expected in message
@@ -293,14 +295,20 @@ def test_a_rank_that_is_killed_ends_the_others_and_leaves_the_checkpoint_before(
     assert (found.about["state.step"], problems) == (3, [])
 
 
-def test_a_last_batch_that_has_no_image_for_some_rank_is_left_out() -> None:
+def test_every_process_has_at_least_two_images_of_every_batch() -> None:
     recipe = short("minute", "batch_size=20")
-    for ranks, images, kept, steps in ((1, 41, 41, 3), (2, 41, 40, 2), (3, 42, 40, 2), (3, 43, 43, 3), (4, 60, 60, 3)):
-        assert plan(recipe, images, ranks)[:2] == ([kept] * 2, [steps] * 2)
-    with pytest.raises(ValueError, match="21 processes cannot share a batch of 20 images"):
-        plan(recipe, 50, 21)
-    with pytest.raises(ValueError, match="2 processes cannot share a batch of 1 images"):
-        plan(short("minute", "skip_easiest=0.9"), 10, 2)
+    for ranks, images, sizes in (
+        (1, 41, [21, 20]),
+        (2, 44, [22, 22]),
+        (2, 45, [20, 20, 5]),
+        (3, 45, [23, 22]),
+        (4, 60, [20, 20, 20]),
+    ):
+        assert plan(recipe, images, ranks).batches == [sizes] * 2
+        assert min(len(distributed.Ranks(rank, ranks).share(torch.arange(min(sizes)))) for rank in range(ranks)) >= 2
+    with pytest.raises(ValueError, match="11 processes cannot share a batch of 20 images: each needs at least 2"):
+        plan(recipe, 50, 11)
+    assert plan(short("minute", "skip_easiest=0.9"), 20, 2).images == [20, 4]
 
 
 def test_one_process_is_no_rank_and_a_restart_is_known_by_the_launch(
