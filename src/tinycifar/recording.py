@@ -143,8 +143,8 @@ class Recorder:
             image_size=recipe.image_size,
             recipe=recipe.name,
             classes=dataset.classes,
-            data=self._job.data_source,
-            data_digest=dataset.digest,
+            data=self._job.data_name,
+            data_digest=self._job.environment["data_digest"],
             validation_images=recipe.validation_images,
             temperature=temperature,
         )
@@ -190,6 +190,7 @@ def _record(finished: Job, evaluation: dict[str, Any]) -> dict[str, Any]:
         "validation_accuracy": validation.get("accuracy"),
         "test_accuracy": test.get("accuracy"),
         "test_accuracy_tta": test.get("accuracy_tta"),
+        "test_subsets": {name: scores["accuracy"] for name, scores in test.get("subsets", {}).items()},
         "best_test_accuracy": max(watched, default=None),
         "test_loss": test.get("loss"),
         "train_seconds": train_seconds,

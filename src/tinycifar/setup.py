@@ -33,6 +33,7 @@ from tinycifar import (
 from tinycifar.augment import Augmentation
 from tinycifar.checkpoint import State
 from tinycifar.data import Dataset
+from tinycifar.data.dataset import Digests
 from tinycifar.epochs import Plan, plan
 from tinycifar.models import Classifier
 from tinycifar.recipes import Recipe
@@ -66,9 +67,9 @@ class Options:
 class Job:
     """A training that has begun: what the loop computes with, and where its results go.
 
-    `recipe` has its final width, `dataset` is split and limited, `images` (N, 3, S, S) uint8 and `labels` (N,) are its
-    training images on `device`. `last_epoch` is the one after which this call stops. `forward` is `model`, on several
-    processes wrapped so that their gradients are averaged.
+    `recipe` has its final width, `dataset` is split, `images` (N, 3, S, S) uint8 and `labels` (N,) are its training
+    images on `device`, up to the limit. `last_epoch` is the one after which this call stops. `forward` is `model`, on
+    several processes wrapped so that their gradients are averaged. `data_name` is what the weights say of their data.
     """
 
     recipe: Recipe
@@ -87,7 +88,7 @@ class Job:
     optimizers: list[Optimizer]
     state: State
     directory: Path
-    data_source: str
+    data_name: str
     environment: dict[str, Any]
     ranks: Ranks
     stop: signals.StopSignal
@@ -112,26 +113,25 @@ def begin(
         display = Progress(console=Console(quiet=True), disable=True)
     device = machine.select_device(ranks.device(options.device))
     out, resume = _directory(options, ranks)
-    dataset = _load(recipe, source, options, ranks, display)
-    mean, std = dataset.statistics()
+    dataset, training_set, leaks = _load(recipe, source, options, ranks, display)
+    mean, std = (training_set if dataset.data_digest else dataset).statistics()
     if options.max_parameters is not None:
         recipe = recipes.widest(recipe, options.max_parameters, len(dataset.classes))
 
     torch.manual_seed(options.seed)  # initial weights and dropout draw from torch's own generator
     model = recipe.build(len(dataset.classes))
     ranks.reseed(options.seed)
-    notes = list(dataset.notes)
+    notes = list(training_set.notes)
     if options.init is not None:
-        trained.check_unseen(options.init, "model", dataset, recipe.validation_images)
+        leaks += trained.check_unseen(options.init, "model", dataset)
         same_classes = trained.start_from(model, options.init, dataset.classes)
         new_head = "" if same_classes else ", with a new head"
         notes.append(f"Starting from the weights of {options.init.name}{new_head}")
     size = summarize(model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = ranks.exchange(machine.select_precision(recipe.precision, device))[0]
-    data_source = _data_source(source, dataset)
-    environment = _environment(device, precision, dataset, data_source, options, ranks)
-    images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
+    environment = _environment(device, precision, _data_source(source, dataset), dataset, options, ranks)
+    images, labels = training_set.train_images.to(device), training_set.train_labels.to(device)
     epoch_plan = plan(recipe, len(images), ranks.world)
     directory = resume or out or run.place(None, recipe.name)
     if resume is None and ranks.first:
@@ -168,7 +168,7 @@ def begin(
             optimizers=_optimizers(model, recipe),
             state=State.at_start(len(images), device),
             directory=directory,
-            data_source=data_source,
+            data_name=dataset.known or dataset.name,
             environment=environment,
             ranks=ranks,
             stop=stop,
@@ -177,12 +177,14 @@ def begin(
             warnings=warnings,
             wall_start=wall_start,
         )
-        for line in (*_heading(job), *notes, *_advice(job)):
+        for line in (*_heading(job), *notes, *leaks, *_advice(job)):
             display.console.print(line)
         if resume is not None:
             job = _restored(job, warn)
         elif ranks.first:
             run.start(directory, recipe, environment)
+        if ranks.first:
+            run.write_seen(directory, _seen(training_set, options))
         if job.state.step == 0:
             preparation_start = time.perf_counter()
             if options.init is None:
@@ -236,8 +238,8 @@ def _directory(options: Options, ranks: Ranks) -> tuple[Path | None, Path | None
 
 def _load(
     recipe: Recipe, source: Dataset | str | Path | None, options: Options, ranks: Ranks, display: Progress
-) -> Dataset:
-    """The data set, split as the recipe says and limited; all processes check that they have the same."""
+) -> tuple[Dataset, Dataset, list[str]]:
+    """The data set, split as the recipe says; the same with its training images limited; and warnings of leaks."""
     with ranks.one_a_machine_first():
         if isinstance(source, Dataset):
             dataset = source
@@ -246,17 +248,23 @@ def _load(
     if dataset.image_size != recipe.image_size:
         raise ValueError(f"the images have {dataset.image_size} pixels a side, the recipe's {recipe.image_size}")
     dataset = dataset.split(recipe.validation_images)
-    if options.limit is not None:
-        dataset = dataset.limit(options.limit)
-    distill.check_data(recipe, options.teachers, dataset)
-    ranks.check_alike(data=dataset.digest, train_images=len(dataset.train_images))
-    return dataset
+    training_set = dataset if options.limit is None else dataset.limit(options.limit)
+    leaks = distill.check_data(recipe, options.teachers, dataset)
+    ranks.check_alike(data=dataset.data_digest, train_images=len(training_set.train_images))
+    return dataset, training_set, leaks
+
+
+def _seen(training_set: Dataset, options: Options) -> list[Digests]:
+    """Digests of the images that the weights will come from: training images, and those of teachers and `init`."""
+    models = [*options.teachers, *([options.init] if options.init else [])]
+    sources = [training_set.digests("train"), *(model.seen() for model in models)]
+    return [digests for digests in sources if digests is not None]
 
 
 def _data_source(source: Dataset | str | Path | None, dataset: Dataset) -> str:
     """What `data.load` takes to find the data again, a name or an absolute path."""
     named = isinstance(source, Dataset) or source in (None, *data.NAMES)
-    return dataset.path or (dataset.name if named else str(Path(str(source)).absolute()))
+    return dataset.path or (dataset.known or dataset.name if named else str(Path(str(source)).absolute()))
 
 
 def _optimizers(model: Classifier, recipe: Recipe) -> list[Optimizer]:
@@ -273,7 +281,7 @@ def _optimizers(model: Classifier, recipe: Recipe) -> list[Optimizer]:
 
 
 def _environment(
-    device: torch.device, precision: str, dataset: Dataset, data_source: str, options: Options, ranks: Ranks
+    device: torch.device, precision: str, data_source: str, dataset: Dataset, options: Options, ranks: Ranks
 ) -> dict[str, Any]:
     """The content of `environment.json`: machine, versions, data, seed, and models that the run started from."""
     return machine.environment(device) | {
@@ -281,9 +289,9 @@ def _environment(
         "precision": precision,
         "seed": options.seed,
         "data": data_source,
-        "data_digest": dataset.digest,
+        "data_digest": dataset.data_digest,
         "limit": options.limit,
-        "train_images": len(dataset.train_images),
+        "train_images": len(dataset.train_images) if options.limit is None else options.limit,
         "teachers": list(map(distill.about, options.teachers)),
         "resumes": [],
         "torchrun": sorted({*ranks.exchange(ranks.launch)} - {""}),
@@ -304,7 +312,7 @@ def _heading(job: Job) -> Iterator[str]:
 
 def _advice(job: Job) -> Iterator[str]:
     """Lines about what the user should know before this training starts."""
-    if job.dataset.digest and isinstance(job.model, models.MirroredNet):
+    if job.dataset.data_digest and isinstance(job.model, models.MirroredNet):
         yield (
             f"{job.recipe.model} answers an image and its mirror image alike; for classes that differ in nothing else "
             "train reference-30 --set augmentation=translate"
