@@ -18,7 +18,7 @@ from tinycifar import atomic, data, metrics, run
 from tinycifar.data import Dataset, pictures
 from tinycifar.evaluation import subsets
 from tinycifar.models import Classifier
-from tinycifar.trained import Trained
+from tinycifar.trained import Trained, count_seen
 
 PICTURES_AT_ONCE = 64
 COMPARED = ("data", "split", "images", "correct", "loss")  # what tells one evaluation from another
@@ -200,11 +200,7 @@ def evaluate_model(
         if dataset.image_size != trained.image_size:
             raise ValueError(f"{trained.name} takes images of {trained.image_size} pixels, not of {dataset.image_size}")
     else:
-        dataset = (
-            trained.dataset(display)
-            if source is None
-            else data.load(source, image_size=trained.image_size, display=display)
-        )
+        dataset = trained.dataset(display) if source is None else _load_to_score(trained, source, display)
     if dataset.classes != trained.classes:
         raise ValueError(
             f"{trained.name} knows {several(trained.classes)}, {dataset.name} has {several(dataset.classes)}"
@@ -218,6 +214,22 @@ def evaluate_model(
     if corrupted:
         found.content["robustness"] = robustness(trained.model, dataset, corrupted, test=test)
     return found
+
+
+def _load_to_score(trained: Trained, source: str | Path, display: Progress | None) -> Dataset:
+    """The data at `source`, of which all images are opened if it has no test images and the model has seen none.
+
+    It may lack training images and some of the model's classes.
+    """
+    own = None if str(source) in data.NAMES else data.examine(source)
+    if own is None or ({"train", "test"} <= own.splits.keys() and own.classes == trained.classes):
+        return data.load(source, image_size=trained.image_size, display=display)
+    scored = data.load_to_score(source, trained.classes, image_size=trained.image_size, display=display)
+    seen = trained.seen()
+    may_be_its_own = "train" in own.splits and own.classes == trained.classes
+    if may_be_its_own and (seen is None or count_seen(seen, scored.digests("test"))):
+        return data.load(source, image_size=trained.image_size, display=display)
+    return scored
 
 
 def several(classes: Sequence[str]) -> str:

@@ -3,6 +3,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from tinycifar import data
 
 
@@ -48,7 +50,7 @@ def test_a_run_is_evaluated_on_other_pictures_of_the_same_classes_alone(tinycifa
     (others / "test" / "dog").rename(others / "test" / "fox")
     refused = tinycifar("evaluate", "run", "--data", others)
     assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
-    assert "run knows 3 classes (car, cat, dog)" in refused.err
+    assert "has class fox, which the model does not know; it knows 3 classes: car, cat, dog" in refused.err
 
 
 def test_a_run_whose_pictures_are_gone_is_evaluated_where_they_are_now(tinycifar: Any, own: Path) -> None:
@@ -59,3 +61,19 @@ def test_a_run_whose_pictures_are_gone_is_evaluated_where_they_are_now(tinycifar
     accuracy = json.loads(Path("run/evaluation.json").read_text())["accuracy"]
     assert tinycifar("evaluate", "run", "--data", "moved", "--json").json["accuracy"] == accuracy
     assert data.load("moved").validation_images is not None
+
+
+def test_a_run_is_evaluated_on_labelled_pictures_without_training_images_or_all_classes(
+    tinycifar: Any, own_run: Any, tmp_path: Path
+) -> None:
+    first, second = ("käse", "größe <1>")
+    for folder in ("new/test", "flat"):
+        for kind in (first, second):
+            (tmp_path / folder / kind).mkdir(parents=True)
+            for level in range(3):
+                picture = Image.new("RGB", (24, 24), (level, len(kind), 9))
+                picture.save(tmp_path / folder / kind / f"{level}.png")
+    for folder in ("new", "flat"):
+        done = tinycifar("evaluate", own_run.directory, "--data", tmp_path / folder, "--out", "scores", "--json").json
+        assert (done["split"], done["images"]) == ("test", 6)
+        assert [row["images"] for row in done["classes"]] == [3, 3, 0]

@@ -110,7 +110,10 @@ def test_columns_of_other_names_are_named_by_an_option(tmp_path: Path) -> None:
         ([""], "has the columns , none of which"),
         (["file,label", "1.png,cat", "1.png,dog"], "1.png is listed twice, with different labels or splits"),
         (["file,label,split", "1.png,cat,fold1"], "line 2, has the split 'fold1'; allowed are train, training, val"),
-        (["file,label,split", "1.png,cat,test"], "lists no training picture, only pictures of test"),
+        (
+            ["file,label,split", "1.png,cat,test", "2.png,dog,test"],
+            "own has test images, but no training images; `tinycifar evaluate",
+        ),
         (["file,label", "1.png,cat", "2.png,cat"], "own has 1 class; allowed are 2"),
     ],
 )

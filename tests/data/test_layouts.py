@@ -225,3 +225,17 @@ def test_a_thousand_classes_and_two_are_allowed(tmp_path: Path) -> None:
     assert sizes(load(tmp_path / "many")) == [1_000, 0, 1_000]
     fill(tmp_path / "few", {"a": 6, "b": 6})
     assert sizes(load(tmp_path / "few")) == [10, 0, 2]
+
+
+def test_data_to_be_scored_needs_no_training_images_and_not_all_classes(tmp_path: Path) -> None:
+    classes = ("ant", "cat", "dog")
+    fill(tmp_path / "new/test", {"cat": 3, "dog": 2})
+    fill(tmp_path / "flat", {"cat": 3, "dog": 2})
+    refused(tmp_path / "new", "new has test images, but no training images; `tinycifar evaluate MODEL --data` takes it")
+    for own in ("new", "flat"):
+        loaded = data.load_to_score(tmp_path / own, classes, image_size=8)
+        assert (loaded.classes, sorted(loaded.test_labels.tolist())) == (classes, [1, 1, 1, 2, 2])
+        for name, label in zip(loaded.names["test"], loaded.test_labels.tolist(), strict=True):
+            assert Path(name).parent.name == classes[label]
+    with pytest.raises(ValueError, match="flat has class cat, which the model does not know; it knows 2 classes: ant"):
+        data.load_to_score(tmp_path / "flat", ("ant", "dog"))

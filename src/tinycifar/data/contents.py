@@ -165,6 +165,52 @@ def to_dataset(contents: Contents, cache: Path, image_size: int, display: Progre
     )
 
 
+def to_score(
+    contents: Contents, classes: tuple[str, ...], cache: Path, image_size: int, display: Progress | None
+) -> Dataset:
+    """The images for a model of these `classes` to be scored on: the test images, or all if there are none.
+
+    They are the data set's test images, and, as it must have some, its training images too. Raises ValueError for a
+    class that the model does not know, and for images that cannot be read.
+    """
+    if unknown := [name for name in contents.classes if name not in classes]:
+        raise ValueError(
+            f"{contents.path} has {named(unknown)}, which the model does not know; it knows {named(classes)}"
+        )
+    rows = contents.splits.get("test", np.arange(len(contents.names)))
+    known = np.array([classes.index(name) for name in contents.classes], np.int64)
+    hashes = _hashes(contents, display)
+    names = [contents.names[row] for row in rows.tolist()]
+
+    def decode(index: int) -> Pixels:
+        return contents.decode(contents.read(int(rows[index])), image_size)
+
+    images, problems = decoded.load(
+        contents.path,
+        names,
+        decode,
+        content=decoded.digest(zip(names, (hashes[row] for row in rows.tolist()), strict=True)),
+        image_size=image_size,
+        cache=cache,
+        display=display,
+    )
+    labels = torch.from_numpy(known[contents.labels[rows]])
+    origin = Origin(images, _digests([hashes[row] for row in rows.tolist()]))
+    shown = tuple(map(printable, names))
+    return Dataset(
+        contents.path.name,
+        classes,
+        images,
+        labels,
+        images,
+        labels,
+        path=contents.source,
+        notes=(*contents.notes, *problems),
+        names={"train": shown, "test": shown},
+        origins={"train": origin, "test": origin},
+    )
+
+
 def named(classes: Sequence[str]) -> str:
     """Classes in a message: "class a", or how many and the first ones."""
     return f"{'class' if len(classes) == 1 else f'{len(classes):,} classes:'} {few(classes)}"
@@ -178,6 +224,11 @@ def few(names: Sequence[str]) -> str:
 
 def _check(contents: Contents) -> None:
     classes, counts = contents.classes, contents.counts("train")
+    if "train" not in contents.splits:
+        raise UntrainableError(
+            f"{contents.path} has {' and '.join(contents.splits)} images, but no training images; "
+            "`tinycifar evaluate MODEL --data` takes it"
+        )
     if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
         raise UntrainableError(
             f"{contents.path} has {len(classes):,} class{'es' * (len(classes) != 1)}; allowed are {FEWEST_CLASSES} to "

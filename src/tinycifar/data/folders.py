@@ -37,10 +37,12 @@ def is_picture(name: str) -> bool:
 
 
 def recognises(tree: Tree) -> bool:
-    """Whether the top of a tree has a folder of training images, or at least two folders with pictures in them."""
+    """Whether a tree has a folder of a split with classes in it, or at least two folders with pictures in them."""
     names = tree.names("", "folder")
-    splits = [split for name in names if (split := contents.split_of(name))]
-    return "train" in splits if splits else len(_with_pictures(tree, names)) > 1
+    splits = [name for name in names if contents.split_of(name)]
+    if any(contents.split_of(name) == "train" or tree.names(name, "folder") for name in splits):
+        return True
+    return not splits and len(_with_pictures(tree, names)) > 1
 
 
 def misplaced(tree: Tree) -> str:
@@ -88,7 +90,7 @@ def read(tree: Tree, group: str = "") -> Contents:
             )
         splits[split] = _list(tree, entry.name)
     splits = {split: splits[split] for split in contents.SPLITS if split in splits}
-    root = "train" not in splits
+    root = not splits
     if root:
         splits = {"train": _list(tree, "")}
     for split, part in list(splits.items()):
@@ -105,6 +107,8 @@ def read(tree: Tree, group: str = "") -> Contents:
     if not root:
         notes += _others(tree, [entry.name for entry in entries if entry.kind == "folder"])
     notes += _notes(tree, splits, classes)
+    if not splits:
+        raise ValueError(f"{tree.path} has no pictures in folders of classes, as in {LAYOUT}")
     names: list[str] = []
     labels: list[int] = []
     rows = {}
@@ -156,7 +160,9 @@ def _list(tree: Tree, folder: str) -> _Split:
 
 def _classes(tree: Tree, splits: dict[str, _Split]) -> tuple[str, ...]:
     """The classes, sorted; ValueError if a split has others, or the training folder lacks pictures of one."""
-    train = splits["train"]
+    train = splits.get("train")
+    if train is None:
+        return tuple(sorted({kind for split in splits.values() for kind, files in split.classes.items() if files}))
     where = tree.where(train.folder)
     if not train.pictures:
         if loose := train.left_out["picture outside a class"]:

@@ -52,6 +52,16 @@ def load(
     return _dataset("cifar10", cifar10.read(None if source == "cifar10" else source, cache), image_size)
 
 
+def load_to_score(
+    source: str | Path, classes: tuple[str, ...], *, image_size: int = 32, display: Progress | None = None
+) -> Dataset:
+    """Load own data for a model of these `classes` to be scored on, as `tinycifar.data.contents.to_score` says."""
+    own = examine(source)
+    if own is None:
+        raise ValueError(f"{source} is CIFAR-10, which has test images of its own")
+    return contents.to_score(own, classes, cifar10.cache_directory(), image_size, display)
+
+
 def examine(source: str | Path) -> Contents | None:
     """What own data holds, none of its images decoded; None for CIFAR-10 itself.
 

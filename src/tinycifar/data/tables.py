@@ -98,8 +98,6 @@ def read(tree: Tree, tables: list[str], columns: str = "", group: str = "") -> C
         for split in contents.SPLITS
     }
     splits = {split: part for split, part in splits.items() if len(part)}
-    if "train" not in splits:
-        raise ValueError(f"{where} lists no training picture, only pictures of {' and '.join(splits)}")
     unlisted = len(index.files) - len(names)
     skipped["picture that is not listed"] = unlisted
     counts = ", ".join(f"{count:,} x {what}" for what, count in sorted(skipped.items()) if count)
