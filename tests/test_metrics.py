@@ -76,6 +76,13 @@ def test_confusion_and_scores_of_classes_equal_scikit_learns() -> None:
         assert [row[name] for row in rows] == pytest.approx(values.tolist())
 
 
+def test_balanced_scores_equal_scikit_learns() -> None:
+    logits, labels = noisy()
+    predicted, found = logits.argmax(1), metrics.balanced(metrics.confusion_matrix(logits, labels))
+    assert found["balanced_accuracy"] == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predicted))
+    assert found["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
+
+
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_top_k_accuracy_equals_scikit_learns(k: int) -> None:
     logits, labels = noisy()

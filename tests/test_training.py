@@ -24,6 +24,7 @@ from tinycifar.data.dataset import CLASSES
 from tinycifar.epochs import epoch_generator
 from tinycifar.epochs import hardest as hardest_of
 from tinycifar.recipes import Recipe
+from tinycifar.setup import balanced_weights
 
 SMALL = recipes.with_settings(recipes.get("reference-30"), ["epochs=2", "batch_size=32", "augmentation=none"])
 
@@ -519,3 +520,36 @@ def test_few_steps_are_told_with_what_may_help(tmp_path: Path) -> None:
     display = Progress(console=Console(record=True, width=200, file=io.StringIO()))
     training.train(MINUTE, data.sample(), out=tmp_path / "run", limit=64, display=display)
     assert "steps are few for so few images: more --epochs may help" in display.console.export_text()
+
+
+def test_balanced_weights_are_inverse_to_the_images_of_a_class_and_one_on_average() -> None:
+    labels = torch.tensor([0] * 6 + [2] * 3 + [3])
+    weights = balanced_weights(labels, 5)
+    assert weights.tolist() == pytest.approx([10 / 18, 0, 10 / 9, 10 / 3, 0])
+    assert weights[labels].mean().item() == pytest.approx(1)
+
+
+def test_class_weights_change_training_if_classes_differ_in_size_and_are_reported(
+    tmp_path: Path,
+) -> None:
+    output = io.StringIO()
+    display = Progress(console=Console(file=output, soft_wrap=True), disable=True)
+    sample = data.sample()
+    places = [(sample.train_labels == label).nonzero()[:, 0] for label in (3, 5)]
+    found = {}
+    for name, counts in (("alike", (16, 16)), ("rare", (28, 4))):
+        rows = torch.cat([place[:count] for place, count in zip(places, counts, strict=True)])
+        labels = torch.tensor([0] * counts[0] + [1] * counts[1])
+        dataset = data.Dataset(
+            name, ("cat", "dog"), sample.train_images[rows], labels, sample.train_images[rows], labels
+        )
+        for kind in ("none", "balanced"):
+            recipe = recipes.with_settings(MINUTE, ["epochs=1", f"class_weights={kind}"])
+            result = training.train(recipe, dataset, out=tmp_path / name / kind, display=display)
+            weights = load_file(result.directory / "model.safetensors")
+            found[name, kind] = torch.cat([tensor.flatten().float() for tensor in weights.values()])
+    printed = output.getvalue()
+    assert torch.equal(found["alike", "none"], found["alike", "balanced"])
+    assert not torch.equal(found["rare", "none"], found["rare", "balanced"])
+    assert "Classes have 4 (dog) to 28 (cat) training images; --set class_weights=balanced makes them" in printed
+    assert "the loss of an image is multiplied by 0.571 to 4" in printed

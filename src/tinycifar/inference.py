@@ -132,6 +132,7 @@ def evaluate(
         "data_digest": dataset.data_digest,
         "split": split,
         **metrics.summarize(plain, labels),
+        **metrics.balanced(confusion),
         "accuracy_tta": tta["accuracy"],
         "loss_tta": tta["loss"],
         "subsets": subsets.scores(plain, images, labels) if split == "test" else {},

@@ -84,6 +84,20 @@ def per_class(confusion: Tensor) -> list[dict[str, float]]:
     ]
 
 
+def balanced(confusion: Tensor) -> dict[str, float]:
+    """Scores that count each class alike, from a confusion matrix (C, C).
+
+    `balanced_accuracy` is the mean recall of the classes that have images (Brodersen et al. 2010), `macro_f1` the mean
+    F1 of those that have images or are predicted.
+    """
+    hits, true, predicted = (counts.double() for counts in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
+    recall, f1 = hits / true, 2 * hits / (true + predicted)
+    return {
+        "balanced_accuracy": recall[true > 0].mean().item(),
+        "macro_f1": f1[true + predicted > 0].mean().item(),
+    }
+
+
 def best_and_worst(rows: Sequence[dict[str, Any]], count: int = 10) -> tuple[list[Any], list[Any]]:
     """The `count` classes with the largest F1 and those with the smallest, worst first, of rows as of `per_class`.
 

@@ -55,6 +55,9 @@ class Recipe:
     """Images a step; what is left over at the end of an epoch is a smaller batch, unless easy images are left out."""
     label_smoothing: float = 0.0
     """The part of each target that is spread evenly over all classes."""
+    class_weights: str = "none"
+    """By what the losses of images are multiplied: "none" by nothing, "balanced" by weights inverse to the images of
+    their class, whose mean over the training images is 1."""
     skip_easiest: float = 0.0
     """Part of the images that an epoch after the first leaves out: those with the least loss when last trained on. The
     rest is cut to whole batches."""
@@ -120,6 +123,7 @@ class Recipe:
         _choice("augmentation", self.augmentation, AUGMENTATIONS)
         _choice("precision", self.precision, ("float32", "bfloat16", "auto"))
         _choice("optimizer", self.optimizer, ("sgd", "muon"))
+        _choice("class_weights", self.class_weights, ("none", "balanced"))
         _choice("anneal", self.anneal, ("cosine", "linear"))
         models.check_image_size(self.model, self.image_size)
         for field, low, high in (

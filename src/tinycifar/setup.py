@@ -41,8 +41,9 @@ from tinycifar.scale import distributed, live
 from tinycifar.scale.distributed import Ranks
 from tinycifar.summary import Summary, summarize
 from tinycifar.trained import Trained
-from tinycifar.words import counted
+from tinycifar.words import counted, printable
 
+IMBALANCED = 3  # times as many images of the most frequent class as of the rarest
 FEW_STEPS = 200  # a run with fewer steps is likely to improve with more epochs
 
 
@@ -96,6 +97,23 @@ class Job:
     display: Progress
     warnings: list[str]
     wall_start: float
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """By what the loss of an image of each class is multiplied, (C,) on `device`; None if `recipe` weights none."""
+        if self.recipe.class_weights == "none":
+            return None
+        return balanced_weights(self.labels, len(self.dataset.classes))
+
+
+def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """Weights (C,) that are inverse to the images of a class, and whose mean over the images with `labels` (N,) is 1.
+
+    A class without images has weight 0.
+    """
+    counts = labels.bincount(minlength=num_classes)
+    shares = len(labels) / ((counts > 0).sum() * counts.clamp(min=1))
+    return torch.where(counts > 0, shares, 0.0)
 
 
 @contextlib.contextmanager
@@ -317,6 +335,19 @@ def _advice(job: Job) -> Iterator[str]:
             f"{job.recipe.model} answers an image and its mirror image alike; for classes that differ in nothing else "
             "train reference-30 --set augmentation=translate"
         )
+    counts = job.labels.bincount(minlength=len(job.dataset.classes)).tolist()
+    rare, common = min(count for count in counts if count), max(counts)
+    span = (
+        f"{rare:,} ({printable(job.dataset.classes[counts.index(rare)])}) to {common:,} "
+        f"({printable(job.dataset.classes[counts.index(common)])})"
+    )
+    if (weights := job.class_weights) is not None:
+        yield (
+            f"Classes of {span} training images weigh alike: the loss of an image is multiplied by "
+            f"{weights[weights > 0].min().item():.3g} to {weights.max().item():.3g}"
+        )
+    elif common > IMBALANCED * rare:
+        yield f"Classes have {span} training images; --set class_weights=balanced makes them weigh alike"
     if (steps := sum(job.plan.steps)) < FEW_STEPS:
         yield f"{steps:,} steps are few for so few images: more --epochs may help"
     if job.recipe.watch_test and inference.evaluation_split(job.dataset)[0] == "test":

@@ -88,6 +88,7 @@ def train(
         model, optimizers, augmentation = job.model, job.optimizers, job.augmentation
         images, labels, to = job.images, job.labels, job.device
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        class_weights = job.class_weights
         views = distill.Views(recipe, teachers, augmentation, images, job.precision)
         recorder = recording.Recorder(job)
 
@@ -117,6 +118,8 @@ def train(
                 with torch.autocast(to.type, torch.bfloat16, enabled=job.precision == "bfloat16"):
                     logits = job.forward(inputs)
                 losses, label_losses = _losses(recipe, logits.float(), labels[own], targets, own)
+                if class_weights is not None:
+                    losses = losses * class_weights[labels[own]]
                 rate, momentum = plan.schedule(state.step)
                 optim.set_rates(optimizers, rate, momentum)
                 model.zero_grad()

@@ -68,3 +68,16 @@ def test_classes_that_would_look_alike_above_the_confusion_are_numbered() -> Non
         ["1", "class", "one", "3", "0"],
         ["2", "class", "two", "1", "2"],
     )
+
+
+def test_a_rare_class_that_is_not_recognised_is_warned_of() -> None:
+    rows = [{"class": "cat", "images": 95, "recall": 1.0}, {"class": "dog", "images": 5, "recall": 0.2}]
+    evaluation = {"classes": rows, "accuracy": 0.96, "balanced_accuracy": 0.6, "macro_f1": 0.65}
+    assert text.balance(evaluation) == [
+        "Balanced accuracy: 60.00%, macro F1: 65.00% (each class counts alike)",
+        "Warning: accuracy alone misleads: 95.0% of the images are of class cat, but of class dog only 20.0% are "
+        "recognised; see class_weights",
+    ]
+    alike = [{"class": name, "images": 50, "recall": 0.9} for name in ("cat", "dog")]
+    assert text.balance({**evaluation, "classes": alike, "accuracy": 0.9, "balanced_accuracy": 0.9}) == []
+    assert text.balance({"classes": rows, "accuracy": 0.9}) == []

@@ -12,6 +12,7 @@ from tinycifar.words import counted, printable, table
 
 MISSING = {14: "frost", 13: "snow and frost"}
 """Which of CIFAR-10-C's fifteen corruptions are missing, by how many of them there are."""
+MISLEADING = 0.1  # by which accuracy exceeds balanced accuracy
 SUBSETS = {
     "without-near-duplicates": "Without near-duplicates of training images",
     "mlperf-tiny": "On MLPerf Tiny's test images",
@@ -143,11 +144,35 @@ def accuracy(evaluation: dict[str, Any]) -> str:
     )
 
 
+def balance(evaluation: dict[str, Any]) -> list[str]:
+    """Balanced accuracy and macro F1 of classes of different sizes, and a warning if accuracy alone misleads."""
+    if "balanced_accuracy" not in evaluation:  # written by an earlier version
+        return []
+    rows = [row for row in evaluation["classes"] if row["images"]]
+    counts = [row["images"] for row in rows]
+    lines = []
+    if max(counts) > 1.1 * min(counts):
+        lines.append(
+            f"Balanced accuracy: {evaluation['balanced_accuracy']:.2%}, macro F1: {evaluation['macro_f1']:.2%} (each "
+            "class counts alike)"
+        )
+    share = max(counts) / sum(counts)
+    if evaluation["accuracy"] > evaluation["balanced_accuracy"] + MISLEADING:
+        worst = min(rows, key=lambda row: float(row["recall"]))
+        common = rows[counts.index(max(counts))]
+        lines.append(
+            f"Warning: accuracy alone misleads: {share:.1%} of the images are of class {printable(common['class'])}, "
+            f"but of class {printable(worst['class'])} only {worst['recall']:.1%} are recognised; see class_weights"
+        )
+    return lines
+
+
 def scores(evaluation: dict[str, Any]) -> list[str]:
     """Accuracy and calibration."""
     return [
         f"{evaluation['split'].capitalize()} accuracy: {accuracy(evaluation)}, loss {evaluation['loss']:.4f}",
         *subsets(evaluation),
+        *balance(evaluation),
         f"With flip averaging (TTA): {evaluation['accuracy_tta']:.2%}",
         f"Among the best two: {evaluation['top2_accuracy']:.2%}, three: {evaluation['top3_accuracy']:.2%}",
         f"Calibration: {calibration(evaluation)}",
