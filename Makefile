@@ -1,7 +1,7 @@
 # make train   set everything up and train the default recipe   make train ARGS="reference-40 --seed 1"
 # make test    set everything up and run the tests
-# make check   lint, types, and that the README's figures are those of results/
-# make results write the README's figures and pictures anew from results/
+# make check   lint, types, the README's figures against results/, docs/API.md against the docstrings
+# make results rewrite figures and pictures from results/, and docs/API.md from the docstrings
 # make tour    execute docs/tour.ipynb anew and store what it shows
 # make faults  interrupt trainings in every way and compare bits: 20 kills, 20 signals, and what leaving out a part does
 # make load    the HTTP service under load, beside onnxruntime alone
@@ -27,9 +27,11 @@ check: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@for version in 3.10 3.11 3.12 3.13; do $(BIN)/mypy --python-version $$version || exit 1; done
 	@$(BIN)/python scripts/update_results.py --check
+	@$(BIN)/python scripts/write_api.py --check
 
 results: $(INSTALLED)
 	@$(BIN)/python scripts/update_results.py
+	@$(BIN)/python scripts/write_api.py
 
 tour: $(INSTALLED)
 	@$(BIN)/python scripts/tour.py

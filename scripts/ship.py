@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tinycifar import atomic, recipes, run, trained
+from tinycifar import atomic, catalog, recipes, run, trained
 from tinycifar.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,8 +45,8 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
         raise ValueError(f"{twin} was not trained to its end and evaluated on its validation images")
 
     model = trained.load(directory, "cpu")
-    trained.WEIGHTS.mkdir(exist_ok=True)
-    file = trained.WEIGHTS / f"{recipe.name}.safetensors"
+    catalog.WEIGHTS.mkdir(exist_ok=True)
+    file = catalog.WEIGHTS / f"{recipe.name}.safetensors"
     trained.save_weights(
         file,
         model.model,

@@ -6,19 +6,16 @@ Exit code 1 if a check finds one that is stale.
 from __future__ import annotations
 
 import argparse
-import ast
 import csv
 import hashlib
-import inspect
 import json
 import math
-import re
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +25,12 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+from tinycifar.catalog import shipped
 from tinycifar.metrics import mean_interval, wilson_interval
 from tinycifar.models import build, written_out
-from tinycifar.recipes import RECIPES, SETTABLE, Recipe
+from tinycifar.recipe import INFO, Recipe
+from tinycifar.recipes import RECIPES
 from tinycifar.report.plots import BLUE, ORANGE
-from tinycifar.trained import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -545,41 +543,13 @@ def name_points(axes: Axes, points: list[tuple[str, float, float, str]]) -> None
 
 
 def recipe_fields() -> str:
-    """Every field of a recipe: what it means, what it may be, and what it is unless told otherwise."""
-    (declared,) = ast.parse(inspect.getsource(Recipe)).body
-    assert isinstance(declared, ast.ClassDef)
-    meanings = {
-        line.target.id: " ".join(doc.value.value.split())
-        for line, doc in pairwise(declared.body)
-        if isinstance(line, ast.AnnAssign)
-        and isinstance(line.target, ast.Name)
-        and isinstance(doc, ast.Expr)
-        and isinstance(doc.value, ast.Constant)
-        and isinstance(doc.value.value, str)
-    }
+    """Every field of a recipe: its meaning, its allowed values and its default."""
     lines = ["| field | meaning | allowed | default |", "|---|---|---|---|"]
     for field in fields(Recipe):
+        info = INFO[field.name]
         default = "" if field.default in (MISSING, None) else f"`{json.dumps(field.default)}`"
-        lines.append(f"| `{field.name}` | {meanings[field.name]} | {allowed(field.name)} | {default} |")
+        lines.append(f"| `{field.name}` | {info.help} | {info.allowed} | {default} |")
     return "\n".join(lines)
-
-
-def allowed(field: str) -> str:
-    """What a field may be, as `Recipe` itself says it of what it is not."""
-    told = {
-        "name": "letters, digits, - and _",
-        "teacher": "a recipe's name, or nothing",
-        "hold_fraction": "0 to 0.99 less `warmup_fraction`",
-    }
-    if field in told or field not in SETTABLE:
-        return told.get(field, "told, not set")
-    nonsense: Any = {"int": -1, "float": -1.0}.get(SETTABLE[field], "?")
-    try:
-        replace(RECIPES[HEADLINE], **{field: nonsense})
-    except ValueError as error:
-        (found,) = re.findall(r"must lie between (.+), not|allowed are: (.+)|takes (.+), not", str(error))
-        return "".join(found).replace(" and ", " to ", 1)
-    raise AssertionError(f"{field} takes {nonsense!r}")
 
 
 def drawn_from(path: Path) -> str | None:

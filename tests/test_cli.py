@@ -213,7 +213,7 @@ def test_an_export_never_writes_over_the_weights_or_into_what_is_of_another_kind
     assert Path("mine.safetensors").read_bytes() == before
     for kind, out, must in (("onnx", ".", "file"), ("c", "mine.safetensors", "folder")):
         done = tinycifar("export", "minute", "--format", kind, "--out", out)
-        assert (done.code, done.err) == (2, f"tinycifar: --out {out} must be a {must} for --format {kind}\n")
+        assert (done.code, done.err) == (2, f"tinycifar: --out {out} must be a {must} for the format {kind}\n")
 
 
 def test_exports_of_several_seeds_are_told_apart(tinycifar: Any, trained: Path, tmp_path: Path) -> None:
@@ -230,7 +230,10 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
     found = tinycifar("export", "minute", "--format", "c", "--json").json
     assert Path(found["source"]) == Path("exports/minute-c/minute.c")
     assert found["weight_bytes"] < found["constant_bytes"] < Path(found["source"]).stat().st_size
-    done = tinycifar("export", "minute", "--format", "c")
+    refused = tinycifar("export", "minute", "--format", "c")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert "minute.h exists already; name another output, or pass --overwrite to replace it" in refused.err
+    done = tinycifar("export", "minute", "--format", "c", "--overwrite")
     assert f"RAM: {found['memory_bytes']:,} bytes" in done.out
     assert re.search(r"^Against PyTorch on 200 images: \d+ with the same class", done.out, re.MULTILINE)
     assert re.search(r"^Against the int8 ONNX model on 200 images: \d+ with the same class", done.out, re.MULTILINE)
@@ -240,7 +243,7 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
         raise c_source.NotRunError("there is no C compiler here")
 
     monkeypatch.setattr(c_source, "run_compiled", not_run)
-    done = tinycifar("export", "minute", "--format", "c")
+    done = tinycifar("export", "minute", "--format", "c", "--overwrite")
     assert done.code == 0
     assert "The compiled code was not run: there is no C compiler here" in done.out
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tinycifar import trained
+from tinycifar import catalog
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -64,14 +64,14 @@ def test_the_minute_recipe_lands_where_its_ten_recorded_seeds_did(tmp_path: Path
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("name", trained.shipped())
+@pytest.mark.parametrize("name", catalog.shipped())
 def test_shipped_weights_have_the_test_accuracy_that_is_told_of_them(name: str, tmp_path: Path) -> None:
     arguments = ["evaluate", name, "--out", str(tmp_path), "--json"]
     finished = subprocess.run([sys.executable, "-m", "tinycifar", *arguments], stdout=subprocess.PIPE, check=True)
     found = json.loads(finished.stdout)
     assert found["images"] == 10_000
     # Another processor may round two nearly equal logits the other way: five images.
-    shipped = trained.shipped()[name]
+    shipped = catalog.shipped()[name]
     assert found["accuracy"] == pytest.approx(shipped["test_accuracy"], abs=5e-4)
     accuracies = {name: subset["accuracy"] for name, subset in found["subsets"].items()}
     assert accuracies.keys() == {"without-near-duplicates", "mlperf-tiny"}

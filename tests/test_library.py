@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tinycifar
-from tinycifar import data, recipes, trained, training
+from tinycifar import data, inference, recipes, trained, training
 from tinycifar.data import pictures
 from tinycifar.data.dataset import Dataset
 from tinycifar.recipes import Recipe
@@ -26,14 +27,10 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return tinycifar.train("minute", data="sample", out=out, epochs=1, quiet=True)
 
 
-def test_the_package_loads_without_torch_and_offers_four_functions() -> None:
-    program = (
-        "import sys, tinycifar; print('torch' in sys.modules, [n for n in dir(tinycifar) if n in tinycifar.__all__])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split(maxsplit=1) == ["False", "['evaluate', 'load', 'predict', 'train']\n"]
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'fit'"):
         tinycifar.fit  # noqa: B018
+    assert not hasattr(tinycifar, "_private")
 
 
 def test_training_fills_a_run_directory_with_all_that_the_command_leaves(result: Result) -> None:
@@ -184,3 +181,168 @@ def again(directory: Path) -> Result:
 def test_test_images_are_opened_where_it_is_asked_for(tmp_path: Path) -> None:
     run = tinycifar.train("minute", "sample", out=tmp_path / "run", epochs=1, validation_images=50, quiet=True)
     assert [tinycifar.evaluate(run, test=test)["images"] for test in (False, True)] == [50, 200]
+
+
+def forms(picture: np.ndarray[Any, Any], folder: Path) -> dict[str, Any]:
+    """The same picture, uint8 (H, W, 3), in every form that `predict` takes."""
+    image = Image.fromarray(picture)
+    image.save(folder / "a.png")
+    tensor = torch.from_numpy(picture.copy()).permute(2, 0, 1)
+    return {
+        "path": folder / "a.png",
+        "str": str(folder / "a.png"),
+        "folder": folder,
+        "bytes": (folder / "a.png").read_bytes(),
+        "PIL": image,
+        "RGBA": image.convert("RGBA"),
+        "array": picture,
+        "array, channels first": picture.transpose(2, 0, 1),
+        "array of floats": (picture / 255).astype(np.float32),
+        "array of doubles, channels first": picture.transpose(2, 0, 1) / 255,
+        "tensor": tensor,
+        "tensor, channels last": tensor.permute(1, 2, 0),
+        "tensor of floats": tensor / 255,
+        "tensor of halves": (tensor / 255).half(),
+        "tensor with a gradient": (tensor / 255).requires_grad_(),
+        "generator": (part for part in [image]),
+    }
+
+
+@pytest.mark.parametrize("side", [32, 40])
+def test_a_picture_has_the_same_classes_in_every_form(tmp_path: Path, side: int) -> None:
+    image = pictures.to_image(data.sample().test_images[0]).resize((side + 8, side)).crop((4, 0, side + 4, side))
+    every = forms(np.asarray(image), tmp_path)
+    expected = tinycifar.predict("minute", every["path"])
+    assert expected[0]["file"] == str(tmp_path / "a.png")
+    for name, form in every.items():
+        (found,) = tinycifar.predict("minute", form)
+        assert [row["class"] for row in found["classes"]] == [row["class"] for row in expected[0]["classes"]], name
+        for row, other in zip(found["classes"], expected[0]["classes"], strict=True):
+            assert row["probability"] == pytest.approx(other["probability"], abs=2e-3 if "halves" in name else 1e-5)
+        assert (found["file"] is None) == (name not in ("path", "str", "folder"))
+    mixed = [every["PIL"], every["tensor"], [every["array of floats"], every["path"]]]
+    assert [entry["file"] for entry in tinycifar.predict("minute", mixed)] == [None] * 3 + [str(tmp_path / "a.png")]
+
+
+def test_batches_are_taken_apart_and_equal_their_pictures() -> None:
+    images = data.sample().test_images[:70]
+    batches = [
+        images,
+        images / 255,
+        images.numpy(),
+        images.permute(0, 2, 3, 1).numpy(),
+        (images / 255).permute(0, 2, 3, 1).numpy(),
+    ]
+    model = trained.load("minute", "cpu")
+    expected = (inference.logits(model.model, images) / model.temperature).softmax(1).max(1).values.tolist()
+    for batch in batches:
+        found = tinycifar.predict("minute", batch, top=1)
+        assert [entry["classes"][0]["probability"] for entry in found] == pytest.approx(expected, abs=1e-6)
+    assert tinycifar.predict("minute", []) == []
+
+
+def test_where_both_orders_are_possible_arrays_have_channels_last_and_tensors_first() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (3, 3, 3), np.uint8)
+    as_image = tinycifar.predict("minute", Image.fromarray(values))
+    assert tinycifar.predict("minute", values) == as_image
+    assert tinycifar.predict("minute", torch.from_numpy(values).permute(2, 0, 1)) == as_image
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (None, TypeError, "pictures must be files, folders, bytes of a file, PIL images, arrays, tensors"),
+        (3.5, TypeError, "pictures must be files"),
+        ([Image.new("RGB", (4, 4)), 7], TypeError, "pictures must be files.*, not int"),
+        (np.zeros((32, 32, 3), np.int64), TypeError, "pictures must be uint8 in 0..255 or floating point.*, not int64"),
+        (torch.zeros(3, 32, 32, dtype=torch.bool), TypeError, "pictures must be uint8.*, not bool"),
+        (np.zeros((32, 32), np.uint8), ValueError, r"pictures must have the shape .*, not \(32, 32\)"),
+        (torch.zeros(2, 4, 32, 32), ValueError, r"pictures must have the shape"),
+        (np.zeros((0, 32, 32, 3), np.uint8), ValueError, "pictures must have the shape"),
+        (np.zeros((2, 2, 32, 32, 3), np.uint8), ValueError, "pictures must have the shape"),
+        (torch.full((3, 32, 32), 200.0), ValueError, r"must lie in \[0, 1\]; divide 8-bit values by 255"),
+        (np.full((3, 32, 32), np.nan), ValueError, r"must lie in \[0, 1\]"),
+        (-torch.ones(3, 32, 32), ValueError, r"must lie in \[0, 1\]"),
+        ("nowhere.png", ValueError, "nowhere.png does not exist"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_what_is_allowed(given: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        tinycifar.predict("minute", given)
+
+
+def test_bytes_that_are_no_picture_are_a_problem_of_that_picture_alone() -> None:
+    first, second = tinycifar.predict("minute", [b"no picture", Image.new("RGB", (40, 40))])
+    assert (first["file"], "no PNG, JPEG, WEBP" in first["problem"]) == (None, True)
+    assert len(second["classes"]) == 3
+
+
+def test_a_loaded_model_refuses_integers() -> None:
+    model = tinycifar.load("nano")
+    images = data.sample().test_images[:2]
+    for wrong in (images, images.long()):
+        with pytest.raises(TypeError, match="divide uint8 by 255"):
+            model(wrong)
+
+
+def test_every_public_name_and_every_submodule_is_there_after_a_plain_import() -> None:
+    program = (
+        "import pkgutil, tinycifar\n"
+        "modules = [m.name for m in pkgutil.iter_modules(tinycifar.__path__) if not m.name.startswith('_')]\n"
+        "for name in [*modules, *tinycifar.__all__]:\n"
+        "    assert name in dir(tinycifar), name\n"
+        "    getattr(tinycifar, name)\n"
+        "assert not set(modules) & set(tinycifar.__all__)\n"
+        "print(tinycifar.recipes.get('minute').name, tinycifar.data.load.__name__, len(tinycifar.models.MODELS) > 1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "minute load True\n"
+    assert callable(tinycifar.export)
+    assert callable(tinycifar.compare)
+
+
+def test_names_are_listed_and_limited() -> None:
+    assert tinycifar.list_recipes() == list(recipes.RECIPES)
+    assert tinycifar.list_models() == ["accurate", "nano", "minute"]
+    assert tinycifar.list_models(max_parameters=77_472) == ["nano"]
+    assert tinycifar.list_models(max_macs=20_054_656) == ["nano", "minute"]
+
+
+def test_pictures_are_explained_and_runs_compared_without_overwriting(result: Result, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    (made,) = tinycifar.explain(result, tmp_path / "a.png", out="drawn", class_name="cat")
+    assert (made["class"], Path(made["picture"])) == ("cat", Path("drawn/a-explained.png"))
+    before = Path("drawn/a-explained.png").read_bytes()
+    with pytest.raises(ValueError, match=r"drawn/a-explained.png exists already; .* pass `overwrite=` to replace it"):
+        tinycifar.explain(result, tmp_path / "a.png", out="drawn", class_name="dog")
+    assert Path("drawn/a-explained.png").read_bytes() == before
+    tinycifar.explain(result, tmp_path / "a.png", out="drawn", class_name="dog", overwrite=True)
+    assert Path("drawn/a-explained.png").read_bytes() != before
+    comparison = tinycifar.compare([result.directory], "page.html")
+    assert [row.label.split(",")[0] for row in comparison.contenders] == ["minute"]
+    with pytest.raises(ValueError, match=r"page.html exists already"):
+        tinycifar.compare([result.directory], "page.html")
+    assert tinycifar.compare([result.directory], "page.html", overwrite=True).verdicts == ()
+    assert tinycifar.compare([result.directory]).lines()
+
+
+def test_an_export_in_python_refuses_what_it_cannot_write_and_overwrites_only_if_told_to(
+    result: Result, tmp_path: Path
+) -> None:
+    for options, message in (
+        ({"format": "tensorrt"}, "unknown format 'tensorrt'; allowed are: onnx"),
+        ({"int8": "u8u8"}, "`int8=` is for the format onnx-int8"),
+        ({"format": "c", "out": result.directory / "recipe.json"}, "must be a folder for the format c"),
+        ({"out": result.directory / "model.safetensors"}, "names the weights themselves"),
+        ({"out": result.directory / "recipe.json"}, "recipe.json exists already"),
+        ({"format": "web", "out": result.directory}, "is in use; name a new or an empty one with `out=`"),
+    ):
+        before = {path: path.stat().st_mtime_ns for path in result.directory.iterdir()}
+        with pytest.raises(ValueError, match=message):
+            tinycifar.export(result, **options)  # type: ignore[arg-type]
+        assert {path: path.stat().st_mtime_ns for path in result.directory.iterdir()} == before
+    written = tinycifar.export(result, tmp_path / "model.onnx")
+    assert written.path == tmp_path / "model.onnx"
+    with pytest.raises(ValueError, match=r"model.onnx exists already"):
+        tinycifar.export(result, tmp_path / "model.onnx")
+    tinycifar.export(result, tmp_path / "model.onnx", overwrite=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tinycifar import recipes
+from tinycifar.recipe import INFO
 from tinycifar.recipes import RECIPES, Recipe, with_settings
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -80,6 +81,37 @@ def test_every_number_of_a_recipe_has_a_range() -> None:
         if field.type in ("int", "float") and field.name not in ("expected_accuracy", "expected_minutes"):
             with pytest.raises(ValueError, match=f"{field.name} must lie"):
                 with_settings(recipes.get("reference-30"), [f"{field.name}=-1"])
+
+
+@pytest.mark.parametrize("name", ['say "hi"', "../../x", "", "a b", "x\n", "a" * 101, ".hidden", "a/b", "a\\b"])
+def test_a_name_that_cannot_be_a_folder_or_a_value_in_a_file_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name takes letters, digits"):
+        replace(recipes.get("minute"), name=name)
+    with pytest.raises(ValueError, match=r"(teacher|name) takes"):
+        replace(recipes.get("minute"), name=name, teacher=name)
+
+
+@pytest.mark.parametrize("name", ["größe", "猫-1", "\U0001d49c.b", "a" * 100])
+def test_a_recipe_with_any_allowed_name_and_teacher_is_read_back_from_its_file(tmp_path: Path, name: str) -> None:
+    recipe = replace(recipes.get("minute"), name=name, teacher=name)
+    (tmp_path / "recipe.toml").write_text(recipes.to_toml(recipe), encoding="utf-8")
+    assert recipes.same(recipes.read(tmp_path / "recipe.toml"), recipe)
+
+
+def test_every_range_is_checked_at_both_ends_where_the_field_states_it() -> None:
+    ranges = {name: info for name, info in INFO.items() if info.low is not None}
+    assert len(ranges) > 15
+    for name, info in ranges.items():
+        kind = type(getattr(recipes.get("minute"), name))
+        assert info.low is not None
+        assert info.high is not None
+        changed = {"warmup_fraction": 0.01} if name == "hold_fraction" else {}
+        changed |= {"hold_fraction": 0.0} if name == "warmup_fraction" else {}
+        for value, outside in ((info.low, info.low - 1), (info.high, info.high * 2 + 1)):
+            if name != "hold_fraction" or value == info.low:
+                replace(recipes.get("reference-30"), **{**changed, name: kind(value)})
+            with pytest.raises(ValueError, match=f"{name} must lie between"):
+                replace(recipes.get("reference-30"), **{**changed, name: kind(outside)})
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

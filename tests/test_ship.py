@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tinycifar import atomic, data, inference, recipes, run, trained, training
+from tinycifar import atomic, catalog, data, inference, recipes, run, trained, training
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import ship
@@ -23,7 +23,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     monkeypatch.setitem(recipes.RECIPES, "minute", SHORT)
     monkeypatch.setattr(ship, "ROOT", tmp_path)
     monkeypatch.setattr(ship, "VALIDATION_IMAGES", 100)
-    monkeypatch.setattr(trained, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(catalog, "WEIGHTS", tmp_path / "weights")
     directory, twin = tmp_path / "run", tmp_path / "twin"
     record = training.train(SHORT, "sample", out=directory).record
     training.train(recipes.with_settings(SHORT, ["validation_images=100"]), "sample", out=twin)
@@ -39,7 +39,7 @@ def test_a_run_is_shipped_with_the_temperature_of_its_twin(runs: tuple[Path, Pat
     content = ship.ship(directory, twin)
     model = trained.load("minute")
     assert model.temperature == run.read_evaluation(twin)["temperature"]
-    assert content == trained.shipped()["minute"]
+    assert content == catalog.shipped()["minute"]
     images = data.sample().test_images
     own = inference.logits(trained.load(directory).model, images)
     assert (inference.logits(model.model, images) == own).all()
@@ -65,4 +65,4 @@ def test_runs_that_are_not_fit_are_refused(
     change(runs[which] / file, **changes)
     with pytest.raises(ValueError, match=message):
         ship.ship(*runs)
-    assert not trained.WEIGHTS.exists()
+    assert not catalog.WEIGHTS.exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinycifar import data, inference, models, recipes, run, trained
+from tinycifar import catalog, data, inference, models, recipes, run, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES, Origin
 
@@ -90,13 +90,13 @@ def test_a_model_is_called_after_its_run_its_file_or_as_it_is_shipped(weights: P
 
 def test_every_shipped_model_has_the_digest_size_and_score_that_its_json_says() -> None:
     results = Path(__file__).parents[1] / "results"
-    assert "minute" in trained.shipped()
-    for name, about in trained.shipped().items():
+    assert "minute" in catalog.shipped()
+    for name, about in catalog.shipped().items():
         model = trained.load(name)
         record = json.loads((results / name / "seed-0.json").read_text())
         parameters = sum(parameter.numel() for parameter in model.model.parameters())
         assert (about["parameters"], about["model"]) == (parameters, model.model_name)
-        assert about["bytes"] == (trained.WEIGHTS / f"{name}.safetensors").stat().st_size
+        assert about["bytes"] == (catalog.WEIGHTS / f"{name}.safetensors").stat().st_size
         assert about["test_accuracy"] == record["test_accuracy"]
         assert model.temperature == pytest.approx(about["temperature"])
         assert model.validation_images == 0
@@ -114,12 +114,12 @@ def test_a_shipped_name_goes_before_a_folder_unless_it_is_written_as_a_path(
 
 
 def test_damaged_shipped_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in trained.WEIGHTS.glob("minute.*"):
+    for path in catalog.WEIGHTS.glob("minute.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     content = bytearray((tmp_path / "minute.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "minute.safetensors").write_bytes(content)
-    monkeypatch.setattr(trained, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(catalog, "WEIGHTS", tmp_path)
     with pytest.raises(ValueError, match=r"minute\.safetensors is damaged or missing; install tinycifar again"):
         trained.load("minute")
 

@@ -47,6 +47,12 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
         raise
 
 
+def check_new(path: Path, overwrite: bool = False) -> None:
+    """Raise ValueError if a file is there already, unless `overwrite` is set: nothing is overwritten silently."""
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists already; name another output, or pass `overwrite=` to replace it")
+
+
 def _sync(descriptor: int) -> None:
     """Have what was written reach the disk; macOS's fsync leaves it in the drive's own memory."""
     if sys.platform == "darwin":

@@ -32,6 +32,8 @@ KEPT = 2  # should the newest be damaged, the one before it is there
 class SaveError(OSError):
     """Something of a run that could not be written; what was saved before is as it was."""
 
+    exit_code = 1
+
 
 @contextlib.contextmanager
 def saving(step: int) -> Iterator[None]:

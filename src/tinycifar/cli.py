@@ -1,44 +1,58 @@
-"""The command line: its sub-commands, which lie in `commands`, and what their errors end with."""
+"""The command line: the sub-commands in `commands`, loaded when they are used, and exit codes for errors."""
 
 from __future__ import annotations
 
+import importlib
 import io
 import signal
 import sys
 
 import click
 
-from tinycifar import __version__, checkpoint
-from tinycifar.bench import timing
-from tinycifar.commands import evaluate, information, listings, predict, ship, sweep, terminal, timings, train
-from tinycifar.formats import parity
-from tinycifar.scale import distributed
+from tinycifar import __version__
+from tinycifar.commands import terminal
+
+# By name: module in `tinycifar.commands`, function, and the line in `tinycifar --help`, which loads no module.
+COMMANDS = {
+    "train": ("train", "train", "Train a recipe into a run directory."),
+    "sweep": ("sweep", "sweep_command", "Search recipe fields for the best validation accuracy."),
+    "evaluate": ("evaluate", "evaluate", "Score a model and write evaluation.json."),
+    "report": ("evaluate", "report_command", "Rewrite a run's report.html."),
+    "compare": ("evaluate", "compare_command", "Compare runs: table, curves, significance."),
+    "predict": ("predict", "predict", "Classify pictures."),
+    "explain": ("explain", "explain_command", "Draw heat maps of what a model looks at."),
+    "export": ("ship", "export_command", "Write a model as ONNX, C or a web page."),
+    "serve": ("ship", "serve_command", "Serve a model over HTTP."),
+    "summary": ("summary", "summary_command", "Print a model's layer table."),
+    "models": ("models", "models_command", "List shipped models and architectures."),
+    "recipes": ("recipes", "recipes_group", "List recipes; show one as a TOML file."),
+    "data": ("data", "data_group", "Fetch, verify and describe data."),
+    "bench": ("timings", "bench_group", "Time training, inference and start-up."),
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _LazyGroup(click.Group):
+    """A group that loads the module of a sub-command when the command is used, not before."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f"tinycifar.commands.{module}"), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="tinycifar")
 def cli() -> None:
-    """Image classifiers under 200,000 parameters: train, know how good they are, ship."""
-
-
-for command in (
-    train.train,
-    sweep.sweep_command,
-    evaluate.evaluate,
-    evaluate.report_command,
-    evaluate.compare_command,
-    predict.predict,
-    predict.explain_command,
-    ship.export_command,
-    ship.serve_command,
-    listings.summary_command,
-    listings.models_command,
-    listings.recipes_group,
-    listings.data_group,
-    timings.bench_group,
-):
-    cli.add_command(command)
-listings.data_group.add_command(information.info_command)
+    """Image classifiers under 200,000 parameters: train, evaluate, export, serve."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,19 +67,26 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except click.ClickException as error:
         code = terminal.fail(error.format_message(), 2)
-    except checkpoint.SaveError as error:
-        code = terminal.fail(terminal.problem(error), 1)
-    except OSError as error:
-        code = terminal.fail(terminal.problem(error), 2)
-    except ValueError as error:
-        code = terminal.fail(str(error), 2)
-    except (FloatingPointError, parity.ParityError) as error:
-        code = terminal.fail(str(error), 1)
-    except distributed.LostRankError as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the processes that are left, as this one is
-        code = terminal.fail(str(error), 1, error.tell)
-    except timing.Stopped as error:
-        code = terminal.fail(str(error), 128 + error.signal)
     except (KeyboardInterrupt, click.Abort):
         code = terminal.fail("interrupted", 130)
+    except Exception as error:
+        code = _code(error)
+        if code is None:
+            raise  # a bug, which needs its traceback
+        tell: bool | None = getattr(error, "tell", None)  # of a LostRankError
+        if tell is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the processes that are left, as this one is
+        message = terminal.problem(error) if isinstance(error, OSError) else str(error)
+        code = terminal.fail(terminal.options(message), code, tell)
     sys.exit(code)
+
+
+def _code(error: Exception) -> int | None:
+    """The exit code of an error that is reported in one line, None of any other.
+
+    Exceptions of the package have it as `exit_code`, so that none of their modules is loaded for it.
+    """
+    code: int | None = getattr(error, "exit_code", None)
+    if code is not None:
+        return code
+    return 1 if isinstance(error, FloatingPointError) else 2 if isinstance(error, (OSError, ValueError)) else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tinycifar import inference, recipes, run, signals, trained
+from tinycifar import catalog, inference, recipes, run, signals, trained
 from tinycifar.augment import Augmentation, Parameters
 from tinycifar.data import Dataset
 from tinycifar.recipes import Recipe
@@ -23,7 +23,7 @@ def load(source: str | Path, device: str = "auto") -> list[Trained]:
 
     Raises ValueError as `trained.load` does, and for a run that was interrupted.
     """
-    runs: list[Path] = [] if source in trained.shipped() else run.seeds(Path(source)) or [Path(source)]
+    runs: list[Path] = [] if source in catalog.shipped() else run.seeds(Path(source)) or [Path(source)]
     for directory in runs:
         if directory.is_dir() and not (directory / "evaluation.json").exists():
             raise ValueError(

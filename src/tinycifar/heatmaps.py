@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinycifar import inference, metrics
+from tinycifar import atomic, inference, metrics
 from tinycifar.data import pictures
 from tinycifar.models import Classifier
 from tinycifar.report import plots
@@ -85,19 +85,22 @@ def effective_receptive_field(model: Classifier, images: Tensor) -> Tensor:
 
 
 def explain_files(
-    trained: Trained, paths: Sequence[Path], folder: Path, class_name: str | None = None
+    trained: Trained, paths: Sequence[Path], folder: Path, class_name: str | None = None, overwrite: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Draw into `folder` what in each picture speaks for `class_name`, by default its most probable class.
 
     Gives for each, one after another, its `file`, the `picture` drawn, the `class` and its `probability`; or, where the
-    file is no picture, the reason as `problem`. Raises ValueError for a class that the model does not know.
+    file is no picture, the reason as `problem`. Raises ValueError for a class that the model does not know, and for a
+    drawing that exists already, unless `overwrite` is set.
     """
     if class_name is not None and class_name not in trained.classes:
         many = len(trained.classes) > metrics.MANY_CLASSES
         known = inference.several(trained.classes) if many else ", ".join(trained.classes)
         raise ValueError(f"unknown class {class_name!r}; the classes are: {known}")
-    taken = {path.resolve() for path in paths}
-    for path in paths:
+    drawings = _drawings(paths, folder)
+    for drawing in drawings:
+        atomic.check_new(drawing, overwrite)
+    for path, drawing in zip(paths, drawings, strict=True):
         try:
             square = pictures.read(path)
         except ValueError as error:
@@ -108,14 +111,23 @@ def explain_files(
         index = int(logits.argmax()) if class_name is None else trained.classes.index(class_name)
         (heat,) = heat_maps(trained.model, image[None], torch.tensor([index]))
         name, probability = trained.classes[index], float(logits.softmax(1)[0, index])
-        picture = folder / f"{path.stem}-explained.png"
-        number = 1
-        while picture.resolve() in taken:  # one of the pictures, or another of this name from another folder
-            number += 1
-            picture = folder / f"{path.stem}-explained-{number}.png"
-        taken.add(picture.resolve())
         title = f"{printable(path.name)}: {name}, probability {probability:.1%}"
         if not heat.any():
             title += "; nothing speaks for it"
-        plots.save(picture, plots.explanation, square, pictures.to_image(image), heat, title)
-        yield {"file": str(path), "picture": str(picture), "class": name, "probability": probability}
+        plots.save(drawing, plots.explanation, square, pictures.to_image(image), heat, title)
+        yield {"file": str(path), "picture": str(drawing), "class": name, "probability": probability}
+
+
+def _drawings(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Where each picture is drawn: `NAME-explained.png`, numbered if another picture has that name."""
+    taken = {path.resolve() for path in paths}
+    drawings = []
+    for path in paths:
+        drawing = folder / f"{path.stem}-explained.png"
+        number = 1
+        while drawing.resolve() in taken:
+            number += 1
+            drawing = folder / f"{path.stem}-explained-{number}.png"
+        taken.add(drawing.resolve())
+        drawings.append(drawing)
+    return drawings

@@ -14,13 +14,12 @@ from rich.progress import Progress
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tinycifar import atomic, data, metrics, run
-from tinycifar.data import Dataset, pictures
+from tinycifar import atomic, data, metrics, predictions, run
+from tinycifar.data import Dataset
 from tinycifar.evaluation import subsets
 from tinycifar.models import Classifier
 from tinycifar.trained import Trained, count_seen
 
-PICTURES_AT_ONCE = 64
 COMPARED = ("data", "split", "images", "correct", "loss")  # what tells one evaluation from another
 
 
@@ -239,29 +238,12 @@ def several(classes: Sequence[str]) -> str:
     return f"{len(classes):,} classes ({', '.join(classes[:3])}{more})"
 
 
-def predict(trained: Trained, paths: Sequence[str | Path], top: int = 3) -> Iterator[dict[str, Any]]:
-    """The `top` most probable classes of each picture, one after another, each a dict with its path as `file`.
+def predict(trained: Trained, given: Sequence[Any], top: int = 3) -> Iterator[dict[str, Any]]:
+    """The `top` most probable classes of each picture, at the model's temperature; see `predictions.predict`."""
 
-    It has `classes`, each a `class` and its `probability`, at the model's temperature if it has one; or, where the file
-    is no picture, the reason as `problem`. Pictures are read and held 64 at a time.
-    """
-    top = min(top, len(trained.classes))
-    for start in range(0, len(paths), PICTURES_AT_ONCE):
-        part = paths[start : start + PICTURES_AT_ONCE]
-        found: list[dict[str, Any]] = []
-        images = []
-        for path in part:
-            try:
-                images.append(pictures.to_tensor(pictures.read(path), trained.image_size))
-                found.append({"file": str(path), "classes": []})
-            except ValueError as error:
-                found.append({"file": str(path), "problem": str(error)})
-        if images:
-            scaled = logits(trained.model, torch.stack(images)) / (trained.temperature or 1)
-            rows = zip(*(values.tolist() for values in scaled.softmax(1).topk(top)), strict=True)
-            for entry in found:
-                if "classes" in entry:
-                    entry["classes"] = [
-                        {"class": trained.classes[i], "probability": p} for p, i in zip(*next(rows), strict=True)
-                    ]
-        yield from found
+    @torch.inference_mode()
+    def probabilities(images: predictions.Array) -> predictions.Array:
+        scaled = logits(trained.model, torch.from_numpy(images)) / (trained.temperature or 1)
+        return scaled.softmax(1).numpy()
+
+    return predictions.predict(given, trained.classes, trained.image_size, probabilities, top)

@@ -1,33 +1,48 @@
-"""What `import tinycifar` offers: train, load, evaluate and predict in a line each.
+"""The public functions of `tinycifar`: each does what the command of that name does.
 
-`train`, `evaluate` and `predict` do what the commands of these names do, only that `evaluate` writes no file; `load`
-gives the model itself. They raise what the commands report: ValueError for what is not allowed,
-OSError where the disk fails, FloatingPointError for a training that diverges.
+They raise ValueError for a value that is not allowed, OSError if the disk fails, and FloatingPointError if a training
+diverges.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from tinycifar import inference, recipes, trained
-from tinycifar import seeds as train_seeds
-from tinycifar.data import Dataset, pictures
+from tinycifar import atomic, inference, predictions, recipes, run, trained
+from tinycifar.data import Dataset, loading
+from tinycifar.data.pictures import find as find_pictures
 from tinycifar.models import Classifier
+from tinycifar.predictions import Picture
 from tinycifar.recipes import Recipe
 from tinycifar.recording import Result
 from tinycifar.resume import Request
 from tinycifar.scale import distributed
-from tinycifar.seeds import Several
+from tinycifar.trained import Trained
+
+if TYPE_CHECKING:
+    from tinycifar.formats.c_source import ExportedC
+    from tinycifar.formats.parity import Exported
+    from tinycifar.report.compare import Comparison
+    from tinycifar.seeds import Several
 
 Source = str | Path | Result
-"""A trained model: the name of a shipped one, a run directory, a weights file, or what `train` gave."""
+"""A trained model: the name of a shipped one, a run directory, a weights file, or the result of `train`."""
+FORMATS = {  # the endings of default outputs
+    "onnx": ".onnx",
+    "onnx-int8": "-int8.onnx",
+    "tflite": "-int8.tflite",
+    "tflite-float": ".tflite",
+    "c": "-c",
+    "web": "-web",
+}
+FOLDERS = ("c", "web")  # formats that are a folder
 
 
 @overload
@@ -82,6 +97,8 @@ def train(
     run's directory in its message (for SIGTERM and SIGHUP: SystemExit). Raises ValueError for what is not allowed,
     OSError if the disk fails, FloatingPointError if the training diverges.
     """
+    from tinycifar import seeds as train_seeds  # not before: it loads matplotlib
+
     if teacher == "":  # the recipe field has the name of the argument
         teacher, settings = None, {"teacher": "", **settings}
     for name in settings:
@@ -97,8 +114,8 @@ def train(
         data=data if isinstance(data, Dataset | None) else str(data),
         out=None if out is None else Path(out),
         resume=None if resume is None else Path(resume),
-        init=None if init is None else str(_place(init)),
-        teachers=None if teacher is None else (str(_place(teacher)),),
+        init=None if init is None else str(_source(init)),
+        teachers=None if teacher is None else (str(_source(teacher)),),
         seed=seed,
         device=device,
         threads=threads,
@@ -131,38 +148,145 @@ def _raise_interrupt(stopped_by: int | None, directory: Path, argument: str) -> 
 
 
 def load(model: Source, device: str = "cpu") -> Classifier:
-    """Load a trained model as an `nn.Module` in evaluation mode, from images (N, 3, S, S) in [0, 1] to logits (N, C).
+    """Load a trained model as an `nn.Module` in evaluation mode: images (N, 3, S, S) in [0, 1] -> logits (N, C).
 
-    Its `image_size` is S, `classes` are the C names and `temperature` is what logits are to be divided by before
-    probabilities are told, 1.0 where none was fitted.
+    `model` is the name of a shipped model, a run directory, a weights file, or the result of `train`. The module has
+    `image_size` (S), `classes` (C names) and `temperature`: divide logits by it before the softmax; it is 1.0 if none
+    was fitted. Images must be floating-point numbers; divide uint8 images by 255. Integers raise TypeError.
     """
-    return trained.load(_place(model), device).model
+    return trained.load(_source(model), device).model
 
 
 def evaluate(
     model: Source, data: str | Path | Dataset | None = None, *, test: bool = False, device: str = "auto"
 ) -> dict[str, Any]:
-    """Score a trained model, by default on the images that its own data opens: the content of an `evaluation.json`.
+    """Score a trained model; returns the content of an `evaluation.json` and writes nothing.
 
-    `data` is a folder, another source of `tinycifar.data.load`, or a `Dataset` in memory. Nothing is written. Of data
-    with validation images these are opened, unless `test` opens the test images.
+    `data` is a folder, another source of `tinycifar.data.load`, or a `Dataset` in memory; by default it is the data
+    that the model was trained on. If that data has validation images, the model is scored on these, unless `test`
+    opens the test images.
     """
-    return inference.evaluate_model(trained.load(_place(model), device), source=data, test=test).content
+    return inference.evaluate_model(trained.load(_source(model), device), source=data, test=test).content
 
 
 def predict(
-    model: Source, paths: str | Path | Sequence[str | Path], *, top: int = 3, device: str = "auto"
+    model: Source, pictures: Picture | Iterable[Picture], *, top: int = 3, device: str = "auto"
 ) -> list[dict[str, Any]]:
-    """The `top` most probable classes of pictures: files (PNG, JPEG, WebP) of any size, or folders of them.
+    """Classify pictures; returns a dict for each, in their order.
 
-    Gives for each a dict with its path as `file` and `classes`, each a `class` and its `probability`; or, where the
-    file is no picture, the reason as `problem`.
+    `pictures` is one picture or a list of them: a path to a PNG, JPEG or WebP file or to a folder of such files, the
+    bytes of a file, a PIL image, an array, or a tensor. Arrays and tensors are uint8 in 0..255 or floating point in
+    [0, 1], in RGB, of the shape (H, W, 3) or (3, H, W), or batches (N, H, W, 3) or (N, 3, H, W). If both orders are
+    possible, an array has its channels last and a tensor first. Pictures are cropped to their central square and
+    resized like files; floating-point pictures of the model's own size are used as they are, others are rounded to 8
+    bits.
+
+    Each dict has `file`, the path or None, and `classes`, a list of the `top` most probable ones, each with `class` and
+    `probability`. For a file that cannot be read there is `problem`, the reason, instead of `classes`.
+
+    Raises TypeError for another type of pictures or numbers, ValueError for another shape or range, a path that does
+    not exist, and a folder without pictures.
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
-    names = [paths] if isinstance(paths, str | Path) else paths
-    return list(inference.predict(trained.load(_place(model), device), pictures.find(names), top))
+    given = predictions.listed(pictures)
+    return list(inference.predict(trained.load(_source(model), device), given, top))
 
 
-def _place(model: Source) -> str | Path:
+def explain(
+    model: Source,
+    pictures: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path = "explanations",
+    class_name: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> list[dict[str, Any]]:
+    """Draw a Grad-CAM heat map over each picture: which parts speak for its most probable class, or for `class_name`.
+
+    `pictures` are files or folders, as in `predict`. Writes `NAME-explained.png` for each into the folder `out`.
+    Returns a dict for each picture with its `file`, the `picture` drawn, the `class` and its `probability`; for a file
+    that cannot be read with `problem` instead of the last three. Raises ValueError for an unknown class, and for a file
+    in `out` that exists already, unless `overwrite` is set.
+    """
+    from tinycifar import heatmaps
+
+    files = find_pictures([pictures] if isinstance(pictures, (str, Path)) else pictures)
+    return list(heatmaps.explain_files(trained.load(_source(model), device), files, Path(out), class_name, overwrite))
+
+
+def export(
+    model: Source,
+    out: str | Path | None = None,
+    *,
+    format: str = "onnx",
+    data: str | Path | Dataset | None = None,
+    int8: str | None = None,
+    overwrite: bool = False,
+) -> Exported | ExportedC:
+    """Write a model in a form that runs without PyTorch, and check that it gives the same results.
+
+    `format` is "onnx" (float32), "onnx-int8" (8-bit convolutions), "tflite" or "tflite-float" (TFLite with int8 or
+    float input and output), "c" (C99 source, a folder) or "web" (a page that runs the model in the browser, a folder).
+    `out` is the file or folder (default: `exports/NAME` and the format's ending). `data` provides images for the check
+    and for the ranges of 8-bit values (default: the model's own data, or the packaged sample for CIFAR-10). `int8` is
+    for "onnx-int8": the types of activations and weights, "u8s7" (the fastest, the default), "u8u8" (8 bits of weights;
+    the default for a model that does not agree in 7 bits) or "s8s8" (no zero points).
+
+    Returns the paths, sizes and parity of what was written. Raises ValueError for an unknown format, and for an output
+    that exists already, unless `overwrite` is set; ParityError, writing nothing, if the results differ.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; allowed are: {', '.join(FORMATS)}")
+    if int8 is not None and format != "onnx-int8":
+        raise ValueError("`int8=` is for the format onnx-int8")
+    loaded = trained.load(_source(model), "cpu")
+    path = Path("exports", output_name(loaded) + FORMATS[format]) if out is None else Path(out)
+    if path.resolve() == Path(loaded.source):
+        raise ValueError(f"`out=` names the weights themselves, {path}; name another file")
+    if path.exists() and path.is_dir() != (format in FOLDERS):
+        raise ValueError(f"`out=` {path} must be a {'folder' if format in FOLDERS else 'file'} for the format {format}")
+    from tinycifar.formats import c_source, onnx_file, tflite, web
+
+    for file in c_source.paths(path, loaded.name) if format == "c" else [] if format == "web" else [path]:
+        atomic.check_new(file, overwrite)
+    if data is not None and not isinstance(data, Dataset):
+        data = loading.load(data, image_size=loaded.image_size)
+    if format == "onnx":
+        return onnx_file.to_onnx(loaded, path, data)
+    if format == "onnx-int8":
+        return onnx_file.to_int8(loaded, path, data, variant=int8)
+    if format in ("tflite", "tflite-float"):
+        return tflite.to_tflite(loaded, path, data, int8=format == "tflite")
+    if format == "c":
+        return c_source.export_c(loaded, path, data)
+    return web.write(loaded, path, data, overwrite=overwrite)
+
+
+def output_name(model: Trained) -> str:
+    """The name of files made from a model: the model's own, with the folder's in front for one of several seeds."""
+    source = Path(model.source)
+    one_of_seeds = source.name == "model.safetensors" and source.parent in run.seeds(source.parent.parent)
+    return f"{source.parent.parent.name}-{model.name}" if one_of_seeds else model.name
+
+
+def compare(runs: Sequence[str | Path], out: str | Path | None = None, *, overwrite: bool = False) -> Comparison:
+    """Compare evaluated runs: accuracies with intervals, curves, and whether they differ by more than noise.
+
+    Runs of the same recipe and data, and the runs in a directory of several seeds, are compared as one contender. The
+    result has `contenders` and `verdicts`; `lines()` is a report in text, `as_json()` plain values. `out` is an HTML
+    page to write. Raises ValueError for a directory that is not an evaluated run, and if `out` exists already, unless
+    `overwrite` is set.
+    """
+    from tinycifar.report import compare as comparing
+
+    if out is not None:
+        atomic.check_new(Path(out), overwrite)
+    comparison = comparing.compare([Path(run) for run in runs])
+    if out is not None:
+        comparing.write(comparison, Path(out))
+    return comparison
+
+
+def _source(model: Source) -> str | Path:
     return model.directory if isinstance(model, Result) else model

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tinycifar import catalog
+from tinycifar.catalog import MOST_PIXELS
 from tinycifar.data.dataset import MEAN, STD
 
 WHITENING_IMAGES = 2_000  # 450,000 patches for the second moments of 48 values
-MOST_PIXELS = 64  # a side: what is larger takes more than a laptop's minutes
-LEAST_WIDTH, MOST_WIDTH = 0.1, 8.0
 
 
 class Classifier(nn.Sequential):
@@ -43,7 +43,9 @@ class Classifier(nn.Sequential):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [0, 1] -> logits (N, num_classes)."""
+        """Images (N, 3, H, W) in [0, 1] -> logits (N, num_classes); TypeError for integers."""
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floating-point numbers in [0, 1], not {images.dtype}; divide uint8 by 255")
         logits: Tensor = super().forward(self.normalize(images))  # type: ignore[no-untyped-call]
         return logits
 
@@ -419,20 +421,10 @@ def build(name: str, num_classes: int = 10, *, image_size: int = 32, width: floa
     Raises ValueError with the list of names if there is none of that name, and for a size that it does not take.
     """
     constructor = _constructor(name)
-    check_image_size(name, image_size)
+    catalog.check_image_size(name, constructor.IMAGE_SIZES, image_size)
     model = constructor(num_classes=num_classes, width=width)  # type: ignore[call-arg]
     model.image_size = image_size
     return model
-
-
-def check_image_size(name: str, image_size: int) -> None:
-    """Raise ValueError, saying which are allowed, unless the model of that name takes images of that side."""
-    sizes = image_sizes(name)
-    if image_size not in sizes:
-        steps = f" in steps of {sizes.step}" if sizes.step > 1 else ""
-        raise ValueError(
-            f"image_size must lie between {sizes[0]} and {sizes[-1]}{steps} for {name}, not be {image_size}"
-        )
 
 
 def _constructor(name: str) -> type[Classifier]:

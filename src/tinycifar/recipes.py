@@ -1,4 +1,4 @@
-"""`Recipe`, one frozen flat dataclass, the named recipes, and recipes as TOML files."""
+"""The named recipes, and recipes as TOML files and as settings."""
 
 from __future__ import annotations
 
@@ -6,165 +6,21 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
-from tinycifar import models
-from tinycifar.augment import AUGMENTATIONS
-from tinycifar.models import LEAST_WIDTH, MODELS, MOST_WIDTH, Classifier
+from tinycifar import catalog
+from tinycifar.catalog import LEAST_WIDTH, MOST_WIDTH
+from tinycifar.recipe import Recipe as Recipe
+from tinycifar.recipe import check_choice, check_name
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-LARGE = 10**15  # integers may be larger than a float can be
-
-# Of a field's annotation: the types that a value may have, and how they are called.
-KINDS = {
-    "int": ({"int"}, "a whole number"),
-    "float": ({"int", "float"}, "a number"),
-    "float | None": ({"int", "float", "NoneType"}, "a number"),
-    "bool": ({"bool"}, "true or false"),
-    "str": ({"str"}, "a name"),
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides what a training run computes, apart from data, seed and machine.
-
-    Raises ValueError, saying what is allowed, if a value is out of range or a name is unknown.
-    """
-
-    name: str
-    """What its runs and records are called."""
-    model: str
-    """One of `tinycifar.models.MODELS`, in any case of letters."""
-    epochs: int
-    """Passes over the training images; the learning rates are scheduled over all of them."""
-    augmentation: str
-    """How training images are changed at random, one of `tinycifar.augment.AUGMENTATIONS`."""
-
-    width: float = 1.0
-    """A factor on the model's channels; parameters grow with about its square."""
-    image_size: int = 32
-    """Pixels a side that every image is resized to."""
-
-    batch_size: int = 128
-    """Images a step; what is left over at the end of an epoch is a smaller batch, unless easy images are left out."""
-    label_smoothing: float = 0.0
-    """The part of each target that is spread evenly over all classes."""
-    class_weights: str = "none"
-    """By what the losses of images are multiplied: "none" by nothing, "balanced" by weights inverse to the images of
-    their class, whose mean over the training images is 1."""
-    skip_easiest: float = 0.0
-    """Part of the images that an epoch after the first leaves out: those with the least loss when last trained on. The
-    rest is cut to whole batches."""
-    precision: str = "float32"
-    """Of convolutions and matrix products: "float32", "bfloat16" (autocast), or "auto", which is bfloat16 on machines
-    that multiply it natively and float32 on others."""
-
-    teacher: str = ""
-    """A recipe. With one the targets are not the labels but the softened mean logits of models trained by it
-    (distillation, Hinton et al. 2015, arXiv:1503.02531); then `label_smoothing` does nothing."""
-    teacher_views: int = 16
-    """How many augmented forms of each image the teacher answers to; epoch after epoch takes the next of them, so that
-    each is answered to once only."""
-    teacher_temperature: float = 2.0
-    """By what the logits of teacher and student are divided."""
-
-    optimizer: str = "sgd"
-    """Either "sgd" for all parameters, or "muon" for the convolutions' filters and SGD for the rest."""
-    muon_learning_rate: float = 0.1
-    """Muon's learning rate at the height of the schedule."""
-    muon_momentum: float = 0.7
-    """Muon's momentum, the same at every step."""
-    nesterov: bool = False
-    """Whether SGD looks ahead along its momentum."""
-    weight_decay: float = 5e-4
-    """Added to the gradient, as a part of each value; not of what Muon trains, whose norms are fixed."""
-    max_learning_rate: float = 0.02
-    """SGD's learning rate at the height of the schedule."""
-    anneal: str = "cosine"
-    """The shape of rise and fall: "cosine" or "linear"."""
-    warmup_fraction: float = 0.3
-    """The part of all steps in which the learning rate rises."""
-    hold_fraction: float = 0.0
-    """The part of all steps, after the rise, in which the learning rate stays at its largest."""
-    div_factor: float = 25.0
-    """The first learning rate is the largest divided by this."""
-    final_div_factor: float = 1000.0
-    """The last learning rate is the first divided by this."""
-    base_momentum: float = 0.85
-    """SGD's momentum at the height of the schedule."""
-    max_momentum: float = 0.95
-    """SGD's momentum at its ends."""
-
-    validation_images: int = 0
-    """Training images held out from the end of the training set; with any, the test set is not looked at."""
-    watch_test: bool = False
-    """Evaluate the test set after every epoch, as the reference did; else it is opened once, at the end."""
-
-    target_accuracy: float = 0.85
-    """The accuracy that the recipe is meant to reach on the images opened for evaluation, a fraction."""
-    expected_accuracy: float | None = None
-    """Mean accuracy of the recipe's records in `results/`, a fraction, on the test images, or on those held out where
-    there are `validation_images`; None where none was measured."""
-    expected_minutes: float | None = None
-    """Mean training time of those records in minutes, on the machine that they name."""
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value, (kinds, told) = getattr(self, item.name), KINDS[str(item.type)]
-            if type(value).__name__ not in kinds:
-                raise ValueError(f"{item.name} takes {told}, not {value!r}")
-        _choice("model", self.model.lower(), MODELS)
-        _choice("augmentation", self.augmentation, AUGMENTATIONS)
-        _choice("precision", self.precision, ("float32", "bfloat16", "auto"))
-        _choice("optimizer", self.optimizer, ("sgd", "muon"))
-        _choice("class_weights", self.class_weights, ("none", "balanced"))
-        _choice("anneal", self.anneal, ("cosine", "linear"))
-        models.check_image_size(self.model, self.image_size)
-        for field, low, high in (
-            ("epochs", 1, 100_000),
-            ("width", LEAST_WIDTH, MOST_WIDTH),
-            ("batch_size", 2, 50_000),
-            ("label_smoothing", 0, 0.9),
-            ("skip_easiest", 0, 0.9),
-            ("teacher_views", 1, 1000),
-            ("teacher_temperature", 0.1, 100),
-            ("muon_learning_rate", 1e-9, 100),
-            ("muon_momentum", 0, 0.9999),
-            ("weight_decay", 0, 1),
-            ("max_learning_rate", 1e-9, 100),
-            ("warmup_fraction", 0.01, 0.99),
-            ("hold_fraction", 0, 0.99 - self.warmup_fraction),
-            ("div_factor", 1, 1e9),
-            ("final_div_factor", 1, 1e9),
-            ("base_momentum", 0, 0.9999),
-            ("max_momentum", 0, 0.9999),
-            ("validation_images", 0, 49_000),
-            ("target_accuracy", 0, 1),
-        ):
-            value = getattr(self, field)
-            if not low <= value <= high:
-                told = "one with as many digits" if isinstance(value, int) and abs(value) > LARGE else f"{value:g}"
-                raise ValueError(f"{field} must lie between {low:g} and {high:g}, not {told}")
-        if self.nesterov and not (self.base_momentum and self.max_momentum):
-            raise ValueError("nesterov needs base_momentum and max_momentum above 0")
-
-    def build(self, num_classes: int = 10) -> Classifier:
-        """Construct its model, with weights drawn from torch's own generator."""
-        return models.build(self.model, num_classes, image_size=self.image_size, width=self.width)
-
-
-def _choice(field: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown {field} {value!r}; allowed are: {', '.join(choices)}")
-
-
-# OneCycleLR's settings, the batch size and the weight decay are the defaults above: those of the reference's text and,
+# OneCycleLR's settings, the batch size and the weight decay are `Recipe`'s defaults: those of the reference's text and,
 # where the text is silent, those that give all 70 learning rates that its two logs print.
 _TEXT = Recipe("reference-30", model="c1c2c3c4o", epochs=30, augmentation="reference", watch_test=True)
 _AS_RUN = replace(_TEXT, augmentation="reference-as-run")
@@ -251,10 +107,35 @@ def get(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def same(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes train alike: whether they are equal but for what their records gave."""
-    told = {"expected_accuracy": None, "expected_minutes": None}
-    return replace(one, **told) == replace(other, **told)  # type: ignore[arg-type]
+def list_recipes() -> list[str]:
+    """The names of the recipes that `train` takes, the default first."""
+    return list(RECIPES)
+
+
+def architectures() -> dict[str, dict[str, Any]]:
+    """What can be trained, the most accurate first: parameters, MACs and recipes of each architecture.
+
+    `written_out` counts the parameters of mirrored filters twice. `test_accuracy` is the best mean of its recipes on
+    test images, None if none was measured.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for name, size in catalog.ARCHITECTURES.items():
+        trained_by = [recipe for recipe in RECIPES.values() if recipe.model == name]
+        tested = [recipe.expected_accuracy or 0.0 for recipe in trained_by if not recipe.validation_images]
+        rows[name] = {
+            "parameters": size.parameters,
+            "written_out": size.written_out,
+            "macs": size.macs,
+            "test_accuracy": max(tested, default=0.0) or None,
+            "recipes": [recipe.name for recipe in trained_by],
+        }
+    return dict(sorted(rows.items(), key=lambda row: -(row[1]["test_accuracy"] or 0.0)))
+
+
+def same(first: Recipe, second: Recipe) -> bool:
+    """Whether two recipes train alike: whether they differ at most in what their records measured."""
+    measured = {"expected_accuracy": None, "expected_minutes": None}
+    return replace(first, **measured) == replace(second, **measured)  # type: ignore[arg-type]
 
 
 def changed(recipe: Recipe) -> dict[str, object]:
@@ -269,6 +150,7 @@ def widest(recipe: Recipe, max_parameters: int, num_classes: int = 10) -> Recipe
 
     Raises ValueError, saying how many the narrowest has, if none fits.
     """
+    from tinycifar import models
 
     def parameters(hundredths: int) -> int:
         model = models.build(recipe.model, num_classes, image_size=recipe.image_size, width=hundredths / 100)
@@ -290,8 +172,8 @@ def widest(recipe: Recipe, max_parameters: int, num_classes: int = 10) -> Recipe
 
 def to_toml(recipe: Recipe) -> str:
     """A recipe as the content of a TOML file, which `read` takes."""
-    lines = ["# Change what you like, the name too, and train it: tinycifar train FILE.toml", f'name = "{recipe.name}"']
-    lines += [f"{name} = {json.dumps(getattr(recipe, name))}" for name in SETTABLE]
+    lines = ["# Change what you like, the name too, and train it: tinycifar train FILE.toml"]
+    lines += [f"{name} = {json.dumps(getattr(recipe, name), ensure_ascii=False)}" for name in ("name", *SETTABLE)]
     return "\n".join(lines) + "\n"
 
 
@@ -324,22 +206,24 @@ def read(path: Path) -> Recipe:
         return f"{path}, line {text.count(chr(10), 0, found.start()) + 1}" if found else str(path)
 
     known = {"name": "str", **SETTABLE}
-    for field in content:
-        if field not in known:
-            raise ValueError(f"{at(field)}: unknown recipe field {field!r}; allowed are: {', '.join(known)}")
-    name = content.setdefault("name", path.stem)
-    if not (isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]{0,99}", name)):
-        raise ValueError(f"{at('name')}: name takes letters, digits, - and _, at most 100 of them, not {name!r}")
+    for key in content:
+        if key not in known:
+            raise ValueError(f"{at(key)}: unknown recipe field {key!r}; allowed are: {', '.join(known)}")
+    content.setdefault("name", path.stem)
+    try:
+        check_name(content["name"])
+    except ValueError as error:
+        raise ValueError(f"{at('name')}: {error}") from None
     required = [field.name for field in fields(Recipe)[:4] if field.name not in content]
     if required:
         raise ValueError(f"{path}: a recipe needs {', '.join(required)} too")
-    original = RECIPES.get(name)
     try:
         recipe = Recipe(**content)
     except ValueError as error:
         # Which field it is about is its first word that is one; where two must agree, the one named first.
         named = [word for word in re.findall(r"\w+", str(error)) if word in content]
         raise ValueError(f"{at(named[0]) if named else path}: {error}") from None
+    original = RECIPES.get(recipe.name)
     return original if original is not None and same(recipe, original) else recipe
 
 
@@ -361,7 +245,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, object]:
         name, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"a setting is field=value, not {setting!r}")
-        _choice("recipe field", name, SETTABLE)
+        check_choice("recipe field", name, SETTABLE)
         changes[name] = _parse(name, text, SETTABLE[name])
     return changes
 

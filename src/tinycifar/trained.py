@@ -8,7 +8,6 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from tinycifar import atomic, data, machine, models, recipes, run
+from tinycifar import atomic, catalog, data, machine, models, run
 from tinycifar.data import Dataset
 from tinycifar.data.dataset import Digests
 from tinycifar.models import Classifier
-from tinycifar.summary import summarize
 from tinycifar.words import is_printable
 
-WEIGHTS = Path(__file__).parent / "weights"
 # The largest model, a teacher, has 5 MB of weights; what is much larger is not ours, and is not read.
 MOST_BYTES = 50_000_000
 MOST_HEADER_BYTES = 1_000_000
@@ -148,40 +145,6 @@ def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bo
     return same
 
 
-def shipped() -> dict[str, dict[str, Any]]:
-    """What the package ships, the most accurate first: by name the JSON beside each model's weights."""
-    found = {path.stem: atomic.read_json(path) for path in sorted(WEIGHTS.glob("*.json"))}
-    return dict(sorted(found.items(), key=lambda entry: -entry[1]["test_accuracy"]))
-
-
-def best() -> str:
-    """The name of the most accurate model that is shipped."""
-    return next(iter(shipped()))
-
-
-def architectures() -> dict[str, dict[str, Any]]:
-    """What can be trained, the most accurate first: the parameters, MACs and recipes of each model.
-
-    `written_out` is the number of parameters if none were shared (models.written_out), `test_accuracy` the best of its
-    recipes' means; None where none was measured on test images.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for name in models.MODELS:
-        model = models.build(name)
-        size = summarize(model)
-        of = [recipe for recipe in recipes.RECIPES.values() if recipe.model == name]
-        opened = [recipe for recipe in of if not recipe.validation_images]
-        accuracy = max((recipe.expected_accuracy or 0.0 for recipe in opened), default=0.0)
-        found[name] = {
-            "parameters": size.parameters,
-            "written_out": models.written_out(model),
-            "macs": size.macs,
-            "test_accuracy": accuracy or None,
-            "recipes": [recipe.name for recipe in of],
-        }
-    return dict(sorted(found.items(), key=lambda entry: -(entry[1]["test_accuracy"] or 0.0)))
-
-
 def load(source: str | Path, device: str = "auto") -> Trained:
     """Load a trained model: the name of a shipped one, a run directory, or a `.safetensors` file that a run wrote.
 
@@ -189,9 +152,9 @@ def load(source: str | Path, device: str = "auto") -> Trained:
     Raises ValueError, naming the file, if it is missing, no safetensors file, not ours, does not fit its model, or, for
     a shipped one, is not what was shipped.
     """
-    known = shipped()
+    known = catalog.shipped()
     if isinstance(source, str) and source in known:
-        file = WEIGHTS / f"{source}.safetensors"
+        file = catalog.WEIGHTS / f"{source}.safetensors"
         if not file.is_file() or _digest(file) != known[source]["sha256"]:
             raise ValueError(f"{file} is damaged or missing; install tinycifar again")
         return _read(file, source, source, device)
@@ -234,7 +197,7 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         data_digest = str(about.get("data_digest", ""))
         if not (0 < len(classes) <= MOST_CLASSES and all(map(is_printable, (*classes, recipe, data)))):
             raise ValueError("names that cannot be printed, or too many classes")
-        if not (models.LEAST_WIDTH <= width <= models.MOST_WIDTH and re.fullmatch("[0-9a-f]{64}|", data_digest)):
+        if not (catalog.LEAST_WIDTH <= width <= catalog.MOST_WIDTH and re.fullmatch("[0-9a-f]{64}|", data_digest)):
             raise ValueError("a width or digest that is none")
         data, data_path = _data(data, data_digest, file)
         if validation_images < 0 or (temperature is not None and not 0 < temperature < math.inf):

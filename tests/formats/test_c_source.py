@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from conftest import Own
 from formats.test_integer import SHAPES, convolution
-from tinycifar import data, models, trained
+from tinycifar import catalog, data, models, trained
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import c_source, integer, onnx_file, parity
 from tinycifar.models import Classifier, norm_act
@@ -356,7 +356,7 @@ except c_source.NotRunError as error:
 
 @pytest.mark.end_to_end
 @needs_compiler
-@pytest.mark.parametrize("name", trained.shipped())
+@pytest.mark.parametrize("name", catalog.shipped())
 def test_the_compiled_code_gives_the_same_bits_on_a_thousand_test_images(name: str, tmp_path: Path) -> None:
     dataset = data.load()
     images, labels = dataset.test_images[:1000], dataset.test_labels[:1000]

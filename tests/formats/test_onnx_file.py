@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import Own
-from tinycifar import data, heatmaps, inference, trained
+from tinycifar import catalog, data, heatmaps, inference, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import onnx_file, parity
@@ -153,7 +153,7 @@ def test_the_example_with_onnxruntime_alone_names_the_class(exports: Path, tmp_p
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("name", trained.shipped())
+@pytest.mark.parametrize("name", catalog.shipped())
 def test_parity_on_all_test_images(name: str, tmp_path: Path) -> None:
     model, dataset = trained.load(name, "cpu"), data.load()
     expected = inference.logits(model.model, dataset.test_images)

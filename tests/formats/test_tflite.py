@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import Own
-from tinycifar import data, inference, models, trained
+from tinycifar import catalog, data, inference, models, trained
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import flat, parity, tflite, tflite_run
 
@@ -203,7 +203,7 @@ def test_the_command_writes_a_file_and_reports_the_interpreter(tinycifar: Any, k
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("name", trained.shipped())
+@pytest.mark.parametrize("name", catalog.shipped())
 def test_a_shipped_model_keeps_its_accuracy_on_all_test_images(name: str, tmp_path: Path) -> None:
     model, dataset = trained.load(name, "cpu"), data.load()
     path = tflite.to_tflite(model, tmp_path / "model.tflite").path

@@ -182,6 +182,7 @@ class Stopped(Exception):  # noqa: N818  (no error)
     def __init__(self, signal: int) -> None:
         super().__init__("stopped; nothing was recorded")
         self.signal = signal
+        self.exit_code = 128 + signal
 
 
 def timed_recipe(name: str) -> recipes.Recipe:

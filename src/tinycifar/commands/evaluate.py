@@ -6,26 +6,28 @@ from pathlib import Path
 
 import click
 
-from tinycifar import data, inference, run, trained
+from tinycifar import catalog, data, inference, library, run, trained
 from tinycifar.commands import terminal
-from tinycifar.report import compare, plots, run_page, text
+from tinycifar.report import plots, run_page, text
 
 
 @click.command()
 @click.argument("model_name", metavar="MODEL")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder to write to (default: the run's, else evaluations/MODEL)."
+    "--out", type=click.Path(path_type=Path), help="Folder to write to (default: the run, otherwise evaluations/MODEL)."
 )
 @click.option(
     "--test",
     is_flag=True,
-    help="Open the test images even of a model with validation images; never written to its run.",
+    help="Score on the test images even if there are validation images; not written to the run.",
 )
-@terminal.data_option("the data that MODEL was trained on")
+@terminal.data_option("MODEL's own")
 @terminal.device_option
 @terminal.threads_option
-@click.option("--robustness", is_flag=True, help="Also on corrupted images: 17 corruptions, 5 severities.")
-@click.option("--images", type=click.IntRange(1), help="How many of them, with --robustness (default: 2000).")
+@click.option("--robustness", is_flag=True, help="Also score on corrupted images: 17 corruptions, 5 severities.")
+@click.option(
+    "--images", type=click.IntRange(1), metavar="N", help="Corrupted images with --robustness (default: 2000)."
+)
 @terminal.json_option
 def evaluate(
     model_name: str,
@@ -38,41 +40,45 @@ def evaluate(
     images: int | None,
     as_json: bool,
 ) -> int:
-    """Score MODEL, a run, a weights file or a shipped model, on the images that it opens; write evaluation.json."""
+    """Score MODEL and write evaluation.json.
+
+    MODEL is a run, a weights file or a shipped model. It is scored on its data's validation images if there are any,
+    otherwise on the test images.
+    """
     if images is not None and not robustness:
-        raise ValueError("--images says how many images --robustness corrupts; give both or neither")
+        raise ValueError("--images needs --robustness: it sets the number of corrupted images")
     terminal.set_threads(threads)
     model = trained.load(model_name, device)
     corrupted = (images or 2000) if robustness else 0
     if test and out is not None and out.resolve() / "model.safetensors" == Path(model.source):
-        raise ValueError(f"{out} is the run itself, where --test writes nothing: name another folder with --out")
+        raise ValueError(f"--test never writes to the run itself, {out}; name another folder with --out")
     with terminal.display(to_stderr=True) as display:
-        found = inference.evaluate_model(model, source=source, test=test, corrupted=corrupted, display=display)
+        evaluation = inference.evaluate_model(model, source=source, test=test, corrupted=corrupted, display=display)
     if out is None:  # a run's own evaluation is that on its own data
-        of_run = source is None and not test and model_name not in trained.shipped() and Path(model_name).is_dir()
-        out = Path(model_name) if of_run else Path("evaluations") / terminal.file_name(model)
+        is_own = source is None and not test and model_name not in catalog.shipped() and Path(model_name).is_dir()
+        out = Path(model_name) if is_own else Path("evaluations") / library.output_name(model)
     code = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found.save(out)
+        evaluation.save(out)
     except OSError as error:
-        code = terminal.fail(f"the evaluation is not written: {terminal.problem(error)}", 1)
+        code = terminal.fail(f"cannot write the evaluation: {terminal.problem(error)}", 1)
     if as_json:
-        terminal.print_json(found.content)
+        terminal.print_json(evaluation.content)
         return code
     for lines in (text.scores, text.by_class, text.robustness):
-        for line in lines(found.content):
+        for line in lines(evaluation.content):
             click.echo(line)
-    click.echo(f"{found.content['images_per_second']:,.0f} images/s")
+    click.echo(f"{evaluation.content['images_per_second']:,.0f} images/s")
     return code
 
 
 @click.command("report")
 @click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
-@terminal.data_option("the data that RUN was trained on")
+@terminal.data_option("RUN's own")
 @terminal.json_option
 def report_command(directory: Path, source: str | None, as_json: bool) -> int:
-    """Write RUN's report.html anew: one page with all that is known of it, which needs no network."""
+    """Rewrite RUN's report.html, one self-contained page."""
     dataset = None
     if source is not None:
         with terminal.display(to_stderr=True) as display:
@@ -89,19 +95,19 @@ def report_command(directory: Path, source: str | None, as_json: bool) -> int:
 @click.command("compare")
 @click.argument("directories", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), default="comparison.html", show_default=True, help="The page to write."
+    "--out", type=click.Path(path_type=Path), default="comparison.html", show_default=True, help="Page to write."
 )
+@terminal.overwrite_option
 @terminal.json_option
-def compare_command(directories: tuple[Path, ...], out: Path, as_json: bool) -> int:
-    """Lay runs side by side: a table, their curves, and whether they differ by more than noise.
+def compare_command(directories: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool) -> int:
+    """Compare RUNs: a table, their curves, and whether they differ by more than noise.
 
-    A RUN of several seeds counts as one recipe, as do several RUNs of the same recipe.
+    The seeds in one RUN count as one recipe, as do several RUNs of the same recipe.
     """
-    found = compare.compare(directories)
-    compare.write(found, out)
+    comparison = library.compare(directories, out, overwrite=overwrite)
     if as_json:
-        terminal.print_json({"page": str(out), **found.as_json()})
+        terminal.print_json({"page": str(out), **comparison.as_json()})
     else:
-        for line in (*found.lines(), f"Page: {out}"):
+        for line in (*comparison.lines(), f"Page: {out}"):
             click.echo(line)
     return 0

@@ -25,14 +25,26 @@ from tinycifar.words import counted
     "varied",
     multiple=True,
     metavar="FIELD=VALUES",
-    help="LOW:HIGH, LOW:HIGH:log or A,B,C: what a field of the recipe may be; repeatable.",
+    help="Values of a recipe field: LOW:HIGH, LOW:HIGH:log or A,B,C; repeatable.",
 )
 @click.option(
-    "--trials", type=click.IntRange(1), default=20, show_default=True, help="How many the study shall have in all."
+    "--trials", type=click.IntRange(1), metavar="N", default=20, show_default=True, help="Total number of trials."
 )
-@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes, sharing --threads.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the study; one that exists is gone on with.")
-@click.option("--epochs", type=int, help="Epochs of the whole schedule.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Trials in parallel; they share --threads.",
+)
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Folder of the study; an existing study is resumed.",
+)
+@click.option("--epochs", type=int, metavar="N", help="Epochs of the whole schedule.")
 @click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
 )
@@ -40,10 +52,12 @@ from tinycifar.words import counted
     "--validation-images",
     type=click.IntRange(0),
     metavar="N",
-    help="Training images to judge by (default: the recipe's, else 5,000 of CIFAR-10, a tenth of other data).",
+    help="Images held out for scoring (default: the recipe's, or 5,000 of CIFAR-10, a tenth of other data).",
 )
 @terminal.data_option("CIFAR-10 from the cache, filled first")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of trials and draws.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", default=0, show_default=True, help="Seed for all draws."
+)
 @terminal.device_option
 @terminal.threads_option
 @terminal.json_option
@@ -62,17 +76,17 @@ def sweep_command(
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Search the values of RECIPE's fields that give the best validation accuracy; no test image is opened.
+    """Search RECIPE's fields for the best validation accuracy; the test images stay closed.
 
-    Trial 0 is the recipe as it is. The same command with the same --out goes on where it was stopped, and takes part
-    where another is at work, on this machine or on one that shares the folder.
+    Trial 0 is the unchanged recipe. Rerun the command with the same --out to resume, or run it again in parallel, on
+    this machine or another one that shares the folder.
     """
     try:
         from tinycifar.sweep import search
     except ImportError:
-        raise ValueError('a sweep needs one package more: pip install "tinycifar[sweep]"') from None
+        raise ValueError('a sweep needs another package; install it with: pip install "tinycifar[sweep]"') from None
     if distributed.here().world > 1:
-        raise ValueError("a sweep's trials are trained by one process each: start it without torchrun, with --jobs")
+        raise ValueError("a sweep trains each trial in one process: start it without torchrun, with --jobs")
     recipe = recipes.with_settings(recipes.get(recipe_name), settings)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
@@ -88,12 +102,12 @@ def sweep_command(
     code = 0
     with display:
         display.console.print(
-            f"{recipe.name}: {trials} trials in all, {jobs} at a time with {counted(each, 'thread')} each, "
-            f"judged by {study.scored_on:,} validation images; varied are {', '.join(map(str, searched))}"
+            f"{recipe.name}: {trials} trials, {jobs} in parallel with {counted(each, 'thread')} each, "
+            f"scored on {study.scored_on:,} validation images; varying {', '.join(map(str, searched))}"
         )
         if jobs > torch.get_num_threads():
             display.console.print(
-                f"{jobs} processes on {counted(torch.get_num_threads(), 'thread')} wait for each other"
+                f"{jobs} processes on {counted(torch.get_num_threads(), 'thread')} compete for the processor"
             )
         display.console.print(f"Study: {study.folder}")
         task = display.add_task("Trials", total=trials, completed=ended)
@@ -117,7 +131,7 @@ def sweep_command(
             click.echo(line)
     if elsewhere:
         terminal.console(as_json).print(
-            f"Another process is at {elsewhere} of the trials; this command again says what they came to"
+            f"Another process runs {elsewhere} of the trials; rerun this command to see their results"
         )
     if unfinished:
         words = ["tinycifar", "sweep", recipe_name]

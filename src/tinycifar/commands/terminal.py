@@ -1,38 +1,42 @@
-"""What commands share: options that mean the same everywhere, and how they print."""
+"""What commands share: options that mean the same everywhere, and printing."""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
-import torch
-from rich.console import Console
-from rich.progress import Progress
 
-from tinycifar import data, run, trained, words
+from tinycifar import catalog, data, words
 from tinycifar.data import sources
-from tinycifar.scale import distributed
-from tinycifar.trained import Trained
+
+if TYPE_CHECKING:  # none of it is needed to parse a command line or to print a list
+    from rich.console import Console
+    from rich.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Item = TypeVar("Item")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace output that exists already.")
+device_option = click.option(
+    "--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda or mps."
+)
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, os.cpu_count()), help="CPU threads (default: torch's own choice)."
+    "--threads", type=click.IntRange(1, os.cpu_count()), metavar="N", help="CPU threads (default: torch's choice)."
 )
 model_option = click.option(
     "--model",
     "model_name",
     metavar="MODEL",
-    default=trained.best,
-    show_default="the most accurate that is shipped",
+    default=catalog.best,
+    show_default="the most accurate shipped one",
     help="A run directory, a weights file, or a shipped model.",
 )
 
@@ -77,37 +81,45 @@ def _path_option(default: str) -> Callable[[Command], Command]:
         "--data",
         "source",
         metavar="PATH",
-        help="A folder or zip archive of pictures, IDX, .npz or parquet files, or another layout of docs/DATA.md; "
-        f"cifar10 or sample (default: {default}).",
+        help=f"A folder or file of images (docs/DATA.md), cifar10 or sample (default: {default}).",
     )
 
 
 def set_threads(threads: int | None) -> None:
-    """Have torch compute with so many threads; None leaves it its own choice."""
+    """Set the number of CPU threads that torch uses; None leaves torch's choice."""
     if threads is not None:
+        import torch
+
         torch.set_num_threads(threads)
 
 
-def console(to_stderr: bool) -> Console:
-    """What prints lines as they are: a name that looks like markup is none, and none is cut at the terminal's width.
+def _first() -> bool:
+    """Whether this process prints: the only one, or the first of those that torchrun started."""
+    return "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or int(os.environ["RANK"]) == 0
 
-    Of several processes that torchrun started only the first prints.
-    """
-    quiet = not distributed.here().first
-    return Console(stderr=to_stderr, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
+
+def console(to_stderr: bool) -> Console:
+    """Print lines as they are: no markup, no wrapping at the terminal's width; only in the first process."""
+    from rich.console import Console
+
+    return Console(stderr=to_stderr, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=not _first())
 
 
 def display(to_stderr: bool) -> Progress:
-    """The live display of a command: bars on a terminal, else lines alone."""
+    """The live display of a command: progress bars on a terminal, otherwise only lines."""
+    from rich.progress import Progress
+
     shown_on = console(to_stderr)
     return Progress(console=shown_on, transient=True, disable=shown_on.quiet or not shown_on.is_terminal)
 
 
-def file_name(model: Trained) -> str:
-    """What is made from a model is called: as it is, or, for one of several seeds, that behind their directory's."""
-    source = Path(model.source)
-    of_seeds = source.name == "model.safetensors" and source.parent in run.seeds(source.parent.parent)
-    return f"{source.parent.parent.name}-{model.name}" if of_seeds else model.name
+def progress(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
+    """Iterate over `items` with a progress bar on standard error, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    with display(to_stderr=True) as bar:
+        yield from bar.track(items, total=total, description=description)
 
 
 def print_json(content: dict[str, Any]) -> None:
@@ -116,15 +128,20 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def problem(error: OSError) -> str:
-    """What the disk or the system says, and of which file."""
+    """The system's message, and the file it is about."""
     return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
+def options(message: str) -> str:
+    """A message of the Python API with its arguments, written as `name=`, as options of the command line."""
+    return re.sub(r"`([a-z_]+)=`", lambda match: f"--{match[1].replace('_', '-')}", message)
+
+
 def fail(message: str, code: int, tell: bool | None = None) -> int:
-    """Print one line of what went wrong to standard error, and give the exit code.
+    """Print one line about an error to standard error, and return the exit code.
 
     Of several processes that torchrun started only the first prints, unless `tell` says which.
     """
-    if distributed.here().first if tell is None else tell:
+    if _first() if tell is None else tell:
         click.echo(f"tinycifar: {words.printable(' '.join(message.splitlines()))}", err=True)
     return code

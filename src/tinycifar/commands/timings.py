@@ -7,14 +7,14 @@ from dataclasses import asdict
 import click
 import torch
 
-from tinycifar import atomic, data, machine, recipes, run, trained
-from tinycifar.bench import infer, timing
+from tinycifar import atomic, catalog, data, machine, recipes, run
+from tinycifar.bench import infer, startup, timing
 from tinycifar.commands import terminal
 
 
 @click.group("bench")
 def bench_group() -> None:
-    """Timings, side by side in one run."""
+    """Time training, inference and start-up, each beside a reference in the same run."""
 
 
 @bench_group.command()
@@ -22,7 +22,7 @@ def bench_group() -> None:
 @terminal.threads_option
 @terminal.json_option
 def step(model_name: str, threads: int | None, as_json: bool) -> None:
-    """Time MODEL's training steps: images a second, milliseconds a part, GFLOP/s against this machine's peak."""
+    """Time MODEL's training steps: images/s, milliseconds per part, GFLOP/s against this machine's peak."""
     terminal.set_threads(threads)
     result = timing.bench_step(model_name)
     if as_json:
@@ -33,13 +33,15 @@ def step(model_name: str, threads: int | None, as_json: bool) -> None:
 
 @bench_group.command("train")
 @click.argument("recipe_name", metavar="[RECIPE]", default=recipes.DEFAULT_RECIPE)
-@click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Trainings in full.")
-@click.option("--steps", type=click.IntRange(2), default=20, show_default=True, help="Reference steps each time.")
+@click.option("--runs", type=click.IntRange(1), metavar="N", default=3, show_default=True, help="Full trainings.")
+@click.option(
+    "--steps", type=click.IntRange(2), metavar="N", default=20, show_default=True, help="Reference steps each time."
+)
 @click.option("--record", is_flag=True, help="Write results/RECIPE/bench-train/PROCESSOR.json.")
 @terminal.threads_option
 @terminal.json_option
 def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: int | None, as_json: bool) -> None:
-    """Train RECIPE in full, time the reference's steps in turn with it, and tell how many times faster it is."""
+    """Time full trainings of RECIPE and steps of the reference in turn; print the speed-up."""
     timing.timed_recipe(recipe_name)
     terminal.set_threads(threads)
     name = f"bench-train/{machine.processor_slug()}"
@@ -69,19 +71,21 @@ def _how_to_contribute(recipe_name: str, name: str, *, recorded: bool) -> str:
 
 @bench_group.command("infer")
 @click.argument("model_names", metavar="[MODEL...]", nargs=-1)
-@click.option("--rounds", type=click.IntRange(1), default=infer.ROUNDS, show_default=True, help="Measurements of each.")
+@click.option(
+    "--rounds", type=click.IntRange(1), metavar="N", default=infer.ROUNDS, show_default=True, help="Runs of each."
+)
 @click.option("--record", is_flag=True, help="Write results/bench-infer.json; for all shipped models only.")
 @terminal.threads_option
 @terminal.json_option
 def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads: int | None, as_json: bool) -> None:
-    """Time inference of MODELs (default: all shipped) and of ResNet-8 and ResNet-20: PyTorch, ONNX, int8, in turn."""
+    """Time inference of MODELs (default: all shipped), ResNet-8 and ResNet-20 in PyTorch, ONNX and int8, in turn."""
     if record and (model_names or rounds != infer.ROUNDS):
         raise ValueError("--record is for all shipped models: leave out MODEL and --rounds")
     terminal.set_threads(threads)
     path = run.record_path("", "bench-infer", torch.device("cpu")) if record else None
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    result = infer.bench_infer(model_names or tuple(trained.shipped()), rounds=rounds)
+    result = infer.bench_infer(model_names or tuple(catalog.shipped()), rounds=rounds)
     if as_json:
         terminal.print_json(asdict(result))
     else:
@@ -89,3 +93,22 @@ def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads
     if path is not None:
         atomic.write_json(path, asdict(result))
         terminal.console(as_json).print(f"Record: {path}")
+
+
+@bench_group.command("startup")
+@click.option(
+    "--rounds", type=click.IntRange(1), metavar="N", default=startup.ROUNDS, show_default=True, help="Runs of each."
+)
+@click.option(
+    "--against",
+    metavar="PYTHON",
+    help="Compare with another installation: its Python interpreter, or the folder of a checkout.",
+)
+@terminal.json_option
+def startup_bench(rounds: int, against: str | None, as_json: bool) -> None:
+    """Time the start of commands, relative to Python itself and to loading PyTorch."""
+    result = startup.bench_startup(rounds=rounds, against=against)
+    if as_json:
+        terminal.print_json(asdict(result))
+    else:
+        click.echo(startup.render(result))

@@ -10,14 +10,15 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
-from torch import Tensor
 
 from tinycifar.data import colours
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 WEB = ("PNG", "JPEG", "WEBP")  # what a service decodes for strangers
@@ -274,6 +275,17 @@ def _deep(
     return part, None
 
 
+def upright(image: Image.Image, fit: str = "crop") -> Image.Image:
+    """A picture in memory as `read` gives that of its file: RGB of 8 bits, turned upright, cropped if `fit` says so."""
+    check_fit(fit)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    part = image.crop((left, top, left + side, top + side)) if fit == "crop" else image
+    turn = TURNS.get(_orientation(image))
+    rgb = colours.to_rgb(part, float(image.getextrema()[1]) if image.mode.startswith("I") else None)  # type: ignore[arg-type]
+    return rgb if turn is None else rgb.transpose(turn)
+
+
 def _scans(content: bytes) -> int:
     """How many scans the first picture of a JPEG file has; no more than one over `MOST_SCANS` are counted."""
     count, place = 0, 2
@@ -330,6 +342,8 @@ def to_array(image: Image.Image, size: int = 32, fit: str = "crop") -> Pixels:
 
 def to_tensor(image: Image.Image, size: int = 32, fit: str = "crop") -> Tensor:
     """As `to_array`, a tensor."""
+    import torch  # not before: `tinycifar predict` does without it
+
     return torch.from_numpy(to_array(image, size, fit))
 
 

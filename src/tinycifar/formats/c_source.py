@@ -300,8 +300,7 @@ def _calls(network: Network) -> Iterable[str]:
 
 def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
     """Write `NAME.h` and `NAME.c` into a folder; gives their paths."""
-    prefix = re.sub(r"\W", "_", name, flags=re.ASCII)
-    prefix = prefix if re.match(r"[A-Za-z]", prefix) else f"model_{prefix}"
+    written = paths(folder, name)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tinycifar.formats"),
         trim_blocks=True,
@@ -313,7 +312,7 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
     offsets, _ = plan(network)
     maps = _maps(network)
     given = {
-        "prefix": prefix,
+        "prefix": written[0].stem,
         "size": network.pixels.size,
         "kinds": {step.kind for step in network.steps},
         "table": network.table.astype(np.int16) - 128,
@@ -333,11 +332,17 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
         "constant_bytes": constant_bytes(network),
         "memory_bytes": memory_bytes(network),
     }
-    paths = folder / f"{prefix}.h", folder / f"{prefix}.c"
     folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
+    for path in written:
         path.write_text(environment.get_template(f"model{path.suffix}").render(given), encoding="utf-8")
-    return paths
+    return written
+
+
+def paths(folder: Path, name: str) -> tuple[Path, Path]:
+    """The header and the source of a model of that name in a folder; their names are C identifiers."""
+    prefix = re.sub(r"\W", "_", name, flags=re.ASCII)
+    prefix = prefix if re.match(r"[A-Za-z]", prefix) else f"model_{prefix}"
+    return folder / f"{prefix}.h", folder / f"{prefix}.c"
 
 
 def _c_string(name: str) -> str:

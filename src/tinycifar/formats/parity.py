@@ -18,6 +18,8 @@ CALIBRATION_IMAGES, COMPARED_IMAGES = 400, 200  # at most; as many as the sample
 class ParityError(Exception):
     """An exported model that disagrees with its original; it is not written."""
 
+    exit_code = 1
+
 
 @dataclass(frozen=True)
 class Parity:

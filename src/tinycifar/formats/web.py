@@ -55,7 +55,9 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 """
 
 
-def write(trained: Trained, folder: Path, dataset: Dataset | None = None) -> parity.Exported:
+def write(
+    trained: Trained, folder: Path, dataset: Dataset | None = None, *, overwrite: bool = False
+) -> parity.Exported:
     """Write the page, the model as ONNX, the runtime and samples into a new or empty folder.
 
     The samples are test images of `parity.known_data`.
@@ -64,7 +66,10 @@ def write(trained: Trained, folder: Path, dataset: Dataset | None = None) -> par
     `onnx_file.to_onnx` does; the folder is then as it was.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"the folder {folder} is in use; name a new or an empty one with --out")
+        if not (folder / "model.json").is_file() or not (folder / "ort").is_dir():
+            raise ValueError(f"the folder {folder} is in use; name a new or an empty one with `out=`")
+        if not overwrite:
+            raise ValueError(f"{folder} holds a page already; name another output, or pass `overwrite=` to replace it")
     package = _package()
     dataset = parity.known_data(trained, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,9 +91,15 @@ def write(trained: Trained, folder: Path, dataset: Dataset | None = None) -> par
         told = about(trained.name, trained.classes, trained.image_size, trained.temperature, shown, "browser")
         atomic.write_json(page / "model.json", told)
         exported = onnx_file.to_onnx(trained, page / "model.onnx", dataset)
+        replaced = Path(name) / "replaced"
         if folder.exists():
-            folder.rmdir()
-        page.rename(folder)
+            folder.rename(replaced)
+        try:
+            page.rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
     return replace(exported, path=folder / "model.onnx")
 
 

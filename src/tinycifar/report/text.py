@@ -32,50 +32,6 @@ def corruption_note(found: dict[str, Any]) -> str:
     )
 
 
-def prediction(entry: dict[str, Any], width: int) -> str:
-    """A picture's most probable classes in a line, after its name in a column of that width."""
-    classes = "  ".join(f"{of['class']} {of['probability']:.1%}" for of in entry["classes"])
-    return f"{printable(entry['file']):{width}}  {classes}"
-
-
-def models(shipped: dict[str, dict[str, Any]], architectures: dict[str, dict[str, Any]]) -> list[str]:
-    """The tables of `trained.shipped` and `trained.architectures`; a line in place of one without rows."""
-    lines = ["no shipped model is within these limits"]
-    if shipped:
-        lines = table(
-            [["shipped", "model", "parameters", "MACs", "test accuracy", "weights"]]
-            + [
-                [
-                    name,
-                    of["model"],
-                    f"{of['parameters']:,}",
-                    f"{of['macs']:,}",
-                    f"{of['test_accuracy']:.2%}",
-                    f"{of['bytes'] / 1000:,.0f} kB",
-                ]
-                for name, of in shipped.items()
-            ]
-        )
-    lines.append("")
-    if not architectures:
-        return [*lines, "no architecture is within these limits"]
-    lines += table(
-        [["architecture", "parameters", "written out", "MACs", "best recipe's mean", "recipes"]]
-        + [
-            [
-                name,
-                f"{of['parameters']:,}",
-                f"{of['written_out']:,}",
-                f"{of['macs']:,}",
-                f"{of['test_accuracy']:.2%}" if of["test_accuracy"] else "no test figure",
-                ", ".join(of["recipes"]),
-            ]
-            for name, of in architectures.items()
-        ]
-    )
-    return [*lines, "written out: with the filters that are mirror images of others counted too"]
-
-
 def exported(found: dict[str, Any]) -> list[str]:
     """What was exported, and how it compares: lines from the fields of a `parity.Exported` or `ExportedC`."""
     if "source" in found:

@@ -40,6 +40,8 @@ FAILURES = (ValueError, OSError, FloatingPointError)  # what a command tells in 
 class LostRankError(RuntimeError):
     """Another process of the run has ended; `tell` on one of those that are left."""
 
+    exit_code = 1
+
     def __init__(self, message: str, tell: bool) -> None:
         super().__init__(message)
         self.tell = tell

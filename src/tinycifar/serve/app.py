@@ -28,10 +28,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tinycifar import data, trained
+from tinycifar.catalog import MOST_PIXELS
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import onnx_file, parity, web
-from tinycifar.models import MOST_PIXELS
 from tinycifar.serve.gate import SECONDS, Gate, Limits, Outer
 from tinycifar.words import is_printable
 

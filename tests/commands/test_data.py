@@ -26,7 +26,7 @@ def test_recipes_are_listed_as_before_beside_the_command_that_shows_one(tinycifa
         (["show", "resnet"], "unknown recipe 'resnet'; allowed are: minute"),
         (["show", "no.toml"], "no.toml does not exist"),
         (["show"], "RECIPE"),
-        (["--json", "show", "minute"], "--json goes behind show"),
+        (["--json", "show", "minute"], "put --json after show"),
         (["hide"], "hide"),
     ):
         refused = tinycifar("recipes", *words)
@@ -63,7 +63,7 @@ def test_only_cifar10_is_fetched(tinycifar: Any, own: Path, tmp_path: Path) -> N
     for folder in (own, tmp_path / "mnist"):
         refused = tinycifar("data", "fetch", "--data", folder)
         assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
-        assert f"own images need no fetching: `tinycifar train --data {folder}`" in refused.err
+        assert f"own images need no fetching: run `tinycifar train --data {folder}`" in refused.err
     assert not cifar10.cache_directory().exists()
 
 

