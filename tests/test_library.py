@@ -51,7 +51,7 @@ def test_what_was_trained_is_loaded_evaluated_and_asked_for_predictions(result: 
     (tmp_path / "two.png").write_text("no picture")
     one, two = tinycifar.predict(result, [tmp_path / "one.png", tmp_path / "two.png"], top=1)
     assert one["classes"][0]["class"] == model.classes[int(logits[0].argmax())]
-    assert "no PNG, JPEG or WEBP image" in two["problem"]
+    assert "no PNG, JPEG, WEBP" in two["problem"]
     assert tinycifar.predict(result.directory, tmp_path / "one.png", top=1) == [one]
 
 
@@ -101,7 +101,7 @@ def test_a_recipe_comes_by_name_as_a_file_or_as_itself(tmp_path: Path) -> None:
         ({"learning_rate": 0.1}, "unknown recipe field 'learning_rate'; allowed are: model, "),
         ({"epochs": 0}, "epochs must lie between 1 and 100000, not 0"),
         ({"image_size": 33}, "image_size must lie between 16 and 64 in steps of 8 for whitenet, not be 33"),
-        ({"data": "nowhere"}, "nowhere does not exist; allowed are cifar10, sample, a folder with"),
+        ({"data": "nowhere"}, "nowhere does not exist; allowed are cifar10, sample, a folder"),
         ({"init": "unknown"}, "unknown does not exist; name a run directory"),
         ({"max_parameters": 50_000, "width": 0.5}, "max_parameters finds the width"),
     ],

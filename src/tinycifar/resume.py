@@ -62,7 +62,7 @@ def merged(request: Request) -> Start:
     saying how to name it, if the data or a model of the run is no longer where it was.
     """
     if request.max_parameters is not None and "width" in request.changes:
-        raise ValueError("--max-parameters finds the width: leave out --set width=, or --max-parameters")
+        raise ValueError("`max_parameters=` finds the width: leave out the field width, or `max_parameters=`")
     if request.resume is not None and request.out is not None:
         raise ValueError("a run is resumed in its own directory: leave out resume, or out")
     device = distributed.here().device(request.device)
