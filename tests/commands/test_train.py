@@ -81,7 +81,10 @@ def test_a_recipe_that_was_shown_can_be_changed_and_trained(tinycifar: Any) -> N
 
 def test_impossible_wishes_are_refused_with_a_line_and_make_nothing(tinycifar: Any, own: Path) -> None:
     for words, message in (
-        (["--max-parameters", "50000", "--set", "width=0.5"], "--max-parameters finds the width: leave out the field width"),
+        (
+            ["--max-parameters", "50000", "--set", "width=0.5"],
+            "--max-parameters finds the width: leave out the",
+        ),
         (["--max-parameters", "10"], "whitenet has at least"),
         (["--max-parameters", "0"], "0 is not in the range"),
         (["--data", own, "--init", "nowhere"], "nowhere does not exist"),
