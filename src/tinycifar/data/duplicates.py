@@ -8,7 +8,7 @@ from torch import Tensor
 
 HASH_SIDE = 32  # pixels a side from which a hash is computed
 LOW = 8  # frequencies a side that it keeps: 64 bits
-MOST_DISTANCE = 4  # bits in which near-duplicates differ at most
+MOST_DISTANCE = 6  # bits in which near-duplicates differ at most
 ROWS = 1_000  # images that are compared together
 
 

@@ -1,0 +1,52 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def shots(folder: Path, people: int = 10) -> Path:
+    """Pictures of two classes named PERSON_SHOT.png, three of each person."""
+    rng = np.random.default_rng(0)
+    for kind in ("cat", "dog"):
+        (folder / kind).mkdir(parents=True)
+        for index in range(3 * people):
+            picture = Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8))
+            picture.convert("L" if index % 3 == 0 else "RGB").save(folder / kind / f"{kind}{index // 3}_{index}.png")
+    return folder
+
+
+def test_info_describes_layout_splits_sizes_and_modes_and_draws_samples(tinycifar: Any, tmp_path: Path) -> None:
+    own = shots(tmp_path / "own")
+    found = tinycifar("data", "info", "--data", own, "--plot", "drawn/samples.png", "--json").json
+    assert found["layout"] == "folders of classes"
+    assert (found["train_images"], found["test_images"], found["problem"]) == (48, 12, None)
+    assert (found["shorter_sides"], found["longer_sides"]) == ([20, 20], [24, 24])
+    assert found["modes"] == ["RGB 40", "L 20"]
+    assert (found["train_images_by_class"], found["test_images_by_class"]) == ([24, 24], [6, 6])
+    assert found["near_duplicates"] == ["0 of the 12 test images"]
+    with Image.open("drawn/samples.png") as drawn:
+        assert min(drawn.size) > 200
+        assert len(drawn.convert("RGB").getcolors(1 << 24) or []) > 1_000
+
+
+def test_info_describes_data_that_is_too_small_to_be_trained_on(tinycifar: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", train_images=np.zeros((4, 28, 28), np.uint8), train_labels=np.zeros((4, 1), int))
+    found = tinycifar("data", "info", "--data", tmp_path / "own.npz", "--json").json
+    assert (found["layout"], found["train_images"], found["classes"]) == ("NumPy arrays, grey 28x28", 4, ["0"])
+    assert found["problem"].endswith("own.npz has 1 class; allowed are 2 to 1,000")
+    refused = tinycifar("data", "info", "--data", tmp_path / "own.npz", "--plot", "samples.png")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "nothing to draw" in refused.err
+
+
+def test_groups_hold_for_a_run_and_where_it_is_resumed_and_evaluated(tinycifar: Any, tmp_path: Path) -> None:
+    own = shots(tmp_path / "own")
+    words = ["--data", own, "--group", r"(.*)_\d+", "--epochs", "2", "--set", "validation_images=9"]
+    assert tinycifar("train", *words, "--out", "run", "--stop-after-epoch", "1").code == 0
+    resumed = tinycifar("train", "--resume", "run")
+    assert resumed.code == 0
+    assert "20 groups, none of which lies on both sides of a split" in resumed.out
+    assert tinycifar("evaluate", "run", "--json").json["split"] == "validation"
+    refused = tinycifar("data", "info", "--group", "(.)")
+    assert (refused.code, "--group is for own data: give --data too" in refused.err) == (2, True)
