@@ -9,9 +9,16 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1])
 about = session.get_modelmeta().custom_metadata_map
-size = session.get_inputs()[0].shape[2:]
-picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
-picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+size = session.get_inputs()[0].shape[2]
+
+# The pixels that the model was trained on: upright, transparent parts white, the central square, then resized. Cropping
+# comes first: ImageOps.fit would mix in pixels from outside the square.
+picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGBA")
+picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+side = min(picture.size)
+left, top = (picture.width - side) // 2, (picture.height - side) // 2
+picture = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+
 images = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255
 (logits,) = session.run(["logits"], {"images": images})
 powers = np.exp((logits[0] - logits[0].max()) / (json.loads(about["temperature"]) or 1))

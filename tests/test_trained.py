@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinycifar import catalog, data, inference, models, recipes, run, trained
+from tinycifar import catalog, data, inference, library, models, recipes, run, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES, Origin
 
@@ -253,3 +253,15 @@ def test_a_damaged_list_of_seen_images_is_refused(tmp_path: Path) -> None:
     assert sorted(map(bytes, seen)) == sorted(map(bytes, digests))
     assert trained.count_seen(seen, digests) == 5
     assert trained.count_seen(seen, digests ^ 1) == 0
+
+
+@pytest.mark.parametrize("name", catalog.shipped())
+def test_a_loaded_model_has_contiguous_weights_and_so_has_what_torch_export_makes_of_it(name: str) -> None:
+    model = library.load(name)
+    exported = torch.export.export(model, (torch.rand(1, 3, 32, 32),))
+    for tensors in (model.state_dict(), exported.state_dict):
+        assert all(tensor.is_contiguous() for tensor in tensors.values())
+    images = data.sample().test_images[:4] / 255
+    with torch.inference_mode():
+        expected = model(images)
+        torch.testing.assert_close(model.to(memory_format=torch.channels_last)(images), expected, rtol=0, atol=1e-4)

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from conftest import Own
 from tinycifar import catalog, data, heatmaps, inference, trained
@@ -143,13 +144,24 @@ def test_a_missing_package_is_named_with_what_installs_it(
         onnx_file.to_int8(trained.load("minute", "cpu"), tmp_path / "model.onnx")
 
 
-def test_the_example_with_onnxruntime_alone_names_the_class(exports: Path, tmp_path: Path) -> None:
-    image = data.sample().test_images[0]
-    pictures.to_image(image).save(tmp_path / "picture.png")
+@pytest.mark.parametrize("kind", ["small", "wide", "high", "transparent"])
+def test_the_example_with_onnxruntime_alone_gives_the_probabilities_of_predict(
+    kind: str, exports: Path, tmp_path: Path
+) -> None:
+    image = pictures.to_image(data.sample().test_images[0])
+    if kind != "small":
+        noise = np.random.default_rng(0).integers(-60, 60, (200, 301, 3) if kind != "high" else (301, 200, 3))
+        large = np.asarray(image.resize(noise.shape[1::-1])).astype(int) + noise
+        image = Image.fromarray(large.clip(0, 255).astype(np.uint8))
+    if kind == "transparent":
+        image.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, image.width).astype(np.uint8), (image.height, 1))))
+    image.save(tmp_path / "picture.png")
     command = [sys.executable, EXAMPLES / "classify.py", exports / "minute.onnx", tmp_path / "picture.png"]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "picture.png"])
-    assert lines == [f"{of['class']} {of['probability']:.1%}" for of in expected["classes"]]
+    assert [line.rpartition(" ")[0] for line in lines] == [entry["class"] for entry in expected["classes"]]
+    for line, entry in zip(lines, expected["classes"], strict=True):
+        assert float(line.rpartition(" ")[2].rstrip("%")) == pytest.approx(100 * entry["probability"], abs=0.11)
 
 
 @pytest.mark.end_to_end
