@@ -208,8 +208,37 @@ def inference() -> str:
         [
             *lines,
             "",
-            f"Medians of {bench['rounds']} rounds, every model in every form in turn. Measured on: {place(bench)}, "
-            f"onnxruntime {bench['onnxruntime_version']}.",
+            f"Medians of {bench['rounds']} rounds, every model in every form in turn. Measured on:",
+            f"{place(bench)}, onnxruntime {bench['onnxruntime_version']}.",
+        ]
+    )
+
+
+def tflite() -> str:
+    """What TFLite files keep of the accuracy, as `scripts/measure_tflite.py` recorded it."""
+    path = RESULTS / "tflite.json"
+    if not path.exists():
+        return f"TFLite files: {NOT_MEASURED}."
+    found = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "| model | in | file | test % | PyTorch, test % | class as in PyTorch "
+        "| TFLite Micro: class, logits as in LiteRT |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        for file in row["files"]:
+            lines.append(
+                f"| `{row['model']}` | {file['form']} | {file['bytes'] / 1000:,.0f} kB | {100 * file['accuracy']:.2f} "
+                f"| {100 * row['accuracy']:.2f} | {file['same_class_as_pytorch']:.2%} "
+                f"| {file['same_class_in_tflite_micro']:.1%}, {file['same_logits_in_tflite_micro']:.1%} |"
+            )
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Accuracy in LiteRT on all {found['images']:,} test images; TFLite Micro on the first "
+            f"{found['images_in_tflite_micro']:,}. Measured with {versions} by `scripts/measure_tflite.py`.",
         ]
     )
 
@@ -564,7 +593,7 @@ def drawn_from(path: Path) -> str | None:
 TEXTS = {
     "README.md": (headline, processors, frontier, subsets, table, own_images),
     "docs/RESULTS.md": (subsets, sources),
-    "docs/EXPORT.md": (inference,),
+    "docs/EXPORT.md": (inference, tflite),
     "docs/LEADERBOARD.md": (leaderboard, processors),
     "docs/SCALE.md": (scale, many_users),
     "docs/RECIPES.md": (recipe_fields,),

@@ -26,9 +26,10 @@ import click
 import pytest
 from torch.distributed.run import get_args_parser
 
-from tinycifar import data, models, recipes, training
+from tinycifar import data, models, recipes, trained, training
 from tinycifar.cli import cli
 from tinycifar.data import pictures
+from tinycifar.formats import tflite
 from tinycifar.recipes import tomllib
 from tinycifar.report import run_page
 
@@ -246,6 +247,10 @@ def a_run(place: Path, recipe: str = "minute", stop_after_epoch: int | None = No
 def exported(place: Path, exports: Path) -> None:
     """The exported `minute` stands for all that documents export, which takes long."""
     place.parent.mkdir(exist_ok=True)
+    if place.suffix == ".tflite":
+        pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
+        tflite.to_tflite(trained.load("minute", "cpu"), place, int8="int8" in place.name)
+        return
     shutil.copy(exports / ("minute-int8.onnx" if "int8" in place.name else "minute.onnx"), place)
 
 
@@ -285,7 +290,7 @@ def bring(made: Callable[[str], Path], request: pytest.FixtureRequest) -> Callab
             if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", read) and not here.exists():
                 thing = made(name)
                 (shutil.copytree if thing.is_dir() else shutil.copy)(thing, here)
-        for name in re.findall(r"exports/[\w-]+\.onnx", read):
+        for name in re.findall(r"exports/[\w-]+\.(?:onnx|tflite)", read):
             exported(Path(name), request.getfixturevalue("exports"))
 
     return copy
