@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinycifar import atomic, data, inference, trained
+from tinycifar import atomic, catalog, data, inference, trained
 from tinycifar.formats import flat, tflite, tflite_run
 
 RESULT = Path(__file__).parents[1] / "results" / "tflite.json"
@@ -83,7 +83,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    rows = [measure(name) for name in trained.shipped()]
+    rows = [measure(name) for name in catalog.shipped()]
     versions = {name: metadata.version(name) for name in ("torch", "flatbuffers", "ai-edge-litert", "tflite-micro")}
     atomic.write_json(
         RESULT, {"images": 10_000, "images_in_tflite_micro": IN_MICRO, "rows": rows, "versions": versions}
