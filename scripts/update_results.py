@@ -232,13 +232,14 @@ def tflite() -> str:
                 f"| {100 * row['accuracy']:.2f} | {file['same_class_as_pytorch']:.2%} "
                 f"| {file['same_class_in_tflite_micro']:.1%}, {file['same_logits_in_tflite_micro']:.1%} |"
             )
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    versions = ",\n".join(f"{name} {version}" for name, version in found["versions"].items())
     return "\n".join(
         [
             *lines,
             "",
             f"Accuracy in LiteRT on all {found['images']:,} test images; TFLite Micro on the first "
-            f"{found['images_in_tflite_micro']:,}. Measured with {versions} by `scripts/measure_tflite.py`.",
+            f"{found['images_in_tflite_micro']:,}.",
+            f"Measured by `scripts/measure_tflite.py` with {versions}.",
         ]
     )
 

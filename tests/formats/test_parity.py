@@ -17,7 +17,7 @@ def test_parity_counts_images_that_change_class_and_those_that_are_undecided() -
 
 
 def test_the_second_of_nearly_equal_logits_may_win_but_not_another() -> None:
-    expected = torch.tensor([[1.0, 0.99, -1.0]] * 30)
+    expected = torch.tensor([[1.0, 0.999, -1.0]] * 30)
     second, last = expected.clone(), expected.clone()
     second[0], last[0] = torch.tensor([0.99, 1.0, -1.0]), torch.tensor([0.0, 0.0, 0.1])
     assert [parity.compare(expected, exported).undecided for exported in (second, last)] == [1, 0]
