@@ -1,5 +1,6 @@
 # make train   set everything up and train the default recipe   make train ARGS="reference-40 --seed 1"
 # make test    set everything up and run the tests
+# make test-processors   run the numerical tests as less capable x86 processors would; ARGS=--short: two of seven
 # make check   lint, types, the README's figures against results/, docs/API.md against the docstrings
 # make results rewrite figures and pictures from results/, and docs/API.md from the docstrings
 # make tour    execute docs/tour.ipynb anew and store what it shows
@@ -14,13 +15,16 @@ INSTALLED := $(VENV)/installed
 ARGS ?=
 PIP_OPTIONS ?=
 
-.PHONY: train test check results tour faults load clean
+.PHONY: train test test-processors check results tour faults load clean
 
 train: $(INSTALLED)
 	@$(BIN)/tinycifar train $(ARGS)
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -m "not end_to_end" --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-processors: $(INSTALLED)
+	@$(BIN)/python tests/processors.py $(ARGS)
 
 check: $(INSTALLED)
 	@$(BIN)/ruff format --check .

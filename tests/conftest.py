@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from unittest import mock
 
 import pytest
 
@@ -17,6 +19,7 @@ from tinycifar.data import cifar10
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from torch import Tensor
 
     from tinycifar.data import Dataset
 
@@ -26,6 +29,32 @@ os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")
 os.environ["MPLBACKEND"] = "agg"
 # A shell that runs the tests in the background has Ctrl-C ignored, here and in every process started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def float64() -> Iterator[None]:
+    """Compute in float64 what is written for float32, so that two orders of additions differ by 1e-15 and not by 1e-7.
+
+    Training lets such a difference grow by a factor of up to a million within 20 steps. How much depends on the
+    processor: in float32 it may hide a real mistake, in float64 it stays below 1e-8.
+    """
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def distance(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> float:
+    """The largest difference of any two values, as a part of the largest value of their tensor."""
+    assert tensors.keys() == others.keys()
+    return max(
+        ((tensor - others[name]).abs().max() / others[name].abs().max().clamp(min=1e-3)).item()
+        for name, tensor in tensors.items()
+    )
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import float64
 from tinycifar import data, models, recipes
 from tinycifar.data.dataset import MEAN, STD
 from tinycifar.models import MODELS, build
 from tinycifar.summary import summarize
 
+# In float64 two orders of additions differ by 1e-15 on any processor.
+EQUAL: dict[str, float] = {"rtol": 1e-9, "atol": 1e-9}
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -49,11 +52,13 @@ def test_every_parameter_that_is_trained_gets_a_gradient(name: str) -> None:
 @every_model
 def test_an_image_gets_the_same_logits_alone_and_in_a_batch(name: str) -> None:
     torch.manual_seed(0)
-    model = build(name).eval()
-    images = torch.rand(3, 3, 32, 32)
-    with torch.no_grad():
+    with float64(), torch.no_grad():
+        model = build(name).eval()
+        images = torch.rand(3, 3, 32, 32)
         alone = torch.cat([model(image[None]) for image in images])
-        torch.testing.assert_close(model(images), alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(images), alone, **EQUAL)
+        model.train()  # in which they depend on the other images
+        assert not torch.allclose(model(images), alone, rtol=1e-3)
 
 
 @every_model
@@ -69,22 +74,15 @@ def test_the_same_seed_gives_the_same_weights(name: str) -> None:
 @every_model
 def test_images_are_normalised_inside_the_model(name: str) -> None:
     torch.manual_seed(0)
-    model = build(name).eval()
-    images = torch.rand(2, 3, 32, 32)
-    by_hand = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    with torch.no_grad():
+    with float64(), torch.no_grad():
+        model = build(name).eval()
+        images = torch.rand(2, 3, 32, 32)
+        by_hand = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
         expected = model(images)
         model.mean.fill_(0)
         model.std.fill_(1)
-        assert not torch.allclose(model(images), expected)
-        torch.testing.assert_close(model(by_hand), expected)
-
-
-@every_model
-def test_normalisation_travels_with_the_weights_and_is_not_trained(name: str) -> None:
-    model = build(name)
-    assert {"mean", "std"} <= model.state_dict().keys()
-    assert not {"mean", "std"} & {key for key, _ in model.named_parameters()}
+        assert not torch.allclose(model(images), expected, rtol=1e-3)
+        torch.testing.assert_close(model(by_hand), expected, **EQUAL)
 
 
 @every_model
@@ -116,14 +114,6 @@ def test_the_blocks_of_the_reference_give_the_sizes_of_its_table() -> None:
             images = block(images)
             sides.append(tuple(images.shape[1:]))
     assert sides == [(32, 28, 28), (64, 12, 12), (128, 4, 4), (64, 9, 9)]
-
-
-def test_dropout_drops_a_tenth_in_training_and_nothing_in_evaluation() -> None:
-    torch.manual_seed(0)
-    dropout = next(module for module in models.C1C2C3C4O().modules() if isinstance(module, nn.Dropout))
-    ones = torch.ones(100_000)
-    assert (dropout.train()(ones) == 0).float().mean().item() == pytest.approx(0.1, abs=0.005)
-    assert torch.equal(dropout.eval()(ones), ones)
 
 
 def test_the_whitening_stem_makes_patches_uncorrelated_and_of_unit_variance() -> None:
@@ -159,19 +149,22 @@ def test_mirrored_nets_give_an_image_and_its_mirror_image_the_same_logits(name: 
     images = data.sample().train_images[:100]
     if grey:  # patches then fill a third of their space
         images = images[:, :1].expand(-1, 3, -1, -1)
-    model = build(name)
-    model.prepare(images)
-    with torch.no_grad():
+    with float64(), torch.no_grad():
+        model = build(name)
+        model.prepare(images)
         for name, values in model.named_parameters():
             if name.endswith("shift"):
                 values.normal_()
-        for _ in range(10):  # statistics of both halves, which differ as the images are not mirrored
+        images = images[:10]
+        for _ in range(3):  # statistics of both halves, which differ as the images are not mirrored
             model.train()(images / 255)
         model.eval()
         logits, mirrored = model(images / 255), model(images.flip(3) / 255)
+        upside_down = model(images.flip(2) / 255)
     assert logits.isfinite().all()
     assert logits.std() > 0.1
-    torch.testing.assert_close(logits, mirrored, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, mirrored, **EQUAL)
+    assert not torch.allclose(logits, upside_down, rtol=1e-3)
 
 
 def test_a_mirrored_convolution_is_a_plain_one_whose_second_half_are_mirror_images() -> None:
@@ -213,22 +206,20 @@ def test_a_mirrored_norm_in_training_is_batch_normalisation_with_a_shift_for_eac
     torch.testing.assert_close(norm.running_var, plain.running_var)
 
 
-def test_a_residual_block_adds_its_input_before_the_activation() -> None:
-    torch.manual_seed(0)
-    block = models.MirroredBlock(4, 4, residual=True).eval()
-    inputs = torch.randn(2, 4, 6, 6)
-    with torch.no_grad():
-        torch.testing.assert_close(block(inputs), torch.relu(block.layers(inputs) + inputs))
-
-
-def test_a_bottleneck_adds_to_its_input_what_fewer_channels_found() -> None:
-    torch.manual_seed(0)
-    block = models.MirroredBottleneck(8, 4).eval()
+def test_blocks_that_add_their_input_give_it_back_if_their_filters_are_zero() -> None:
     inputs = torch.randn(2, 8, 6, 6)
+    for block in (models.MirroredBlock(8, 8, residual=True), models.MirroredBottleneck(8, 4)):
+        with torch.no_grad():
+            for layer in block.layers:
+                if isinstance(layer, models.MirroredConv):
+                    layer.weight.zero_()
+            assert torch.equal(block.eval()(inputs), inputs.relu()), "added before the activation"
+
+
+def test_a_bottleneck_has_its_3x3_filters_between_fewer_channels() -> None:
+    block = models.MirroredBottleneck(8, 4)
     kernels = [layer.weight.shape for layer in block.layers if isinstance(layer, models.MirroredConv)]
     assert kernels == [(2, 8, 1, 1), (2, 4, 3, 3), (4, 4, 1, 1)]
-    with torch.no_grad():
-        torch.testing.assert_close(block(inputs), torch.relu(block.layers(inputs) + inputs))
 
 
 def test_a_pooling_block_takes_the_largest_of_four_before_it_normalises() -> None:
@@ -264,11 +255,11 @@ def test_the_size_below_the_smallest_of_the_reference_leaves_nothing_to_convolve
 @pytest.mark.parametrize("size", [16, 24, 64])
 def test_a_mirrored_model_of_any_size_gives_an_image_and_its_mirror_image_the_same_logits(name: str, size: int) -> None:
     torch.manual_seed(0)
-    model = build(name, image_size=size, width=0.5)
-    model.prepare(data.sample(size).train_images)
-    images = torch.rand(2, 3, size, size)
-    with torch.no_grad():
-        torch.testing.assert_close(model.eval()(images), model(images.flip(3)), rtol=1e-4, atol=1e-5)
+    with float64(), torch.no_grad():
+        model = build(name, image_size=size, width=0.5)
+        model.prepare(data.sample(size).train_images)
+        images = torch.rand(2, 3, size, size)
+        torch.testing.assert_close(model.eval()(images), model(images.flip(3)), **EQUAL)
 
 
 @every_model

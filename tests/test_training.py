@@ -19,6 +19,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 
 import faults
+from conftest import distance, float64
 from tinycifar import augment, checkpoint, data, inference, models, optim, recipes, recording, run, trained, training
 from tinycifar.data.dataset import CLASSES
 from tinycifar.epochs import epoch_generator
@@ -37,27 +38,37 @@ def equal(first: training.Result, second: training.Result) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
 
 
-def test_training_equals_a_plain_loop_with_torch_sgd_and_one_cycle_scheduler(tmp_path: Path) -> None:
-    sample = data.sample().limit(80)
-    result = training.train(SMALL, "sample", out=tmp_path / "run", seed=5, limit=80)
+# Two loops in float64 are equal but for the order of additions: at most 3e-15 on an AMD EPYC with AVX-512, AVX2 and
+# SSE4.1. Each loop is also run with one value off by a thousandth, which moves the weights by 1e-7 to 0.05.
+EQUAL, NOTICED = 1e-11, 1e-8
 
+
+def plain_sgd_loop(sample: data.Dataset, *, rate: float = 0.02, weight_decay: float = 5e-4) -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
     model = models.build("c1c2c3c4o").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=weight_decay)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.02, total_steps=6, pct_start=0.3, div_factor=25, final_div_factor=1000
+        optimizer, rate, total_steps=6, pct_start=0.3, div_factor=25, final_div_factor=1000
     )
     for epoch in range(2):
-        order = torch.randperm(80, generator=epoch_generator(5, epoch))
-        for rows in order.split(32):
+        order = torch.randperm(20, generator=epoch_generator(5, epoch))
+        for rows in order.split(8):
             images = (sample.train_images[rows] / 255).contiguous(memory_format=torch.channels_last)
             loss = torch.nn.functional.cross_entropy(model(images), sample.train_labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             scheduler.step()
-    for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(weights(result)[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    return model.state_dict()
+
+
+def test_training_equals_a_plain_loop_with_torch_sgd_and_one_cycle_scheduler(tmp_path: Path) -> None:
+    sample, recipe = data.sample().limit(20), recipes.with_settings(SMALL, ["batch_size=8"])
+    with float64():
+        result = training.train(recipe, "sample", out=tmp_path / "run", seed=5, limit=20, evaluate=False)
+        assert distance(weights(result), plain_sgd_loop(sample)) < EQUAL
+        assert distance(weights(result), plain_sgd_loop(sample, rate=0.02002)) > NOTICED
+        assert distance(weights(result), plain_sgd_loop(sample, weight_decay=5.005e-4)) > NOTICED
 
 
 def with_minute_as_teacher(recipe: Recipe) -> tuple[Recipe, list[trained.Trained]]:
@@ -70,18 +81,16 @@ def with_minute_as_teacher(recipe: Recipe) -> tuple[Recipe, list[trained.Trained
 MINUTE = recipes.with_settings(recipes.get("minute"), ["epochs=3", "batch_size=32", "precision=float32"])
 
 
-def test_label_smoothing_and_muon_equal_a_plain_loop(tmp_path: Path) -> None:
-    sample = data.sample().limit(80)
-    recipe = recipes.with_settings(MINUTE, ["skip_easiest=0", "augmentation=none", "hold_fraction=0"])
-    result = training.train(recipe, "sample", out=tmp_path / "run", seed=5, limit=80)
-
+def plain_muon_loop(
+    sample: data.Dataset, recipe: Recipe, *, smoothing: float = 0.05, muon_momentum: float | None = None
+) -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
     model = models.build("whitenet").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.prepare(sample.train_images)
     filters = [p for p in model.parameters() if p.requires_grad and p.dim() == 4]
     rest = [p for p in model.parameters() if p.requires_grad and p.dim() != 4]
     sgd = torch.optim.SGD(rest, lr=0.5, momentum=0.85, nesterov=True)
-    muon = optim.Muon(filters, lr=recipe.muon_learning_rate, momentum=recipe.muon_momentum)
+    muon = optim.Muon(filters, lr=recipe.muon_learning_rate, momentum=muon_momentum or recipe.muon_momentum)
     clock = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         clock,
@@ -94,10 +103,12 @@ def test_label_smoothing_and_muon_equal_a_plain_loop(tmp_path: Path) -> None:
         cycle_momentum=False,
     )
     for epoch in range(3):
-        order = torch.randperm(80, generator=epoch_generator(5, epoch))
-        for rows in order.split(32):
+        order = torch.randperm(20, generator=epoch_generator(5, epoch))
+        for rows in order.split(8):
             images = (sample.train_images[rows] / 255).contiguous(memory_format=torch.channels_last)
-            loss = torch.nn.functional.cross_entropy(model(images), sample.train_labels[rows], label_smoothing=0.05)
+            loss = torch.nn.functional.cross_entropy(
+                model(images), sample.train_labels[rows], label_smoothing=smoothing
+            )
             model.zero_grad()
             loss.backward()
             factor = scheduler.get_last_lr()[0]
@@ -108,8 +119,18 @@ def test_label_smoothing_and_muon_equal_a_plain_loop(tmp_path: Path) -> None:
             clock.step()
             if scheduler.last_epoch < 8:
                 scheduler.step()
-    for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(weights(result)[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    return model.state_dict()
+
+
+def test_label_smoothing_and_muon_equal_a_plain_loop(tmp_path: Path) -> None:
+    sample = data.sample().limit(20)
+    recipe = recipes.with_settings(MINUTE, ["batch_size=8", "skip_easiest=0", "augmentation=none", "hold_fraction=0"])
+    with float64():
+        result = training.train(recipe, "sample", out=tmp_path / "run", seed=5, limit=20, evaluate=False)
+        assert distance(weights(result), plain_muon_loop(sample, recipe)) < EQUAL
+        assert distance(weights(result), plain_muon_loop(sample, recipe, smoothing=0.05005)) > NOTICED
+        momentum = 1.001 * recipe.muon_momentum
+        assert distance(weights(result), plain_muon_loop(sample, recipe, muon_momentum=momentum)) > NOTICED
 
 
 def test_later_epochs_leave_out_the_images_with_the_least_loss_in_the_epoch_before(
@@ -160,29 +181,30 @@ def test_preparation_counts_as_training_time(tmp_path: Path, monkeypatch: pytest
     assert record["train_seconds"] == sum(entry["train_seconds"] for entry in record["history"])
 
 
-def test_in_bfloat16_the_weights_stay_float32_and_learn_nearly_the_same(tmp_path: Path) -> None:
-    recipe = recipes.with_settings(MINUTE, ["skip_easiest=0", "epochs=1"])
+def first_gradient(recipe: Recipe, out: Path, seed: int = 0) -> torch.Tensor:
+    """The gradient of the filters in the first step, with which the momentum of Muon begins."""
+    training.train(recipe, "sample", out=out, seed=seed, limit=64, stop_after_epoch=1, evaluate=False)
+    found, _ = checkpoint.latest(out)
+    assert found is not None
+    assert found.about["state.step"] == 1
+    return torch.cat([found.tensors[name].flatten() for name in sorted(found.tensors) if "optimizer.1" in name])
+
+
+def test_in_bfloat16_the_weights_stay_float32_and_the_gradient_is_nearly_the_same(tmp_path: Path) -> None:
+    recipe = recipes.with_settings(MINUTE, ["batch_size=64"])
     low = recipes.with_settings(recipe, ["precision=bfloat16"])
-    one, other = (training.train(r, data.sample(), out=tmp_path / r.precision, limit=96) for r in (recipe, low))
-    assert (one.record["precision"], other.record["precision"]) == ("float32", "bfloat16")
-    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in weights(other).values())
-    assert not equal(one, other)
-    for name, tensor in weights(one).items():
-        if tensor.dim() == 4:
-            similarity = torch.nn.functional.cosine_similarity(tensor.flatten(), weights(other)[name].flatten(), dim=0)
-            assert similarity > 0.98, name
+    exact, rounded = first_gradient(recipe, tmp_path / "float32"), first_gradient(low, tmp_path / "bfloat16")
+    learned = load_file(tmp_path / "bfloat16" / "model.safetensors")
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in learned.values())
+    assert run.read_environment(tmp_path / "bfloat16")["precision"] == "bfloat16"
+    difference = ((rounded - exact).norm() / exact.norm()).item()
+    assert 1e-4 < difference < 0.2  # bfloat16 has 8 bits: 0.058 on an AMD EPYC with AVX-512, 0.059 with AVX2
+    other = first_gradient(recipe, tmp_path / "other", seed=1)
+    assert (other - exact).norm() > 0.5 * exact.norm()
 
 
-def test_a_small_set_is_learned(tmp_path: Path) -> None:
-    recipe = recipes.with_settings(SMALL, ["epochs=15"])
-    result = training.train(recipe, data.sample(), out=tmp_path / "run", limit=96)
-    assert result.record["history"][0]["train_accuracy"] < 0.3
-    assert result.record["train_accuracy"] > 0.6
-
-
-@pytest.mark.parametrize("name", ["none", "reference", "reference-as-run"])
-def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path, name: str) -> None:
-    recipe = recipes.with_settings(SMALL, [f"augmentation={name}"])
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
+    recipe = recipes.with_settings(SMALL, ["augmentation=reference"])
     runs = [
         training.train(recipe, data.sample(), out=tmp_path / f"run {number}", seed=seed, limit=64)
         for number, seed in enumerate([1, 1, 2])
