@@ -62,7 +62,9 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 def test_an_x86_processor_is_named_with_core_family_and_model(
     vendor: str, family: int, model: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core = f"vendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: A CPU: fast\n"
+    core = (
+        f"vendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nmicrocode\t:\nmodel name\t: A CPU: fast\n"
+    )
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{core}\nprocessor\t: 1\n{core}")
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     assert machine.device_name(CPU) == f"A CPU: fast ({name})"

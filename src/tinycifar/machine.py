@@ -74,9 +74,8 @@ def device_name(device: torch.device) -> str:
     if device.type == "mps":
         return "Apple GPU (MPS)"
     try:
-        fields = dict(
-            re.findall(r"^([^:\n]+?)\s*:\s*(.*?)\s*$", CPUINFO.read_text().partition("\n\n")[0], re.MULTILINE)
-        )
+        lines = CPUINFO.read_text().partition("\n\n")[0].splitlines()
+        fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     except OSError:
         fields = {}
     if "cpu family" in fields:
