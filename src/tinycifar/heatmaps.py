@@ -17,6 +17,8 @@ from tinycifar.report import plots
 from tinycifar.trained import Trained
 from tinycifar.words import printable
 
+MOST_SHOWN = 1024  # pixels a side of a picture that is padded or squashed
+
 
 def split_head(model: Classifier) -> tuple[nn.Sequential, nn.Sequential]:
     """The layers up to the last feature map with more than one position, from normalised images, and those after it.
@@ -102,11 +104,11 @@ def explain_files(
         atomic.check_new(drawing, overwrite)
     for path, drawing in zip(paths, drawings, strict=True):
         try:
-            square = pictures.read(path)
+            square = pictures.read(path, trained.fit)
         except ValueError as error:
             yield {"file": str(path), "problem": str(error)}
             continue
-        image = pictures.to_tensor(square, trained.image_size)
+        image = pictures.to_tensor(square, trained.image_size, trained.fit)
         logits = inference.logits(trained.model, image[None]) / (trained.temperature or 1)
         index = int(logits.argmax()) if class_name is None else trained.classes.index(class_name)
         (heat,) = heat_maps(trained.model, image[None], torch.tensor([index]))
@@ -114,6 +116,9 @@ def explain_files(
         title = f"{printable(path.name)}: {name}, probability {probability:.1%}"
         if not heat.any():
             title += "; nothing speaks for it"
+        if square.width != square.height:
+            side = min(max(square.size), MOST_SHOWN)
+            square = pictures.to_image(pictures.to_tensor(square, side, trained.fit))
         plots.save(drawing, plots.explanation, square, pictures.to_image(image), heat, title)
         yield {"file": str(path), "picture": str(drawing), "class": name, "probability": probability}
 

@@ -129,6 +129,7 @@ def evaluate(
     content = {
         "data": dataset.known or dataset.name,
         "data_digest": dataset.data_digest,
+        **({"skipped_images": dict(dataset.skipped)} if dataset.skipped else {}),
         "split": split,
         **metrics.summarize(plain, labels),
         **metrics.balanced(confusion),
@@ -223,12 +224,14 @@ def _load_to_score(trained: Trained, source: str | Path, display: Progress | Non
     """
     own = None if str(source) in data.NAMES else data.examine(source)
     if own is None or ({"train", "test"} <= own.splits.keys() and own.classes == trained.classes):
-        return data.load(source, image_size=trained.image_size, display=display)
-    scored = data.load_to_score(source, trained.classes, image_size=trained.image_size, display=display)
+        return data.load(source, image_size=trained.image_size, fit=trained.fit, display=display)
+    scored = data.load_to_score(
+        source, trained.classes, image_size=trained.image_size, fit=trained.fit, display=display
+    )
     seen = trained.seen()
     may_be_its_own = "train" in own.splits and own.classes == trained.classes
     if may_be_its_own and (seen is None or count_seen(seen, scored.digests("test"))):
-        return data.load(source, image_size=trained.image_size, display=display)
+        return data.load(source, image_size=trained.image_size, fit=trained.fit, display=display)
     return scored
 
 
@@ -246,4 +249,4 @@ def predict(trained: Trained, given: Sequence[Any], top: int = 3) -> Iterator[di
         scaled = logits(trained.model, torch.from_numpy(images)) / (trained.temperature or 1)
         return scaled.softmax(1).numpy()
 
-    return predictions.predict(given, trained.classes, trained.image_size, probabilities, top)
+    return predictions.predict(given, trained.classes, trained.image_size, probabilities, top, trained.fit)

@@ -71,12 +71,13 @@ def predict(
     image_size: int,
     probabilities: Callable[[Array], Array],
     top: int = 3,
+    fit: str = "crop",
 ) -> Iterator[dict[str, Any]]:
     """The `top` most probable classes of each picture of a list made by `listed`, one after another, as dicts.
 
     `file` is a picture's path, None in memory. `classes` has dicts with `class` and `probability`; for an unreadable
     picture there is the reason as `problem` instead. `probabilities` gives those of images (N, 3, S, S), uint8 or
-    float32 in [0, 1], as (N, C).
+    float32 in [0, 1], as (N, C). `fit` is the recipe's.
     """
     top = min(top, len(classes))
     for start in range(0, len(given), BATCH):
@@ -85,7 +86,7 @@ def predict(
         for picture in given[start : start + BATCH]:
             file = str(picture) if isinstance(picture, (str, Path)) else None
             try:
-                images.append(_pixels(picture, image_size))
+                images.append(_pixels(picture, image_size, fit))
                 entries.append({"file": file, "classes": []})
             except (ValueError, OSError) as error:
                 entries.append({"file": file, "problem": str(error)})
@@ -99,16 +100,16 @@ def predict(
         yield from entries
 
 
-def _pixels(picture: Any, size: int) -> Array:
+def _pixels(picture: Any, size: int, fit: str) -> Array:
     """What a model sees of a picture: (3, size, size), uint8 in 0..255 or float32 in [0, 1]."""
     if isinstance(picture, (str, Path)):
-        return pictures.to_array(pictures.read(picture), size)
+        return pictures.to_array(pictures.read(picture, fit), size, fit)
     if isinstance(picture, bytes):
-        return pictures.decode(picture, contextlib.nullcontext, size)
+        return pictures.decode(picture, contextlib.nullcontext, size, fit)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8:
             if picture.shape == (3, size, size):
                 return picture
             picture = (picture * 255).round().astype(np.uint8)
         picture = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
-    return pictures.to_array(pictures.upright(picture), size)
+    return pictures.to_array(pictures.upright(picture, fit), size, fit)

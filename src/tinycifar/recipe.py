@@ -86,6 +86,14 @@ class Recipe:
             note="17 to 64 for `c1c2c3c4o`; 16 to 64 in steps of 8 for the other models",
         ),
     )
+    fit: str = field(
+        default="crop",
+        metadata=_info(
+            "What becomes of a picture that is not square: crop keeps its central square, pad adds grey, squash "
+            "resizes both sides to `image_size`.",
+            choices=("crop", "pad", "squash"),
+        ),
+    )
 
     batch_size: int = field(
         default=128,

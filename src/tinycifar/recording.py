@@ -141,6 +141,7 @@ class Recorder:
             model_name=recipe.model,
             width=recipe.width,
             image_size=recipe.image_size,
+            fit=recipe.fit,
             recipe=recipe.name,
             classes=dataset.classes,
             data=self._job.data_name,

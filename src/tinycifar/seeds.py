@@ -264,7 +264,8 @@ def _in_parallel(
         )
     assert not isinstance(start.data, Dataset)
     share = replace(_explicit(request, start), threads=threads // parallel)
-    images = len(data.load(start.data, image_size=start.recipe.image_size, display=display).train_labels)
+    recipe = start.recipe
+    images = len(data.load(start.data, image_size=recipe.image_size, fit=recipe.fit, display=display).train_labels)
     images = min(images - start.recipe.validation_images, TRIED_STEPS * start.recipe.batch_size, start.limit or images)
     results: list[Result] = []
     problems: list[Problem] = []

@@ -262,9 +262,11 @@ def _load(
         if isinstance(source, Dataset):
             dataset = source
         else:
-            dataset = data.load(source, image_size=recipe.image_size, display=display)
+            dataset = data.load(source, image_size=recipe.image_size, fit=recipe.fit, display=display)
     if dataset.image_size != recipe.image_size:
         raise ValueError(f"the images have {dataset.image_size} pixels a side, the recipe's {recipe.image_size}")
+    if not len(dataset.train_labels):
+        raise ValueError(f"{dataset.name} has no training images")
     dataset = dataset.split(recipe.validation_images)
     training_set = dataset if options.limit is None else dataset.limit(options.limit)
     leaks = distill.check_data(recipe, options.teachers, dataset)
@@ -309,6 +311,7 @@ def _environment(
         "data": data_source,
         "data_digest": dataset.data_digest,
         "limit": options.limit,
+        **({"skipped_images": dict(dataset.skipped)} if dataset.skipped else {}),
         "train_images": len(dataset.train_images) if options.limit is None else options.limit,
         "teachers": list(map(distill.about, options.teachers)),
         "resumes": [],

@@ -18,6 +18,7 @@ from torch import nn
 from tinycifar import atomic, catalog, data, machine, models, run
 from tinycifar.data import Dataset
 from tinycifar.data.dataset import Digests
+from tinycifar.data.pictures import check_fit
 from tinycifar.models import Classifier
 from tinycifar.words import is_printable
 
@@ -36,7 +37,8 @@ class Trained:
     what it was trained on, `data_digest` the digest of own data (`Dataset.data_digest`), and `validation_images` how
     many of these images were held out. Divide logits by `temperature` before computing probabilities; it is None if
     none was fitted. `source` is what `load` takes to find it again from anywhere, `sha256` the digest of its file.
-    `data_path` is where the data was, from the run's `environment.json`: weights are shared, and do not say.
+    `data_path` is where the data was, from the run's `environment.json`: weights are shared, and do not say. `fit` is
+    what becomes of pictures that are not square, as in a recipe.
     """
 
     model: Classifier
@@ -53,6 +55,7 @@ class Trained:
     image_size: int = 32
     data_digest: str = ""
     data_path: str = ""
+    fit: str = "crop"
 
     @property
     def run(self) -> Path | None:
@@ -74,7 +77,7 @@ class Trained:
                 "--data"
             )
         try:
-            dataset = data.load(source, image_size=self.image_size, display=display)
+            dataset = data.load(source, image_size=self.image_size, fit=self.fit, display=display)
         except ValueError as error:
             if not self.data_digest:
                 raise
@@ -193,7 +196,8 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         validation_images = int(about["validation_images"])
         temperature = None if about["temperature"] is None else float(about["temperature"])
         width, image_size = float(about.get("width", 1.0)), int(about.get("image_size", 32))
-        data_digest = str(about.get("data_digest", ""))
+        data_digest, fit = str(about.get("data_digest", "")), str(about.get("fit", "crop"))
+        check_fit(fit)
         if not (0 < len(classes) <= MOST_CLASSES and all(map(is_printable, (*classes, recipe, data)))):
             raise ValueError("names that cannot be printed, or too many classes")
         if not (catalog.LEAST_WIDTH <= width <= catalog.MOST_WIDTH and re.fullmatch("[0-9a-f]{64}|", data_digest)):
@@ -234,6 +238,7 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         image_size,
         data_digest,
         data_path,
+        fit,
     )
 
 
@@ -254,6 +259,7 @@ def save_weights(
     recipe: str,
     width: float = 1.0,
     image_size: int = 32,
+    fit: str = "crop",
     classes: tuple[str, ...],
     data: str,
     data_digest: str = "",
@@ -271,6 +277,7 @@ def save_weights(
         "model": model_name,
         "width": width,
         "image_size": image_size,
+        "fit": fit,
         "recipe": recipe,
         "classes": classes,
         "data": data,

@@ -14,9 +14,11 @@ from tinycifar.data.dataset import Dataset
 
 
 def draw(file: Path, level: int, size: tuple[int, int] = (8, 8)) -> None:
-    """A picture whose pixels are all of `level` and a bit of what makes its bytes its own."""
+    """A picture whose pixels are all of `level`, but for one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (level % 256, level // 256, 7)).save(file)
+    image = Image.new("RGB", size, (level % 256, level // 256, 7))
+    image.putpixel((0, 0), (level % 256 ^ 128, level // 256, 7))  # else it would have no contrast
+    image.save(file)
 
 
 def fill(folder: Path, counts: dict[str, int], first: int = 0) -> None:
@@ -35,7 +37,7 @@ def refused(folder: Path, words: str) -> None:
     with pytest.raises(ValueError, match=words) as told:
         load(folder)
     assert len(str(told.value).splitlines()) == 1
-    assert not list(Path("cache").glob("decoded/*"))
+    assert not list(Path("cache").glob("decoded/*.npy"))
 
 
 def test_a_folder_of_pictures_is_loaded_with_classes_by_name(tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_what_is_hidden_or_no_picture_is_left_out_and_told(tmp_path: Path) -> No
     assert loaded.digest == digest
     assert loaded.notes == (
         f"Left out in {own}: extra (only train, val and test are read)",
-        f"Left out in {own}/train: 1 x file of another kind, 1 x file outside a class, 1 x folder in a class",
+        f"Left out in {own}/train: 1 x .txt file, 1 x file outside a class, 1 x folder in a class",
     )
 
 
@@ -241,7 +243,9 @@ def test_damaged_pictures_are_named_and_counted_and_nothing_is_used(tmp_path: Pa
     refused(
         own,
         r"7 of 11 pictures in .*own cannot be used: train/a/000\.png: it is damaged; train/a/001\.png: no PNG, JPEG, "
-        r".*AVIF image; .*; train/a/004\.png: .* image; and 2 more. Repair or remove them; nothing was used",
+        r".*AVIF image; .*; train/a/004\.png: .* image; and 2 more "
+        r"\(all of them: .*unreadable-[0-9a-f]{16}\.txt\)\. Repair or remove them, or leave them out with "
+        "--skip-unreadable; nothing was used",
     )
     for index in range(6):
         draw(own / f"train/a/00{index}.png", index)
@@ -286,7 +290,7 @@ def test_the_digest_is_that_of_classes_contents_and_labels(tmp_path: Path) -> No
     """Written out, as runs and weights of today name it for good."""
     own = tmp_path / "own"
     for name in ("train/b/x.png", "train/a/é.png", "train/a/w.png", "train/b/y.png"):
-        draw(own / name, len(name))
+        draw(own / name, sum(name.encode()))
     loaded = load(own)
     expected = hashlib.sha256(b'["a", "b"]')
     for split in ("train", "test"):
@@ -319,8 +323,9 @@ def test_adding_or_renaming_pictures_moves_hardly_any_other_to_the_other_side(tm
 def test_pictures_that_are_on_both_sides_are_counted(tmp_path: Path) -> None:
     fill(tmp_path / "own/train", {"a": 5, "b": 5})
     fill(tmp_path / "own/test", {"a": 2, "b": 2})  # with levels from 0 on, as a of train has
-    (note,) = load(tmp_path / "own").notes
-    assert note == "4 of the test images are, byte for byte, training images too: scores flatter"
+    wrong, copies = load(tmp_path / "own").notes
+    assert wrong.startswith("Warning: 2 test images are training images under another label, and count as mistakes")
+    assert copies.startswith("Warning: 2 test images are copies of training images: scores will be optimistic: test/a")
 
 
 @pytest.mark.parametrize("name", ["val", "test"])

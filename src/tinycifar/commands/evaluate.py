@@ -82,7 +82,8 @@ def report_command(directory: Path, source: str | None, as_json: bool) -> int:
     dataset = None
     if source is not None:
         with terminal.display(to_stderr=True) as display:
-            dataset = data.load(source, image_size=run.read_recipe(directory).image_size, display=display)
+            recipe = run.read_recipe(directory)
+            dataset = data.load(source, image_size=recipe.image_size, fit=recipe.fit, display=display)
     path = run_page.write(directory, dataset)
     plots.save_curves(directory)
     if as_json:

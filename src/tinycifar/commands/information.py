@@ -64,7 +64,7 @@ def _about(source: str) -> tuple[dict[str, Any], Dataset | None]:
         own = None if source == "sample" else data.examine(source)
         problem, dataset = None, None
         try:
-            dataset = data.load(source, display=display)
+            dataset = data.load(source, skip_unreadable=True, display=display)  # it is there to say what is wrong
         except UntrainableError as error:
             problem = str(error)
         sizes, modes = ([], Counter[str]()) if own is None or own.ordered else _sizes(own, display)

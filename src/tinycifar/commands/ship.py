@@ -56,9 +56,9 @@ def export_command(
     """
     dataset = None
     if source is not None:
-        image_size = trained.load(model_name, "cpu").image_size
+        model = trained.load(model_name, "cpu")
         with terminal.display(to_stderr=True) as display:
-            dataset = data.load(source, image_size=image_size, display=display)
+            dataset = data.load(source, image_size=model.image_size, fit=model.fit, display=display)
     exported = library.export(model_name, out, format=kind, data=dataset, int8=variant, overwrite=overwrite)
     content = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(exported).items()}
     if as_json:

@@ -50,14 +50,19 @@ def data_option(default: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def with_source(*arguments: Any, source: str | None, **options: Any) -> Any:
-            chosen = {name: options.pop(name) for name in SOURCE_OPTIONS}
+            skip = options.pop("skip_unreadable")
+            chosen = {name: options.pop(name) for name in SOURCE_OPTIONS} | {"unreadable": "skip" if skip else None}
             given = {name: value for name, value in chosen.items() if value is not None}
             if given and (source is None or source in data.NAMES):
-                raise ValueError(f"--{next(iter(given))} is for own data: give --data too")
+                name = next(iter(given)).replace("unreadable", "skip-unreadable")
+                raise ValueError(f"--{name} is for own data: give --data too")
             if source is not None and given:
                 source = str(replace(sources.parse(source), **given))
             return command(*arguments, source=source, **options)
 
+        with_source = click.option(
+            "--skip-unreadable", is_flag=True, help="Leave out pictures that cannot be read, and count them."
+        )(with_source)
         for name, (metavar, text) in reversed(SOURCE_OPTIONS.items()):
             with_source = click.option(f"--{name}", name, metavar=metavar, help=text)(with_source)
         return cast(Command, _path_option(default)(with_source))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
-from tinycifar.data import decoded, pictures
+from tinycifar.data import checks, decoded, pictures, workers
 from tinycifar.data.dataset import MOST_CLASSES, Dataset, Digests, Draws, Origin, ranks, stratified
 from tinycifar.data.pictures import Pixels
 from tinycifar.words import printable
@@ -28,9 +28,11 @@ SPLITS = {  # by split, the names of its folders and files, in any case
 FEWEST_CLASSES = 2
 SEED = 0  # of the order of images, and of which are held out
 TEST_SHARE = 5  # one image of so many of a class is held out if there are no test images
-LARGE_AT_ONCE = 4  # pictures of more than pictures.MANY_PIXELS, of which decoding one may take 300 MB
+LARGE_AT_ONCE = 2  # pictures of more than pictures.MANY_PIXELS, of which decoding one may take 300 MB
 NAMED = 5  # classes or files in a message
+LACKS_END = "are JPEGs that lack their end marker; they are used"
 Labels = np.ndarray[tuple[int], np.dtype[np.int64]]
+Decoder = Callable[[bytes, int, str], tuple[Pixels, str]]
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ class Contents:
     """N labelled images: what they are called, their classes, splits and groups, and how to read each.
 
     `labels` (N,) are indices into `classes`; `splits` has the indices of each split's images. `read` gives the bytes of
-    an image by its index, and `decode` makes pixels (3, S, S) of these bytes and of S. With `ordered` the order of the
+    an image by its index, and `decode` makes pixels (3, S, S) of these bytes, of S and of a recipe's `fit`, and a
+    remark for what was odd, else "". With `ordered` the order of the
     images is kept, else it is drawn. `groups` has for each image its group, if known. `notes` are lines that say what
-    was decided, `source` is what `tinycifar.data.load` takes to find the same again.
+    was decided, `source` is what `tinycifar.data.load` takes to find the same again. With `by_path` images are read
+    from files of their own, so that processes may do it in parallel.
     """
 
     path: Path
@@ -50,11 +54,13 @@ class Contents:
     labels: Labels
     splits: dict[str, Labels]
     read: Callable[[int], bytes]
-    decode: Callable[[bytes, int], Pixels]
+    decode: Decoder
     ordered: bool = False
     groups: Sequence[str] | None = None
     notes: tuple[str, ...] = ()
     source: str = ""
+    skip_unreadable: bool = False
+    by_path: bool = False
 
     def counts(self, split: str) -> list[int]:
         """The images of each class in a split."""
@@ -71,81 +77,111 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in SPLITS.items() if name.casefold() in names), None)
 
 
-def picture_decoder() -> Callable[[bytes, int], Pixels]:
+def picture_decoder() -> Decoder:
     """A `Contents.decode` for the bytes of picture files."""
-    large = threading.BoundedSemaphore(LARGE_AT_ONCE)
+    large = workers.Slots(LARGE_AT_ONCE)
 
-    def decode(content: bytes, image_size: int) -> Pixels:
+    def decode(content: bytes, image_size: int, fit: str) -> tuple[Pixels, str]:
         try:
-            return pictures.decode(content, lambda: large, image_size)
+            pixels, lacks_end = pictures.decode_counted(content, lambda: large, image_size, fit)
         except ValueError as error:
             raise ValueError(str(error).removeprefix("cannot read the picture: ")) from None
+        return pixels, LACKS_END if lacks_end else ""
 
     return decode
 
 
-def pixel_decoder(shape: tuple[int, ...]) -> Callable[[bytes, int], Pixels]:
+def pixel_decoder(shape: tuple[int, ...]) -> Decoder:
     """A `Contents.decode` for uint8 pixels of `shape`, (H, W) in grey or (H, W, 3) in RGB."""
 
-    def decode(content: bytes, image_size: int) -> Pixels:
+    def decode(content: bytes, image_size: int, fit: str) -> tuple[Pixels, str]:
         picture = Image.fromarray(np.frombuffer(content, np.uint8).reshape(shape)).convert("RGB")
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        return pictures.to_array(picture.crop((left, top, left + side, top + side)), image_size)
+        return pictures.to_array(pictures.fitted(picture, fit), image_size, fit), ""
 
     return decode
 
 
-def to_dataset(contents: Contents, cache: Path, image_size: int, display: Progress | None) -> Dataset:
-    """Decode the images, `image_size` a side, or read them from `cache`.
+@dataclass(frozen=True)
+class _Plan:
+    """Which rows each split has, in order, and lines that say what was decided."""
 
-    Without test images a fifth of each class's groups is held out; an image without a group is one of its own. Raises
-    ValueError for fewer than 2 or more than 1,000 classes, for one without a training image, or with a single group if
-    some are to be held out, for groups that lie on both sides, and for images that cannot be read, naming them.
+    splits: dict[str, Labels]
+    units: Labels
+    notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> Labels:
+        return np.concatenate(list(self.splits.values()))
+
+
+def to_dataset(
+    contents: Contents,
+    cache: Path,
+    image_size: int,
+    fit: str,
+    display: Progress | None,
+    classes: tuple[str, ...] | None = None,
+) -> Dataset:
+    """Decode the images, `image_size` a side and fitted as `fit` says, or read them from `cache`.
+
+    Without test images a fifth of each class's groups is held out; an image without a group is one of its own. Images
+    that cannot be read are left out and counted if `contents.skip_unreadable`. With `classes`, those of a model, the
+    data is only to be scored: it may lack training images and classes, and without test images has all of its images
+    in their place. Raises ValueError for fewer than 2 or more than 1,000 classes, for one without a
+    training image, or with a single group if some are to be held out, for groups that lie on both sides, and for images
+    that cannot be read, naming them.
     """
-    _check(contents)
-    splits, notes = dict(contents.splits), list(contents.notes)
+    for_training = classes is None
+    if classes is None:
+        _check(contents)
+    else:
+        contents = _with_classes(contents, classes)
     hashes = _hashes(contents, display)
     digest = decoded.digest(sorted(zip(contents.names, hashes, strict=True)))
-    units = _units(contents)
-    draws = _draws(hashes if contents.groups is None else contents.groups)
-    if "test" not in splits:
-        splits["train"], splits["test"] = _hold_out(contents, splits["train"], units, draws)
-        what = "" if contents.groups is None else "the groups of "
-        notes.append(
-            f"No test images in {contents.path}: a fifth of {what}each class is held out as test images, "
-            f"{len(splits['test']):,} of {len(contents.splits['train']):,}, the same ones each time"
+    unreadable = decoded.read_unreadable(cache, digest) if contents.skip_unreadable else {}
+    while True:
+        rest = _without(contents, unreadable)
+        if for_training and unreadable:
+            _check(rest)
+        plan = _plan(rest, hashes, for_training)
+        rows = plan.rows
+
+        def decode(index: int, rows: Labels = rows) -> tuple[Pixels, str]:
+            content = contents.read(rows[index])
+            if hashlib.sha256(content).hexdigest() != hashes[rows[index]]:
+                raise ValueError("it was changed while it was read")
+            return contents.decode(content, image_size, fit)
+
+        found = decoded.load(
+            contents.path,
+            [contents.names[row] for row in rows.tolist()],
+            decode,
+            content=digest,
+            image_size=image_size,
+            fit=fit,
+            cache=cache,
+            display=display,
+            by_path=contents.by_path,
         )
-    _check_groups(contents, splits)
-    if not contents.ordered:
-        splits = {
-            split: part[_order(contents.labels[part], units[part], draws[part])] for split, part in splits.items()
-        }
-    trained_on = {hashes[row] for row in splits["train"].tolist()}
-    for split in ("validation", "test"):
-        if split in splits and (copies := sum(hashes[row] in trained_on for row in splits[split])):
-            notes.append(f"{copies:,} of the {split} images are, byte for byte, training images too: scores flatter")
-
-    rows = np.concatenate(list(splits.values()))
-
-    def decode(index: int) -> Pixels:
-        content = contents.read(rows[index])
-        if hashlib.sha256(content).hexdigest() != hashes[rows[index]]:
-            raise ValueError("it was changed while it was read")
-        return contents.decode(content, image_size)
-
-    images, problems = decoded.load(
-        contents.path,
-        [contents.names[row] for row in rows.tolist()],
-        decode,
-        content=digest,
-        image_size=image_size,
-        cache=cache,
-        display=display,
-    )
-    images_of = dict(zip(splits, torch.split(images, [len(part) for part in splits.values()]), strict=True))
+        if not found.unreadable:
+            break
+        unreadable |= found.unreadable
+        path = decoded.write_unreadable(cache, digest, unreadable)
+        if not contents.skip_unreadable:
+            raise ValueError(decoded.describe_unreadable(contents.path, found.unreadable, len(rows), path))
+    skipped = Counter(unreadable.values())
+    notes = [*contents.notes, *plan.notes, *found.notes]
+    if unreadable:
+        kinds = ", ".join(f"{count:,} x {problem}" for problem, count in sorted(skipped.items()))
+        path = decoded.unreadable_path(cache, digest)
+        notes.append(f"Skipped {len(unreadable):,} of {len(contents.names):,} pictures: {kinds}; listed in {path}")
+    notes += [f"{count:,} of the pictures {remark}" for remark, count in found.remarks.items()]
+    splits = plan.splits
+    images_of = dict(zip(splits, torch.split(found.images, [len(part) for part in splits.values()]), strict=True))
     labels_of = {split: torch.from_numpy(contents.labels[part]) for split, part in splits.items()}
-    return Dataset(
+    if "train" not in splits:  # to be scored on alone
+        images_of["train"], labels_of["train"] = images_of["test"][:0], labels_of["test"][:0]
+    dataset = Dataset(
         contents.path.name,
         contents.classes,
         images_of["train"],
@@ -155,60 +191,61 @@ def to_dataset(contents: Contents, cache: Path, image_size: int, display: Progre
         images_of.get("validation"),
         labels_of.get("validation"),
         path=str(contents.source or contents.path),
-        notes=(*notes, *problems),
-        groups=None if contents.groups is None else torch.from_numpy(units[splits["train"]]),
+        groups=None
+        if contents.groups is None or "train" not in splits
+        else torch.from_numpy(plan.units[splits["train"]]),
         names={split: tuple(printable(contents.names[row]) for row in part.tolist()) for split, part in splits.items()},
         origins={
             split: Origin(images_of[split], _digests([hashes[row] for row in part.tolist()]))
             for split, part in splits.items()
         },
+        skipped=dict(skipped),
     )
+    return replace(dataset, notes=(*notes, *(checks.check(dataset) if for_training else [])))
 
 
-def to_score(
-    contents: Contents, classes: tuple[str, ...], cache: Path, image_size: int, display: Progress | None
-) -> Dataset:
-    """The images for a model of these `classes` to be scored on: the test images, or all if there are none.
-
-    They are the data set's test images, and, as it must have some, its training images too. Raises ValueError for a
-    class that the model does not know, and for images that cannot be read.
-    """
-    if unknown := [name for name in contents.classes if name not in classes]:
+def _with_classes(contents: Contents, classes: tuple[str, ...]) -> Contents:
+    """The contents with the classes of a model; ValueError for images of a class that it does not know."""
+    used = np.unique(np.concatenate([contents.labels[rows] for rows in contents.splits.values()]))
+    present = [contents.classes[label] for label in used.tolist()]
+    if unknown := [name for name in present if name not in classes]:
         raise ValueError(
-            f"{contents.path} has {named(unknown)}, which the model does not know; it knows {named(classes)}"
+            f"{contents.path} has {named(unknown)}, which the model does not know; it knows {named(list(classes))}"
         )
-    rows = contents.splits.get("test", np.arange(len(contents.names)))
-    known = np.array([classes.index(name) for name in contents.classes], np.int64)
-    hashes = _hashes(contents, display)
-    names = [contents.names[row] for row in rows.tolist()]
+    places = np.array([classes.index(name) if name in classes else -1 for name in contents.classes])
+    return replace(contents, classes=classes, labels=places[contents.labels])
 
-    def decode(index: int) -> Pixels:
-        return contents.decode(contents.read(int(rows[index])), image_size)
 
-    images, problems = decoded.load(
-        contents.path,
-        names,
-        decode,
-        content=decoded.digest(zip(names, (hashes[row] for row in rows.tolist()), strict=True)),
-        image_size=image_size,
-        cache=cache,
-        display=display,
-    )
-    labels = torch.from_numpy(known[contents.labels[rows]])
-    origin = Origin(images, _digests([hashes[row] for row in rows.tolist()]))
-    shown = tuple(map(printable, names))
-    return Dataset(
-        contents.path.name,
-        classes,
-        images,
-        labels,
-        images,
-        labels,
-        path=contents.source,
-        notes=(*contents.notes, *problems),
-        names={"train": shown, "test": shown},
-        origins={"train": origin, "test": origin},
-    )
+def _without(contents: Contents, unreadable: dict[str, str]) -> Contents:
+    """The contents without the images of these names."""
+    if not unreadable:
+        return contents
+    kept = np.array([name not in unreadable for name in contents.names])
+    splits = {split: rows[kept[rows]] for split, rows in contents.splits.items()}
+    return replace(contents, splits={split: rows for split, rows in splits.items() if len(rows) or split == "train"})
+
+
+def _plan(contents: Contents, hashes: list[str], for_training: bool) -> _Plan:
+    """Hold out test images if there are none, and put each split into its order."""
+    splits, notes = dict(contents.splits), []
+    units = _units(contents)
+    draws = _draws(hashes if contents.groups is None else contents.groups)
+    if "test" not in splits and for_training:
+        splits["train"], splits["test"] = _hold_out(contents, splits["train"], units, draws)
+        what = "" if contents.groups is None else "the groups of "
+        notes.append(
+            f"No test images in {contents.path}: a fifth of {what}each class is held out as test images, "
+            f"{len(splits['test']):,} of {len(contents.splits['train']):,}, the same ones each time"
+        )
+    elif "test" not in splits:
+        name = next(split for split in ("validation", "train") if split in splits)
+        splits = {"test": splits[name]}
+    _check_groups(contents, splits)
+    if not contents.ordered:
+        splits = {
+            split: part[_order(contents.labels[part], units[part], draws[part])] for split, part in splits.items()
+        }
+    return _Plan(splits, units, tuple(notes))
 
 
 def named(classes: Sequence[str]) -> str:

@@ -61,8 +61,9 @@ class Dataset:
 
     What the data is follows from its content alone: `digest` is computed from the tensors, never copied.
 
-    Raises ValueError, saying what is wrong, for tensors that do not fit each other or this, and for fewer than two
-    classes, or names of them that are no text, cannot be printed or are there twice.
+    Data that is only to be scored may have no training images. Raises ValueError, saying what is wrong, for tensors
+    that do not fit each other or this, and for fewer than two classes, or names of them that are no text, cannot be
+    printed or are there twice.
     """
 
     name: str
@@ -155,14 +156,14 @@ class Dataset:
             if not (isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.ndim == 1):
                 raise ValueError(f"{name} labels must be a tensor of int64, (N,), not {_about(labels)}")
             side = self.train_images.shape[-1]
-            if len(images) < 1 or images.shape[1:] != (3, side, side):
+            if (len(images) < 1 and name != "train") or images.shape[1:] != (3, side, side):
                 raise ValueError(
                     f"{name} images must be one at least, in three colours, square, and all of one size, not "
                     f"{tuple(images.shape)}"
                 )
             if len(images) != len(labels):
                 raise ValueError(f"there are {len(images):,} {name} images, but {len(labels):,} labels of them")
-            if not (labels.min() >= 0 and labels.max() < len(self.classes)):
+            if len(labels) and not (labels.min() >= 0 and labels.max() < len(self.classes)):
                 raise ValueError(f"{name} labels must be 0 to {len(self.classes) - 1}, the places of the classes")
 
     def _origin(self, split: str, images: Tensor, rows: slice) -> dict[str, Origin]:

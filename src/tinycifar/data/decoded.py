@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +22,28 @@ from rich.progress import Progress
 from torch import Tensor
 
 from tinycifar import atomic
+from tinycifar.data import workers
 from tinycifar.data.pictures import Pixels
 from tinycifar.words import printable
 
 FOLDER = "decoded"
-VERSION = 1  # of what is in an entry; another number leaves all older entries unused
+VERSION = 2  # of what is in an entry; another number leaves all older entries unused
 ENTRIES = 5  # kept, those that were used last
 THREADS = min(8, os.cpu_count() or 1)
 AT_ONCE = 32  # pictures that a thread takes from the queue
-TOLD = 5  # problems that are named
+CHUNK = 8 << 20  # bytes that are hashed together
+NAMED = 5  # problems that are named
 DAY = 86_400.0
+
+
+@dataclass
+class Loaded:
+    """Images (N, 3, S, S), uint8, by name why others could not be decoded, and how many had each remark."""
+
+    images: Tensor
+    notes: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, int] = field(default_factory=dict)
 
 
 def each(work: Callable[[int], None], count: int, what: str, display: Progress | None) -> None:
@@ -72,25 +87,28 @@ def digest(contents: Iterable[tuple[str, str]]) -> str:
 def load(
     path: Path,
     names: Sequence[str],
-    decode: Callable[[int], Pixels],
+    decode: Callable[[int], tuple[Pixels, str]],
     *,
     content: str,
     image_size: int,
     cache: Path,
     display: Progress | None,
-) -> tuple[Tensor, list[str]]:
-    """Images (N, 3, S, S), uint8, of the N `names`, and lines to be told: from the cache, else by `decode(index)`.
+    fit: str = "crop",
+    by_path: bool = False,
+) -> Loaded:
+    """Images of the N `names`: from the cache, else by `decode(index)`, which gives pixels and a remark, "" for none.
 
-    `content` is the digest of the data, which lies at `path`. Several processes may ask at once: each has all images,
-    from the cache or from its own work. Raises ValueError that names the pictures for which `decode` raised ValueError
-    or OSError; then nothing is kept.
+    `content` is the digest of the data, which lies at `path`. With `by_path` images may be decoded by processes, which
+    share no open file. Several processes may ask in parallel: each has all images, from the cache or from its own work.
+    Pictures for which `decode` raised ValueError or OSError are `unreadable`; then nothing is kept.
     """
     shape = (len(names), 3, image_size, image_size)
-    key = hashlib.sha256(json.dumps([VERSION, content, image_size, list(names)]).encode()).hexdigest()
-    entry = cache / FOLDER / f"{key}.safetensors"
+    key = hashlib.sha256(json.dumps([VERSION, content, image_size, fit, list(names)]).encode()).hexdigest()
+    entry = cache / FOLDER / f"{key}.npy"
     notes: list[str] = []
     try:
-        return torch.from_numpy(_read(entry, shape)), notes
+        images, remarks = _read(entry, shape)
+        return Loaded(torch.from_numpy(images), remarks=remarks)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:
@@ -98,60 +116,128 @@ def load(
         notes.append(f"{entry} could not be used ({reason}): the pictures were decoded again")
     images = np.empty(shape, np.uint8)
     problems: dict[str, str] = {}
+    counts: Counter[str] = Counter()
 
-    def work(index: int) -> None:
+    def store(index: int, pixels: Pixels | None, remark: str) -> None:
+        if pixels is None:
+            problems[names[index]] = remark
+        else:
+            images[index] = pixels
+            if remark:
+                counts[remark] += 1
+
+    def attempt(index: int) -> tuple[Pixels | None, str]:
         try:
-            images[index] = decode(index)
+            return decode(index)
         except (OSError, ValueError) as error:
-            problems[names[index]] = getattr(error, "strerror", None) or str(error)
+            return None, getattr(error, "strerror", None) or str(error)
 
-    each(work, len(names), "Decoding pictures", display)
+    if by_path and workers.worthwhile(len(names)):
+        workers.run(attempt, len(names), shape[1:], store, "Decoding pictures", display)
+    else:
+        each(lambda index: store(index, *attempt(index)), len(names), "Decoding pictures", display)
     if problems:
-        told = [f"{printable(name)}: {problem}" for name, problem in sorted(problems.items())[:TOLD]]
-        more = f"; and {len(problems) - TOLD:,} more" if len(problems) > TOLD else ""
-        raise ValueError(
-            f"{len(problems):,} of {len(names):,} pictures in {path} cannot be used: {'; '.join(told)}{more}. "
-            "Repair or remove them; nothing was used"
-        )
+        return Loaded(torch.from_numpy(images), notes, dict(sorted(problems.items())), dict(counts))
     try:
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # pictures may be private
-        pixels = images.reshape(-1).data
-        atomic.write_bytes(entry, _header(shape, hashlib.sha256(pixels).hexdigest()), pixels)
+        atomic.write_json(_facts(entry), {"sha256": _checksum(images), "remarks": dict(counts)})
+        atomic.write_bytes(entry, _header(shape), images.reshape(-1).data)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         notes.append(f"The decoded pictures could not be kept in {entry.parent} ({reason}): each start decodes them")
     _remove_old(entry.parent)
-    return torch.from_numpy(images), notes
+    return Loaded(torch.from_numpy(images), notes, remarks=dict(counts))
 
 
-def _header(shape: tuple[int, ...], sha256: str) -> bytes:
-    """What a safetensors file begins with; written here, as the library would hold all bytes a second time."""
-    tensor = {"dtype": "U8", "shape": shape, "data_offsets": [0, int(np.prod(shape, dtype=np.int64))]}
-    words = json.dumps({"__metadata__": {"sha256": sha256}, "images": tensor}).encode()
-    words += b" " * (-len(words) % 8)
-    return len(words).to_bytes(8, "little") + words
+def unreadable_path(cache: Path, content: str) -> Path:
+    """Where the list of the pictures of a data set that cannot be read is written."""
+    return cache / FOLDER / f"unreadable-{content[:16]}.txt"
 
 
-def _read(entry: Path, shape: tuple[int, ...]) -> Pixels:
-    """The images of an entry; FileNotFoundError if there is none, ValueError if it is not as it was written."""
+def write_unreadable(cache: Path, content: str, unreadable: dict[str, str]) -> Path | None:
+    """Write the complete list, a line each, beside it as JSON; gives its path, or None if it cannot be written."""
+    path = unreadable_path(cache, content)
+    lines = "".join(f"{printable(name)}: {problem}\n" for name, problem in sorted(unreadable.items()))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        atomic.write_bytes(path, lines.encode())
+        atomic.write_json(path.with_suffix(".json"), {"content": content, "unreadable": unreadable})
+    except (OSError, ValueError):
+        return None
+    return path
+
+
+def read_unreadable(cache: Path, content: str) -> dict[str, str]:
+    """What `write_unreadable` wrote of this very content; nothing if there is none."""
+    try:
+        known = atomic.read_json(unreadable_path(cache, content).with_suffix(".json"))
+        if known["content"] == content:
+            return {str(name): str(problem) for name, problem in known["unreadable"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        pass
+    return {}
+
+
+def describe_unreadable(path: Path, unreadable: dict[str, str], count: int, listed: Path | None) -> str:
+    """An error's message for pictures that cannot be read: how many of how many, the first ones, and what to do."""
+    first = [f"{printable(name)}: {problem}" for name, problem in sorted(unreadable.items())[:NAMED]]
+    more = f"; and {len(unreadable) - NAMED:,} more" if len(unreadable) > NAMED else ""
+    where = f" (all of them: {listed})" if listed else ""
+    return (
+        f"{len(unreadable):,} of {count:,} pictures in {path} cannot be used: {'; '.join(first)}{more}{where}. Repair "
+        "or remove them, or leave them out with --skip-unreadable; nothing was used"
+    )
+
+
+def _facts(entry: Path) -> Path:
+    return entry.with_suffix(".json")
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """What NumPy's file begins with; the pixels are written from where they are, as `numpy.save` would write them."""
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return content.getvalue()
+
+
+def _read(entry: Path, shape: tuple[int, ...]) -> tuple[Pixels, dict[str, int]]:
+    """An entry's images and remarks; FileNotFoundError if there is none, ValueError if it is not as it was written."""
+    if entry.stat().st_size != len(_header(shape)) + np.prod(shape, dtype=np.int64):
+        raise ValueError("its size is wrong")
     with entry.open("rb") as file:
-        expected = len(_header(shape, "0" * 64))
-        if os.fstat(file.fileno()).st_size != expected + np.prod(shape, dtype=np.int64):
-            raise ValueError("its size is wrong")
-        header, images = file.read(expected), np.empty(shape, np.uint8)
-        pixels = images.reshape(-1).data
-        file.readinto(pixels)
-    if header != _header(shape, hashlib.sha256(pixels).hexdigest()):
+        if file.read(len(_header(shape))) != _header(shape):
+            raise ValueError("its header is wrong")
+    facts = atomic.read_json(_facts(entry))
+    images = np.load(entry, allow_pickle=False)
+    if images.shape != shape or images.dtype != np.uint8 or not images.flags.c_contiguous:
+        raise ValueError("it holds something else")
+    try:
+        remarks = {str(remark): int(count) for remark, count in facts["remarks"].items()}
+        known = facts["sha256"]
+    except (LookupError, TypeError, AttributeError):
+        raise ValueError("its checksum is missing") from None
+    if _checksum(images) != known:
         raise ValueError("its checksum is wrong")
     with contextlib.suppress(OSError):  # a cache that is read-only serves too
         os.utime(entry)
-    return images
+    return images, remarks
+
+
+def _checksum(images: Pixels) -> str:
+    """The SHA-256 of the SHA-256 digests of chunks, which threads compute in parallel, hexadecimal."""
+    pixels = images.reshape(-1).data
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = pool.map(
+            lambda first: hashlib.sha256(pixels[first : first + CHUNK]).digest(), range(0, len(pixels), CHUNK)
+        )
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _remove_old(folder: Path) -> None:
     """Keep the entries that were used last, and remove what processes that were killed had begun to write."""
     with contextlib.suppress(OSError):  # another process may do the same
-        found = sorted(folder.glob("*.safetensors"), key=lambda entry: -entry.stat().st_mtime)
+        found = sorted(folder.glob("*.npy"), key=lambda entry: -entry.stat().st_mtime)
         begun = [path for path in folder.glob(".*") if path.stat().st_mtime < time.time() - DAY]
-        for path in (*found[ENTRIES:], *begun):
+        earlier = folder.glob("*.safetensors")  # as earlier versions wrote them
+        for path in (*found[ENTRIES:], *map(_facts, found[ENTRIES:]), *begun, *earlier):
             path.unlink(missing_ok=True)

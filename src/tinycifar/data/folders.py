@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from tinycifar.data import contents
+from tinycifar.data import contents, pictures
 from tinycifar.data.contents import Contents, few, named
 from tinycifar.data.pictures import MOST_BYTES, SUFFIXES
 from tinycifar.data.trees import Tree
@@ -25,6 +26,7 @@ class _Split:
     folder: str
     classes: dict[str, list[str]] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def pictures(self) -> int:
@@ -34,6 +36,18 @@ class _Split:
 def is_picture(name: str) -> bool:
     """Whether a file's name is that of a picture."""
     return name.lower().endswith(SUFFIXES)
+
+
+def holds_picture(tree: Tree, name: str) -> bool:
+    """Whether a file is a picture by its name or, whatever that is, by how it begins."""
+    if is_picture(name):
+        return True
+    try:
+        tree.size(name)
+        with tree.open(name) as file:
+            return pictures.begins_as_picture(file.read(32))
+    except (OSError, ValueError):
+        return False
 
 
 def recognises(tree: Tree) -> bool:
@@ -68,6 +82,7 @@ def _with_pictures(tree: Tree, names: list[str]) -> list[str]:
 def read(tree: Tree, group: str = "") -> Contents:
     """Find the pictures of a tree by split and class; `group` is as in `with_groups`.
 
+    A class whose name is written in several normal forms of Unicode is one class, in the composed form.
     Raises ValueError for two folders of one split, a training folder without a picture of each class, a class that the
     training folder lacks, and a class whose name cannot be printed.
     """
@@ -115,8 +130,7 @@ def read(tree: Tree, group: str = "") -> Contents:
     for split, part in splits.items():
         first = len(names)
         for label, kind in enumerate(classes):
-            place = f"{part.folder}/{kind}".lstrip("/")
-            names += [f"{place}/{file}" for file in part.classes.get(kind, [])]
+            names += part.classes.get(kind, [])
             labels += [label] * (len(names) - len(labels))
         rows[split] = np.arange(first, len(names))
     shown = ", ".join(f"{part.folder}/" for part in splits.values())
@@ -131,6 +145,7 @@ def read(tree: Tree, group: str = "") -> Contents:
         lambda index: tree.read(names[index], MOST_BYTES),
         contents.picture_decoder(),
         notes=tuple(notes),
+        by_path=not tree.is_archive,
     )
     return with_groups(found, group)
 
@@ -138,6 +153,7 @@ def read(tree: Tree, group: str = "") -> Contents:
 def _list(tree: Tree, folder: str) -> _Split:
     """What lies in the folder of a split. ValueError for a class whose name cannot be printed."""
     split = _Split(folder)
+    forms: dict[str, list[str]] = {}
     for entry in tree.entries(folder):
         if entry.kind != "folder":
             kind = "picture outside a class" if is_picture(entry.name) else "file outside a class"
@@ -147,14 +163,20 @@ def _list(tree: Tree, folder: str) -> _Split:
             raise ValueError(
                 f"{tree.where(folder)} has a class {printable(entry.name)!r}, whose name cannot be printed; rename it"
             )
-        split.classes[entry.name] = files = []
-        for file in tree.entries(f"{folder}/{entry.name}".lstrip("/")):
+        kind = unicodedata.normalize("NFC", entry.name)
+        forms.setdefault(kind, []).append(entry.name)
+        files = split.classes.setdefault(kind, [])
+        place = f"{folder}/{entry.name}".lstrip("/")
+        for file in tree.entries(place):
+            name = f"{place}/{file.name}"
             if file.kind == "folder":
                 split.left_out["folder in a class"] += 1
-            elif is_picture(file.name):
-                files.append(file.name)
+            elif holds_picture(tree, name) or file.kind != "file":
+                files.append(name)
             else:
-                split.left_out["file of another kind"] += 1
+                split.left_out[f"{Path(file.name).suffix.lower() or 'unnamed'} file"] += 1
+    if joined := [kind for kind, names in forms.items() if len(names) > 1]:
+        split.notes.append(f"{tree.where(folder)} has {named(joined)} in two Unicode normal forms; they are one class")
     return split
 
 
@@ -170,7 +192,7 @@ def _classes(tree: Tree, splits: dict[str, _Split]) -> tuple[str, ...]:
         raise ValueError(f"{where} holds no pictures in folders of classes, as in {LAYOUT}")
     classes = tuple(sorted(train.classes))
     if empty := [kind for kind in classes if not train.classes[kind]]:
-        other = train.left_out["file of another kind"]
+        other = sum(count for what, count in train.left_out.items() if what.endswith(" file"))
         skipped = f" ({other:,} files in {where} are of another kind)" if other else ""
         raise ValueError(
             f"{where} has no picture of {named(empty)}; add some ({', '.join(SUFFIXES)}), or remove the folder{skipped}"
@@ -190,6 +212,7 @@ def _notes(tree: Tree, splits: dict[str, _Split], classes: tuple[str, ...]) -> l
     notes = []
     for name, split in splits.items():
         where = tree.where(split.folder)
+        notes += split.notes
         if split.left_out:
             counts = ", ".join(f"{count:,} x {what}" for what, count in sorted(split.left_out.items()))
             notes.append(f"Left out in {where}: {counts}")

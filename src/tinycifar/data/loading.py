@@ -35,9 +35,14 @@ def load(
     cache: Path | None = None,
     *,
     image_size: int = 32,
+    fit: str = "crop",
+    skip_unreadable: bool = False,
     display: Progress | None = None,
 ) -> Dataset:
     """Load images into memory, resized to `image_size` pixels a side.
+
+    `fit` says what becomes of images that are not square (`pictures.FITS`). With `skip_unreadable` pictures that cannot
+    be read are left out and counted.
 
     `source` is "cifar10" or None for CIFAR-10 from the cache, which is filled first if files are missing, "sample" for
     the packaged sample of it, or a path, with options as in `tinycifar.data.sources`: own data in a layout that
@@ -48,18 +53,26 @@ def load(
     if source == "sample":
         return sample(image_size)
     if source not in (None, "cifar10") and (own := examine(str(source))) is not None:
-        return contents.to_dataset(own, cifar10.cache_directory() if cache is None else cache, image_size, display)
+        if skip_unreadable:
+            own = replace(own, skip_unreadable=True, source=str(replace(sources.parse(own.source), unreadable="skip")))
+        folder = cifar10.cache_directory() if cache is None else cache
+        return contents.to_dataset(own, folder, image_size, fit, display)
     return _dataset("cifar10", cifar10.read(None if source == "cifar10" else source, cache), image_size)
 
 
 def load_to_score(
-    source: str | Path, classes: tuple[str, ...], *, image_size: int = 32, display: Progress | None = None
+    source: str | Path,
+    classes: tuple[str, ...],
+    *,
+    image_size: int = 32,
+    fit: str = "crop",
+    display: Progress | None = None,
 ) -> Dataset:
-    """Load own data for a model of these `classes` to be scored on, as `tinycifar.data.contents.to_score` says."""
+    """Load own data for a model of these `classes` to be scored on, as `tinycifar.data.contents.to_dataset` says."""
     own = examine(source)
     if own is None:
         raise ValueError(f"{source} is CIFAR-10, which has test images of its own")
-    return contents.to_score(own, classes, cifar10.cache_directory(), image_size, display)
+    return contents.to_dataset(own, cifar10.cache_directory(), image_size, fit, display, classes)
 
 
 def examine(source: str | Path) -> Contents | None:
@@ -85,7 +98,7 @@ def examine(source: str | Path) -> Contents | None:
     if found is None:
         _check_cifar10(path, tree)
         return None
-    return replace(found, source=str(options))
+    return replace(found, source=str(options), skip_unreadable=options.unreadable == "skip")
 
 
 def _examine(path: Path, tree: Tree | None, options: Source) -> Contents | None:

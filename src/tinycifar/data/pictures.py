@@ -70,9 +70,14 @@ def is_picture(path: str | Path) -> bool:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             return False
         with Path(path).open("rb") as file:
-            return _SIGNATURES.match(file.read(32)) is not None
+            return begins_as_picture(file.read(32))
     except OSError:
         return False
+
+
+def begins_as_picture(head: bytes) -> bool:
+    """Whether the first 32 bytes of a file are those of a picture."""
+    return _SIGNATURES.match(head) is not None
 
 
 def find(paths: Sequence[str | Path]) -> list[Path]:
@@ -319,6 +324,15 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # decoders, as above; a picture can be seen without its notes
         return 1
+
+
+def fitted(image: Image.Image, fit: str) -> Image.Image:
+    """The central square of a picture if `fit` is "crop", else all of it; `to_array` does the rest."""
+    if fit != "crop" or image.width == image.height:
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def to_array(image: Image.Image, size: int = 32, fit: str = "crop") -> Pixels:

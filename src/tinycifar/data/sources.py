@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
-CHOICES = {"labels": ("fine", "coarse"), "transposed": ("yes", "no")}
+CHOICES = {"labels": ("fine", "coarse"), "transposed": ("yes", "no"), "unreadable": ("skip",)}
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Source:
     `group` is a regular expression with a group in parentheses, whose text in a file's name is the picture's group.
     `columns` says which columns of a table are meant, as "file=Path,label=ClassId". `labels` chooses between the "fine"
     and "coarse" ones of CIFAR-100. `transposed` says whether the images of IDX files are stored transposed, "yes" or
-    "no".
+    "no". `unreadable` is "skip" to leave out pictures that cannot be read.
     Raises ValueError for a choice that there is not.
     """
 
@@ -25,6 +25,7 @@ class Source:
     columns: str = ""
     labels: str = ""
     transposed: str = ""
+    unreadable: str = ""
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

@@ -36,6 +36,8 @@ class Tree(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    is_archive = True  # one open file for all that is read, which processes cannot share
+
     @abstractmethod
     def entries(self, folder: str = "") -> list[Entry]:
         """What lies in a folder, sorted by name, without hidden entries; nothing if there is no such folder."""
@@ -70,6 +72,8 @@ class Tree(ABC):
 
 class FolderTree(Tree):
     """A folder; links to folders and files are followed."""
+
+    is_archive = False
 
     def entries(self, folder: str = "") -> list[Entry]:
         found = []
@@ -194,6 +198,7 @@ class InnerTree(Tree):
     def __init__(self, tree: Tree, folder: str) -> None:
         super().__init__(tree.path)
         self._tree, self._folder = tree, folder
+        self.is_archive = tree.is_archive
 
     def entries(self, folder: str = "") -> list[Entry]:
         return self._tree.entries(f"{self._folder}/{folder}".rstrip("/"))
