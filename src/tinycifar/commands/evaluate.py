@@ -13,10 +13,10 @@ from tinycifar.report import plots, run_page, text
 
 @click.command()
 @click.argument("model_name", metavar="MODEL")
-@click.option(
+@terminal.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write to (default: the run, otherwise evaluations/MODEL)."
 )
-@click.option(
+@terminal.option(
     "--test",
     is_flag=True,
     help="Score on the test images even if there are validation images; not written to the run.",
@@ -24,8 +24,8 @@ from tinycifar.report import plots, run_page, text
 @terminal.data_option("MODEL's own")
 @terminal.device_option
 @terminal.threads_option
-@click.option("--robustness", is_flag=True, help="Also score on corrupted images: 17 corruptions, 5 severities.")
-@click.option(
+@terminal.option("--robustness", is_flag=True, help="Also score on corrupted images: 17 corruptions, 5 severities.")
+@terminal.option(
     "--images", type=click.IntRange(1), metavar="N", help="Corrupted images with --robustness (default: 2000)."
 )
 @terminal.json_option
@@ -95,7 +95,7 @@ def report_command(directory: Path, source: str | None, as_json: bool) -> int:
 
 @click.command("compare")
 @click.argument("directories", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
+@terminal.option(
     "--out", type=click.Path(path_type=Path), default="comparison.html", show_default=True, help="Page to write."
 )
 @terminal.overwrite_option

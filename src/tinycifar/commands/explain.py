@@ -14,8 +14,8 @@ from tinycifar.data import pictures
 @click.command("explain")
 @click.argument("paths", metavar="PICTURE...", nargs=-1, required=True)
 @terminal.model_option
-@click.option("--class", "class_name", metavar="CLASS", help="Class to explain (default: the most probable one).")
-@click.option(
+@terminal.option("--class", "class_name", metavar="CLASS", help="Class to explain (default: the most probable one).")
+@terminal.option(
     "--out",
     type=click.Path(path_type=Path),
     default="explanations",

@@ -22,7 +22,7 @@ from tinycifar.report import plots, samples
 
 @click.command("info")
 @terminal.data_option("CIFAR-10 in the cache")
-@click.option(
+@terminal.option(
     "--plot", metavar="PNG", type=click.Path(path_type=Path, dir_okay=False), help="Draw training images by class."
 )
 @terminal.json_option

@@ -13,8 +13,8 @@ from tinycifar.words import table
 
 
 @click.command("models")
-@click.option("--max-parameters", type=click.IntRange(1), metavar="N", help="Only models with at most N parameters.")
-@click.option(
+@terminal.option("--max-parameters", type=click.IntRange(1), metavar="N", help="Only models with at most N parameters.")
+@terminal.option(
     "--max-macs", type=click.IntRange(1), metavar="N", help="Only models with at most N multiply-accumulates per image."
 )
 @terminal.json_option

@@ -22,7 +22,7 @@ FEW = 64  # pictures that NumPy classifies before PyTorch would be loaded
 @terminal.model_option
 @terminal.device_option
 @terminal.threads_option
-@click.option("--csv", "as_csv", is_flag=True, help="Print one line of comma-separated values per picture.")
+@terminal.option("--csv", "as_csv", is_flag=True, help="Print one line of comma-separated values per picture.")
 @terminal.json_option
 def predict(
     paths: tuple[str, ...], model_name: str, device: str, threads: int | None, as_csv: bool, as_json: bool

@@ -17,7 +17,7 @@ from tinycifar.report import text
 
 @click.command("export")
 @click.argument("model_name", metavar="MODEL")
-@click.option(
+@terminal.option(
     "--format",
     "kind",
     type=click.Choice(list(library.FORMATS)),
@@ -26,17 +26,16 @@ from tinycifar.report import text
     help="ONNX, ONNX with 8-bit convolutions, TFLite with int8 or float input and output, C99 source, or a folder "
     "with a web page.",
 )
-@click.option(
+@terminal.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Output file, or folder for c and web (default: exports/MODEL.onnx, ...).",
 )
-@click.option(
+@terminal.option(
     "--int8",
     "variant",
     type=click.Choice(list(onnx_file.VARIANTS)),
-    help="Types of activations and weights for onnx-int8: u8s7 is the fastest (default), u8u8 keeps 8-bit weights "
-    "(default for a model that disagrees with 7 bits), s8s8 has no zero points.",
+    help="For onnx-int8: u8s7 is the fastest (default), u8u8 keeps 8-bit weights, s8s8 has no zero points.",
 )
 @terminal.data_option("MODEL's own; the sample for CIFAR-10")
 @terminal.overwrite_option
@@ -73,24 +72,24 @@ def export_command(
 
 @click.command("serve")
 @click.argument("model_name", metavar="[MODEL]", default=catalog.best)
-@click.option(
+@terminal.option(
     "--host",
     metavar="ADDRESS",
     default="127.0.0.1",
     show_default=True,
     help="Listen on this address; :: is all, IPv4 too.",
 )
-@click.option(
+@terminal.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="N", help="0 picks a free one."
 )
-@click.option(
+@terminal.option(
     "--allow-host", "hosts", multiple=True, metavar="NAME", help="Answer clients that use this name; repeatable."
 )
-@click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
-@click.option(
+@terminal.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
+@terminal.option(
     "--workers", metavar="N", type=click.IntRange(1, 64), help="Run N processes (default: one per core, at most four)."
 )
-@click.option(
+@terminal.option(
     "--keep-alive",
     type=click.IntRange(1, 3600),
     default=75,
@@ -98,7 +97,7 @@ def export_command(
     metavar="SECONDS",
     help="Keep idle connections open; longer than your proxy keeps them.",
 )
-@click.option(
+@terminal.option(
     "--upload-timeout",
     type=click.IntRange(1, 3600),
     default=120,
@@ -106,7 +105,7 @@ def export_command(
     metavar="SECONDS",
     help="Refuse uploads that take longer.",
 )
-@click.option(
+@terminal.option(
     "--max-upload",
     type=click.IntRange(1, 50),
     default=10,
@@ -114,7 +113,7 @@ def export_command(
     metavar="MB",
     help="Refuse larger uploads.",
 )
-@click.option(
+@terminal.option(
     "--trust-proxy",
     "proxies",
     multiple=True,

@@ -13,7 +13,7 @@ from tinycifar.report import plots
 
 @click.command("summary")
 @click.argument("model_name", metavar="MODEL")
-@click.option(
+@terminal.option(
     "--plot",
     metavar="PNG",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -20,17 +20,17 @@ from tinycifar.words import counted
 
 @click.command("sweep")
 @click.argument("recipe_name", metavar="[RECIPE]", default=recipes.DEFAULT_RECIPE)
-@click.option(
+@terminal.option(
     "--vary",
     "varied",
     multiple=True,
     metavar="FIELD=VALUES",
     help="Values of a recipe field: LOW:HIGH, LOW:HIGH:log or A,B,C; repeatable.",
 )
-@click.option(
+@terminal.option(
     "--trials", type=click.IntRange(1), metavar="N", default=20, show_default=True, help="Total number of trials."
 )
-@click.option(
+@terminal.option(
     "--jobs",
     type=click.IntRange(1, 256),
     metavar="N",
@@ -38,24 +38,24 @@ from tinycifar.words import counted
     show_default=True,
     help="Trials in parallel; they share --threads.",
 )
-@click.option(
+@terminal.option(
     "--out",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
     help="Folder of the study; an existing study is resumed.",
 )
-@click.option("--epochs", type=int, metavar="N", help="Epochs of the whole schedule.")
-@click.option(
+@terminal.option("--epochs", type=int, metavar="N", help="Epochs of the whole schedule.")
+@terminal.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
 )
-@click.option(
+@terminal.option(
     "--validation-images",
     type=click.IntRange(0),
     metavar="N",
-    help="Images held out for scoring (default: the recipe's, or 5,000 of CIFAR-10, a tenth of other data).",
+    help="Images held out for scoring (default: 5,000 of CIFAR-10, a tenth of other data).",
 )
-@terminal.data_option("CIFAR-10 from the cache, filled first")
-@click.option(
+@terminal.data_option("CIFAR-10")
+@terminal.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", default=0, show_default=True, help="Seed for all draws."
 )
 @terminal.device_option
@@ -78,8 +78,7 @@ def sweep_command(
 ) -> int:
     """Search RECIPE's fields for the best validation accuracy; the test images stay closed.
 
-    Trial 0 is the unchanged recipe. Rerun the command with the same --out to resume, or run it again in parallel, on
-    this machine or another one that shares the folder.
+    Trial 0 is the unchanged recipe. Rerun the command with the same --out to resume, or run it in parallel.
     """
     try:
         from tinycifar.sweep import search

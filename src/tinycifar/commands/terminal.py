@@ -23,15 +23,24 @@ if TYPE_CHECKING:  # none of it is needed to parse a command line or to print a 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Item = TypeVar("Item")
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace output that exists already.")
-device_option = click.option(
-    "--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda or mps."
+
+class _Option(click.Option):
+    """An option whose help does not list its range, which the error message does."""
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        return extra
+
+
+option = functools.partial(click.option, cls=_Option)
+json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+overwrite_option = option("--overwrite", is_flag=True, help="Replace output that exists already.")
+device_option = option("--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda or mps.")
+threads_option = option(
+    "--threads", type=click.IntRange(1, os.cpu_count()), metavar="N", help="CPU threads (default: torch's)."
 )
-threads_option = click.option(
-    "--threads", type=click.IntRange(1, os.cpu_count()), metavar="N", help="CPU threads (default: torch's choice)."
-)
-model_option = click.option(
+model_option = option(
     "--model",
     "model_name",
     metavar="MODEL",
@@ -64,29 +73,26 @@ def data_option(default: str) -> Callable[[Command], Command]:
             "--skip-unreadable", is_flag=True, help="Leave out pictures that cannot be read, and count them."
         )(with_source)
         for name, (metavar, text) in reversed(SOURCE_OPTIONS.items()):
-            with_source = click.option(f"--{name}", name, metavar=metavar, help=text)(with_source)
+            with_source = option(f"--{name}", name, metavar=metavar, help=text)(with_source)
         return cast(Command, _path_option(default)(with_source))
 
     return decorate
 
 
 SOURCE_OPTIONS = {
-    "group": ("PATTERN", r"Never split pictures whose file names agree in the part in parentheses: '(.*)_\d+'."),
-    "columns": (
-        "KIND=NAME,...",
-        "Columns of a table of labels: file=Path,label=ClassId, optionally split= and group=.",
-    ),
+    "group": ("PATTERN", r"Never split files that agree in (...): '(.*)_\d+'."),
+    "columns": ("KIND=NAME,...", "Columns of a label table: file=, label=, ..."),
     "labels": ("fine|coarse", "Labels of CIFAR-100 (default: fine)."),
-    "transposed": ("yes|no", "Whether IDX files store images transposed (default: EMNIST's do)."),
+    "transposed": ("yes|no", "IDX images are transposed (default: EMNIST's)."),
 }
 
 
 def _path_option(default: str) -> Callable[[Command], Command]:
-    return click.option(
+    return option(
         "--data",
         "source",
         metavar="PATH",
-        help=f"A folder or file of images (docs/DATA.md), cifar10 or sample (default: {default}).",
+        help=f"Images: a path, cifar10 or sample (default: {default}).",
     )
 
 

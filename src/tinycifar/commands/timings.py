@@ -33,11 +33,11 @@ def step(model_name: str, threads: int | None, as_json: bool) -> None:
 
 @bench_group.command("train")
 @click.argument("recipe_name", metavar="[RECIPE]", default=recipes.DEFAULT_RECIPE)
-@click.option("--runs", type=click.IntRange(1), metavar="N", default=3, show_default=True, help="Full trainings.")
-@click.option(
+@terminal.option("--runs", type=click.IntRange(1), metavar="N", default=3, show_default=True, help="Full trainings.")
+@terminal.option(
     "--steps", type=click.IntRange(2), metavar="N", default=20, show_default=True, help="Reference steps each time."
 )
-@click.option("--record", is_flag=True, help="Write results/RECIPE/bench-train/PROCESSOR.json.")
+@terminal.option("--record", is_flag=True, help="Write results/RECIPE/bench-train/PROCESSOR.json.")
 @terminal.threads_option
 @terminal.json_option
 def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: int | None, as_json: bool) -> None:
@@ -71,10 +71,10 @@ def _how_to_contribute(recipe_name: str, name: str, *, recorded: bool) -> str:
 
 @bench_group.command("infer")
 @click.argument("model_names", metavar="[MODEL...]", nargs=-1)
-@click.option(
+@terminal.option(
     "--rounds", type=click.IntRange(1), metavar="N", default=infer.ROUNDS, show_default=True, help="Runs of each."
 )
-@click.option("--record", is_flag=True, help="Write results/bench-infer.json; for all shipped models only.")
+@terminal.option("--record", is_flag=True, help="Write results/bench-infer.json; for all shipped models only.")
 @terminal.threads_option
 @terminal.json_option
 def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads: int | None, as_json: bool) -> None:
@@ -96,10 +96,10 @@ def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads
 
 
 @bench_group.command("startup")
-@click.option(
+@terminal.option(
     "--rounds", type=click.IntRange(1), metavar="N", default=startup.ROUNDS, show_default=True, help="Runs of each."
 )
-@click.option(
+@terminal.option(
     "--against",
     metavar="PYTHON",
     help="Compare with another installation: its Python interpreter, or the folder of a checkout.",

@@ -20,10 +20,10 @@ from tinycifar.seeds import Several
 
 @click.command()
 @click.argument("recipe_name", metavar="[RECIPE]", required=False)
-@click.option("--epochs", type=int, help="Epochs of the whole schedule.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Default: 0.")
-@click.option("--seeds", type=click.IntRange(1), help="Train N seeds, from --seed on.", metavar="N")
-@click.option(
+@terminal.option("--epochs", type=int, metavar="N", help="Epochs of the whole schedule.")
+@terminal.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Seed of all draws (default: 0).")
+@terminal.option("--seeds", type=click.IntRange(1), metavar="N", help="Train N seeds, from --seed on.")
+@terminal.option(
     "--jobs",
     "parallel",
     type=click.IntRange(1),
@@ -32,33 +32,25 @@ from tinycifar.seeds import Several
 )
 @terminal.device_option
 @terminal.threads_option
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory, new or empty (default: runs/RECIPE/DATE).")
-@click.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Resume RUN where it was interrupted.")
-@terminal.data_option("CIFAR-10 from the cache, filled first")
-@click.option(
-    "--init", "init_name", metavar="MODEL", help="Start from the weights of a run, a file or a shipped model."
+@terminal.option(
+    "--out",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="New or empty directory (default: runs/RECIPE/DATE).",
 )
-@click.option(
-    "--teacher",
-    "teacher_name",
-    metavar="MODEL",
-    help="What a recipe with a teacher learns from: a model, or a directory of several seeds.",
-)
-@click.option(
-    "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
-)
-@click.option(
+@terminal.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Resume an interrupted run.")
+@terminal.data_option("CIFAR-10")
+@terminal.option("--init", "init_name", metavar="MODEL", help="Start from the weights of MODEL.")
+@terminal.option("--teacher", "teacher_name", metavar="MODEL", help="Teacher: a model, or a directory of seeds.")
+@terminal.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a recipe field; repeatable.")
+@terminal.option(
     "--max-parameters", type=click.IntRange(1), metavar="N", help="Use the largest width with at most N parameters."
 )
-@click.option("--limit", type=click.IntRange(1), help="Train on the first N training images only.")
-@click.option(
-    "--stop-after-epoch", type=click.IntRange(1), help="End there; the schedule stays that of the whole recipe."
-)
-@click.option(
-    "--checkpoint-seconds", type=click.FloatRange(0), default=60, show_default=True, help="Between two checkpoints."
-)
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's event files too, in RUN/tensorboard.")
-@click.option("--record", is_flag=True, help="Write results/RECIPE/seed-N.json; for whole, unchanged recipes only.")
+@terminal.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N training images.")
+@terminal.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files.")
+@terminal.option("--stop-after-epoch", type=click.IntRange(1), hidden=True)
+@terminal.option("--checkpoint-seconds", type=click.FloatRange(0), default=60, hidden=True)
+@terminal.option("--record", is_flag=True, hidden=True)
 @terminal.json_option
 @distributed.as_one
 def train(
@@ -83,10 +75,7 @@ def train(
     record: bool,
     as_json: bool,
 ) -> int:
-    """Train RECIPE and fill a run directory with weights, metrics, evaluation, plots and a report.
-
-    RECIPE is a name, by default minute, or a file as `tinycifar recipes show NAME > FILE.toml` writes it.
-    """
+    """Train RECIPE, a name or a TOML file (default: minute), into a run directory with weights, scores and a report."""
     if distributed.here().world > 1 and (seeds or record):
         raise ValueError("--seeds and --record are for one process: leave them out under torchrun")
     if resume is not None and (out, seeds) != (None, None):
