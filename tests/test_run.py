@@ -24,7 +24,7 @@ def test_a_folder_in_use_or_a_file_is_refused_and_left_alone(tmp_path: Path) -> 
     (tmp_path / "used" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("used", "file"):
-        with pytest.raises(ValueError, match="is in use; name a new or an empty one with --out"):
+        with pytest.raises(ValueError, match="is in use; name a new or an empty one with `out=`"):
             run.create(tmp_path / name, "reference-30", 0)
     assert (tmp_path / "used" / "notes.txt").read_text() == "mine"
     assert run.create(tmp_path / "empty", "reference-30", 0).is_dir()

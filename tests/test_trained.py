@@ -168,7 +168,7 @@ def test_a_model_finds_its_own_data_again_and_notices_that_it_moved_or_changed(t
     assert not model.trained_on(data.sample())
     (tmp_path / "mine").rename(tmp_path / "moved")
     with pytest.raises(
-        ValueError, match=r"mine does not exist.*run was trained on it: say where it is now with --data"
+        ValueError, match=r"mine does not exist.*run was trained on it: say where it is now with `data=`"
     ):
         model.dataset()
     assert model.trained_on(data.load(tmp_path / "moved"))

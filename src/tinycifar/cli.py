@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         if tell is not None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the processes that are left, as this one is
         message = terminal.problem(error) if isinstance(error, OSError) else str(error)
-        code = terminal.fail(terminal.options(message), code, tell)
+        code = terminal.fail(message, code, tell)
     sys.exit(code)
 
 

@@ -51,7 +51,7 @@ def check(recipe: Recipe, teachers: Sequence[Trained]) -> None:
         recipes.get(recipe.teacher)
         raise ValueError(
             f"{recipe.name} learns from a teacher: train one with `tinycifar train {recipe.teacher}` and name its run "
-            "with --teacher RUN; or learn from the labels with --set teacher="
+            "with `teacher=` RUN; or learn from the labels with --set teacher="
         )
     for teacher in teachers:
         if teacher.recipe != recipe.teacher or not recipe.teacher:

@@ -70,7 +70,7 @@ def merged(request: Request) -> Start:
     if directory is not None:
         if several := run.seeds(directory):
             raise ValueError(
-                f"{directory} holds several seeds; resume them by their command with --out {directory}, or one of "
+                f"{directory} holds several seeds; resume them by their command with `out=` {directory}, or one of "
                 f"them, for example {several[-1]}"
             )
         environment = run.read_environment(directory)
@@ -83,17 +83,19 @@ def merged(request: Request) -> Start:
     if directory is not None and source is None:
         source = str(environment["data"])
         if source not in data.NAMES and not sources.exists(source):
-            raise ValueError(f"{source} does not exist. {directory} was trained on it: say where it is now with --data")
+            raise ValueError(
+                f"{source} does not exist. {directory} was trained on it: say where it is now with `data=`"
+            )
     if directory is not None and threads is None and environment["threads"] <= (os.cpu_count() or 1):
         threads = environment["threads"]  # another number would give other bits
     if request.teachers is not None:
         teachers = [teacher for name in request.teachers for teacher in distill.load(name, device)]
     else:
         known = environment.get("teachers") or []
-        teachers = [_earlier(directory, teacher, device, "learned from", "--teacher") for teacher in known]
+        teachers = [_earlier(directory, teacher, device, "learned from", "`teacher=`") for teacher in known]
     init = None if request.init is None else trained.load(request.init, device)
     if init is None and environment.get("init"):
-        init = _earlier(directory, environment["init"], device, "started from", "--init")
+        init = _earlier(directory, environment["init"], device, "started from", "`init=`")
     return Start(
         recipe=recipe,
         data=source,

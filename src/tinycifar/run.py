@@ -64,7 +64,7 @@ def check_unused(out: Path | None) -> None:
         return
     unfinished = {".lock", "environment.json"}
     if not out.is_dir() or any(not (path.name in unfinished or atomic.is_unfinished(path)) for path in out.iterdir()):
-        raise ValueError(f"the output folder {out} is in use; name a new or an empty one with --out")
+        raise ValueError(f"the output folder {out} is in use; name a new or an empty one with `out=`")
 
 
 @contextlib.contextmanager
@@ -226,7 +226,7 @@ def check_same(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None
     if differing:
         words = ", ".join(f"{name} is {then[name]} there, not {now[name]}" for name in differing)
         longer = "epochs" in differing and now["epochs"] > then["epochs"]
-        hint = f". To train its weights further, start a new run from them with --init {directory}" if longer else ""
+        hint = f". To train its weights further, start a new run from them with `init=` {directory}" if longer else ""
         raise ValueError(f"{directory} was trained with different settings: {words}{hint}")
 
 

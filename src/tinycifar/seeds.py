@@ -214,7 +214,7 @@ def _directory(request: Request, start: Start, started: Sequence[Path]) -> Path:
         if request.max_parameters is not None:
             known = replace(known, width=start.recipe.width)
         if not recipes.same(known, start.recipe):
-            raise ValueError(f"{path} was trained by another recipe; name a new folder with --out")
+            raise ValueError(f"{path} was trained by another recipe; name a new folder with `out=`")
     return request.out
 
 

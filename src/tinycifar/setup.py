@@ -223,7 +223,9 @@ def _check_options(recipe: Recipe, options: Options, ranks: Ranks) -> None:
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"a limit must be at least 1 image, not {options.limit}")
     if ranks.world > 1 and options.out is None and options.resume is None:
-        raise ValueError("several processes need a run directory that all of them know: name it with --out or --resume")
+        raise ValueError(
+            "several processes need a run directory that all of them know: name it with `out=` or `resume=`"
+        )
     ranks.check_alike(
         out=str(options.out),
         resume=str(options.resume),
@@ -350,9 +352,9 @@ def _advice(job: Job) -> Iterator[str]:
             f"{weights[weights > 0].min().item():.3g} to {weights.max().item():.3g}"
         )
     elif common > IMBALANCED * rare:
-        yield f"Classes have {span} training images; --set class_weights=balanced makes them weigh alike"
+        yield f"Classes have {span} training images; class_weights=balanced gives each class the same weight"
     if (steps := sum(job.plan.steps)) < FEW_STEPS:
-        yield f"{steps:,} steps are few for so few images: more --epochs may help"
+        yield f"{steps:,} steps are few for so few images: more epochs may help"
     if job.recipe.watch_test and inference.evaluation_split(job.dataset)[0] == "test":
         yield "Val is the test set, watched after every epoch as the reference did"
 
@@ -376,7 +378,7 @@ def _restored(job: Job, warn: Callable[[str], None]) -> Job:
         raise ValueError(
             f"{directory} is at step {state.step:,} after {state.images_seen:,} images, and not at the end of a batch "
             f"of this version with {ranks.world} process{'es' * (ranks.world > 1)}: another version, or another number "
-            f"of processes, started it. Resume it as it was started, or start from its weights with --init {directory}"
+            f"of processes, started it. Resume it as it was started, or start from its weights with `init=` {directory}"
         )
     if (state.epoch, state.batch) > (job.last_epoch, 0):
         raise ValueError(f"{directory} is past epoch {job.last_epoch} already, it cannot stop after it")

@@ -81,11 +81,11 @@ class Trained:
         except ValueError as error:
             if not self.data_digest:
                 raise
-            raise ValueError(f"{error}. {self.name} was trained on it: say where it is now with --data") from None
+            raise ValueError(f"{error}. {self.name} was trained on it: say where it is now with `data=`") from None
         if dataset.data_digest != self.data_digest:
             raise ValueError(
                 f"{source} is not what {self.name} was trained on: its pictures have changed, or an earlier version of "
-                "tinycifar trained it. Name the data with --data, or train again"
+                "tinycifar trained it. Name the data with `data=`, or train again"
             )
         return dataset
 
@@ -141,7 +141,7 @@ def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bo
     if own.keys() != weights.keys() or any(own[name].shape != tensor.shape for name, tensor in taken.items()):
         raise ValueError(
             f"{init.name} is a {init.model_name} of width {init.width:g}, which the model of this recipe is not; take "
-            f"the recipe with --set model={init.model_name} --set width={init.width:g}, without --max-parameters"
+            f"the recipe with --set model={init.model_name} --set width={init.width:g}, without `max_parameters=`"
         )
     model.load_state_dict(own | taken)
     return same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 JOINERS = "\u200c\u200d"  # the zero width (non-)joiner, which Persian, Indic scripts and emoji are written with
@@ -18,6 +19,11 @@ def printable(name: str) -> str:
     if is_printable(shown):
         return shown
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in shown)
+
+
+def as_options(message: str) -> str:
+    """A message with the Python API's arguments, written as `name=`, as options of the command line."""
+    return re.sub(r"`([a-z_]+)=`", lambda match: f"--{match[1].replace('_', '-')}", message)
 
 
 def counted(number: int, noun: str) -> str:

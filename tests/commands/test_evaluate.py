@@ -32,8 +32,7 @@ def test_the_test_images_of_a_run_with_validation_images_are_opened_beside_its_o
         refused = tinycifar("evaluate", model, "--test", "--out", out)
         assert (refused.code, refused.out) == (2, "")
         assert (
-            refused.err
-            == f"tinycifar: {out} is the run itself, where --test writes nothing: name another folder with --out\n"
+            refused.err == f"tinycifar: --test never writes to the run itself, {out}; name another folder with --out\n"
         )
     assert tinycifar("report", "runs/one").code == 0
 

@@ -225,7 +225,7 @@ def test_ranges_are_those_of_images_that_were_trained_on(
 
 def test_where_own_data_is_gone_or_of_another_size_the_line_says_what_to_name(own_run: Own, tmp_path: Path) -> None:
     model = trained.load(own_run.directory, "cpu")
-    with pytest.raises(ValueError, match="say where it is now with --data"):
+    with pytest.raises(ValueError, match="say where it is now with `data=`"):
         onnx_file.to_onnx(model, tmp_path / "own.onnx")
     with pytest.raises(ValueError, match="run takes images of 24 pixels a side, those of sample have 32"):
         onnx_file.to_onnx(model, tmp_path / "own.onnx", data.sample())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -143,16 +142,11 @@ def problem(error: OSError) -> str:
     return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
-def options(message: str) -> str:
-    """A message of the Python API with its arguments, written as `name=`, as options of the command line."""
-    return re.sub(r"`([a-z_]+)=`", lambda match: f"--{match[1].replace('_', '-')}", message)
-
-
 def fail(message: str, code: int, tell: bool | None = None) -> int:
     """Print one line about an error to standard error, and return the exit code.
 
     Of several processes that torchrun started only the first prints, unless `tell` says which.
     """
     if _first() if tell is None else tell:
-        click.echo(f"tinycifar: {words.printable(' '.join(message.splitlines()))}", err=True)
+        click.echo(f"tinycifar: {words.printable(' '.join(words.as_options(message).splitlines()))}", err=True)
     return code

@@ -150,7 +150,7 @@ def fetch(source: str | Path | None = None, cache: Path | None = None) -> Path:
                 _fill(cache, source, [state.name for state in bad])
             (cache / download.PART).unlink(missing_ok=True)
     except OSError as error:  # trouble with a source is a DataError by now: this is the cache's own disk
-        way_out = "Set TINYCIFAR_CACHE to another folder, or name the data with --data PATH"
+        way_out = "Set TINYCIFAR_CACHE to another folder, or name the data with `data=` PATH"
         what = "no space left in" if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", 0)) else "cannot write to"
         raise DataError(f"{what} {cache}: {error.strerror or error}. {way_out}") from error
     return cache / FOLDER
@@ -174,7 +174,7 @@ def _fill(cache: Path, source: Path | None, names: list[str]) -> None:
             say(str(error))
     raise DataError(
         f"CIFAR-10 could not be fetched ({'; '.join(reasons)}). Bring {download.ARCHIVE_URL} to this machine by other "
-        f"means and name the archive, or the folder {FOLDER} unpacked from it, with --data PATH; "
+        f"means and name the archive, or the folder {FOLDER} unpacked from it, with `data=` PATH; "
         f"or put that folder into {cache}"
     )
 

@@ -17,7 +17,7 @@ def check() -> None:
     try:
         import tensorboard.summary.writer.record_writer  # noqa: F401
     except ImportError:
-        raise ValueError('--tensorboard needs another package: pip install "tinycifar[tensorboard]"') from None
+        raise ValueError('`tensorboard=` needs another package: pip install "tinycifar[tensorboard]"') from None
 
 
 class View:
