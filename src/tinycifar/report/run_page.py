@@ -22,6 +22,7 @@ from tinycifar.epochs import plan
 from tinycifar.recipes import Recipe
 from tinycifar.report import plots, text
 from tinycifar.summary import summarize
+from tinycifar.words import as_options
 
 MISTAKES = 24
 
@@ -174,7 +175,8 @@ def _dataset(directory: Path) -> Dataset:
         return model.dataset()
     except (ValueError, OSError) as error:
         where = model.data_path or model.data
-        raise _MissingError(str(error).replace(where, model.data)) from None  # pages are shared
+        shown = as_options(str(error)).replace(where, model.data)  # pages are shared
+        raise _MissingError(shown) from None
 
 
 def _mistakes(directory: Path, evaluation: dict[str, Any], dataset: Dataset) -> list[dict[str, Any]]:
