@@ -160,3 +160,51 @@ def test_fashion_mnists_bytes_have_its_names(tmp_path: Path, monkeypatch: pytest
     hashes = {name: idx._read(tree, name + ".gz", 0x800 + array.ndim)[1] for name, array in arrays.items()}
     monkeypatch.setattr(idx, "FASHION_MNIST_SHA256", hashes)
     assert load(tmp_path / "digits").classes[::9] == ("T-shirt/top", "Ankle boot")
+
+
+def rename(folder: Path, shape: str) -> None:
+    """Files under other names, of which `shape` has what is "train" or "test", "images" or "labels", and "idx3"."""
+    for split, names in idx.FILES.items():
+        for name in names:
+            kind, dimensions = ("images", "idx3") if "images" in name else ("labels", "idx1")
+            (folder / f"{name}.gz").rename(folder / shape.format(split, kind, dimensions))
+
+
+@pytest.mark.parametrize("shape", ["{}-{}.{}-ubyte.gz", "{}_{}-{}-ubyte.gz", "own-{}-{}-{}-ubyte.gz"])
+def test_names_may_have_dots_and_a_word_before(tmp_path: Path, shape: str) -> None:
+    write(tmp_path / "digits")
+    expected = load(tmp_path / "digits").digest
+    rename(tmp_path / "digits", shape)
+    assert load(tmp_path / "digits").digest == expected
+
+
+def test_emnists_letters_are_turned_upright_and_named(tmp_path: Path) -> None:
+    arrays = write(tmp_path / "own")
+    for labels in (name for name in arrays if "labels" in name):
+        (tmp_path / "own" / f"{labels}.gz").write_bytes(gzip.compress(packed(arrays[labels] + 1)))
+    plain = load(tmp_path / "own", 28)
+    assert plain.classes == tuple(map(str, range(1, 11)))
+    assert torch.equal(load(Path(f"{tmp_path / 'own'}?transposed=yes"), 28).train_images, plain.train_images.mT)
+    rename(tmp_path / "own", "emnist-letters-{}-{}-{}-ubyte.gz")
+    letters = load(tmp_path / "own", 28)
+    assert letters.classes == tuple("ABCDEFGHIJ")
+    assert torch.equal(letters.train_images, plain.train_images.mT)
+    assert torch.equal(letters.train_labels, plain.train_labels)
+    assert letters.notes == (
+        "The images are transposed (EMNIST stores them so; --transposed no leaves them as they are)",
+    )
+    stored = load(Path(f"{tmp_path / 'own'}?transposed=no"), 28)
+    assert torch.equal(stored.train_images, plain.train_images)
+
+
+def test_of_several_data_sets_one_is_named_by_a_file(tmp_path: Path) -> None:
+    write(tmp_path / "own")
+    rename(tmp_path / "own", "emnist-digits-{}-{}-{}-ubyte.gz")
+    write(tmp_path / "more")
+    rename(tmp_path / "more", "kmnist-{}-{}-{}-ubyte.gz")
+    for file in (tmp_path / "more").iterdir():
+        file.rename(tmp_path / "own" / file.name)
+    with pytest.raises(ValueError, match="own has 2 data sets: emnist-digits, kmnist; name one of its files, as "):
+        load(tmp_path / "own")
+    assert load(tmp_path / "own/kmnist-train-images-idx3-ubyte.gz").classes[1] == "ki"
+    assert load(tmp_path / "own/emnist-digits-test-labels-idx1-ubyte.gz").classes == tuple("0123456789")
