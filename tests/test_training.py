@@ -155,6 +155,7 @@ def test_later_epochs_leave_out_the_images_with_the_least_loss_in_the_epoch_befo
 
     monkeypatch.setitem(augment.AUGMENTATIONS, "none", lambda *_: Watching())
     monkeypatch.setattr(training, "hardest", watched)
+    monkeypatch.setattr(training, "contradicted", lambda *_: 0.0)  # as with right labels, which few images cannot show
     recipe = recipes.with_settings(MINUTE, ["skip_easiest=0.5", "augmentation=none"])
     record = training.train(recipe, data.sample(), out=tmp_path / "run", limit=80).record
     assert [len(rows) for rows in seen] == [32, 32, 16, 32, 32], "whole batches of the 40 hardest"
@@ -339,7 +340,7 @@ def test_the_record_has_every_field_and_the_run_directory_every_file(tmp_path: P
     assert record["test_accuracy"] == record["history"][-1]["test_accuracy"]
     assert record["best_test_accuracy"] == max(entry["test_accuracy"] for entry in record["history"])
     names = {"recipe.json", "environment.json", "metrics.jsonl", "model.safetensors"}
-    names |= {"evaluation.json", "evaluation.safetensors", "checkpoints", "seen.npy", ".lock"}
+    names |= {"evaluation.json", "evaluation.safetensors", "checkpoints", "seen.npy", "hardest.json", ".lock"}
     assert {path.name for path in result.directory.iterdir()} == names
 
 

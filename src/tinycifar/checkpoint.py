@@ -70,14 +70,18 @@ class State:
     """Of training in the epoch at hand."""
     wall_seconds: float = 0.0
     """Since the run began, without the time between an interruption and the resume."""
+    contradicted: float = 0.0
+    """As `labels.contradicted` judged the labels last; 1 before the first time."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """The metrics of the epochs finished."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """The weights after the epoch with the best validation accuracy, if the recipe keeps them."""
 
     @classmethod
     def at_start(cls, images: int, device: torch.device) -> State:
         """That before the first step, for so many training images."""
         losses, total = torch.zeros(images, device=device), torch.zeros((), device=device)
-        return cls(losses, losses.clone(), total, total.clone())
+        return cls(losses, losses.clone(), total, total.clone(), contradicted=1.0)
 
     def add_batch(self, rows: Tensor, losses: Tensor, label_losses: Tensor, correct: Tensor) -> None:
         """Count a step on the images `rows`: the losses trained on, those against the labels, and which were right."""
@@ -127,8 +131,9 @@ def capture(
             tensors |= {f"optimizer.{number}.{index}.{name}": tensor for name, tensor in entries.items()}
     for rank, states in enumerate(of_ranks or [generators(device)]):
         tensors |= {f"generator.{f'{rank}.' if rank else ''}{name}": state for name, state in states.items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     about: dict[str, Any] = {}
-    for name in (item.name for item in fields(state)):
+    for name in (item.name for item in fields(state) if item.name != "best"):
         value = getattr(state, name)
         (tensors if isinstance(value, Tensor) else about)[f"state.{name}"] = value
     return tensors, about
@@ -168,7 +173,7 @@ def restore(
             torch.cuda.set_rng_state(stored[f"{of_rank}cuda"], device)
         values: dict[str, Any] = parts["state"]
         values |= {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        return State(**values)
+        return State(**values, best={name: tensor.to(device) for name, tensor in parts.get("best", {}).items()})
     except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{found.path} does not fit this model: {str(error).splitlines()[0]}") from None
 

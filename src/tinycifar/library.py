@@ -104,6 +104,8 @@ def train(
     for name in settings:
         if name not in recipes.SETTABLE:
             raise ValueError(f"unknown recipe field {name!r}; allowed are: {', '.join(recipes.SETTABLE)}")
+    if max_parameters is not None and "width" in settings:
+        raise ValueError("max_parameters finds the width: leave out width, or max_parameters")
     if not (jobs == 1 or seeds):
         raise ValueError("jobs is the number of seeds to train in parallel: give seeds too")
     if seeds is not None and seeds < 1:

@@ -98,7 +98,9 @@ class Recipe:
     batch_size: int = field(
         default=128,
         metadata=_info(
-            "Images per step. The rest of an epoch is a smaller batch, unless easy images are skipped.", 2, 50_000
+            "Images per step. The rest of an epoch is a smaller batch, or spread over the others if less than a quarter.",
+            2,
+            50_000,
         ),
     )
     label_smoothing: float = field(
@@ -116,7 +118,7 @@ class Recipe:
         default=0.0,
         metadata=_info(
             "Fraction of the images that every epoch after the first skips: those with the lowest loss when "
-            "last trained on. The rest is cut to whole batches.",
+            "last trained on, or random ones if the model contradicts labels. The rest is cut to whole batches.",
             0,
             0.9,
         ),
@@ -203,6 +205,16 @@ class Recipe:
             "Training images held out from the end of the training set. If there are any, the test set stays closed.",
             0,
             49_000,
+        ),
+    )
+    keep_best: bool = field(
+        default=False,
+        metadata=_info("Keep the weights of the epoch with the best validation accuracy instead of the last ones."),
+    )
+    patience: int = field(
+        default=0,
+        metadata=_info(
+            "Stop if the validation accuracy has not improved for this many epochs; 0 never stops early.", 0, 100_000
         ),
     )
     watch_test: bool = field(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinycifar import checkpoint, inference, metrics, run, trained
+from tinycifar import checkpoint, inference, labels, metrics, run, trained
 from tinycifar.scale import live
 from tinycifar.setup import Job
+from tinycifar.words import counted
+
+HARDEST = 50  # training images that a run lists
+WORTH_KEEPING = 0.01  # of accuracy, better than the last epoch
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class Recorder:
             entry |= {f"{split}_loss": scores["loss"], f"{split}_accuracy": scores["accuracy"]}
         entry = ranks.exchange(entry)[0]
         state.next_epoch(entry)
+        if recipe.keep_best and best_epoch(state.history) == state.epoch:
+            state.best = {name: tensor.detach().clone() for name, tensor in self._job.model.state_dict().items()}
         self._save()
         if ranks.first:
             with checkpoint.saving(state.step):
@@ -97,10 +104,23 @@ class Recorder:
             self._job.events.add(state.step, **shown)
         self._job.display.console.print(log_line(entry, recipe.epochs))
 
+    def out_of_patience(self) -> bool:
+        """Whether the validation accuracy has not improved for as many epochs as the recipe allows."""
+        patience, history = self._job.recipe.patience, self._job.state.history
+        return bool(patience and history) and len(history) - best_epoch(history) >= patience
+
     def finish(self, evaluate: bool) -> Result:
         """Evaluate a run that is complete, if asked to, and give its result."""
-        ranks, state = self._job.ranks, self._job.state
-        complete = state.epoch == self._job.last_epoch
+        ranks, state, console = self._job.ranks, self._job.state, self._job.display.console
+        complete = state.epoch == self._job.last_epoch or self.out_of_patience()
+        if complete and evaluate:
+            if state.best:
+                self._job.model.load_state_dict(state.best)
+            for line in _closing_lines(self._job):
+                console.print(line)
+            if ranks.first:
+                with checkpoint.saving(state.step):
+                    run.write_hardest(self._job.directory, labels.hardest(state.last_losses, HARDEST))
         evaluation: dict[str, Any] = {}
         if complete and evaluate and ranks.first:
             scored = inference.evaluate(self._job.model, self._job.dataset)
@@ -148,6 +168,35 @@ class Recorder:
             data_digest=self._job.environment["data_digest"],
             validation_images=recipe.validation_images,
             temperature=temperature,
+        )
+
+
+def best_epoch(history: Sequence[dict[str, Any]]) -> int:
+    """The first epoch, counted from 1, with the best validation accuracy; 0 without any."""
+    accuracies = [entry.get("validation_accuracy", 0.0) for entry in history]
+    return 1 + accuracies.index(max(accuracies)) if accuracies else 0
+
+
+def _closing_lines(job: Job) -> Iterator[str]:
+    """Lines about which epochs' weights are kept, and about labels."""
+    recipe, history, contradicted = job.recipe, job.state.history, job.state.contradicted
+    if len(history) < recipe.epochs and job.last_epoch == recipe.epochs:
+        yield f"Stopped early: validation accuracy did not improve for {counted(recipe.patience, 'epoch')}"
+    best = best_epoch(history)
+    if "validation_accuracy" in history[-1] and best < len(history):
+        accuracy, last = (history[epoch - 1]["validation_accuracy"] for epoch in (best, len(history)))
+        if recipe.keep_best:
+            yield f"The weights of epoch {best} are kept, with {accuracy:.2%} on the validation images"
+        elif accuracy - last > WORTH_KEEPING:
+            yield (
+                f"Epoch {best} was better on the validation images ({accuracy:.2%}, the last {last:.2%}): "
+                "--set keep_best=true keeps its weights"
+            )
+    if recipe.skip_easiest and labels.is_due(1, recipe.epochs) and contradicted > labels.MOST_CONTRADICTED:
+        yield (
+            f"The model contradicts the labels of {contradicted:.0%} of the images it is surest about, so it was "
+            "trained on random images instead of the hardest. If labels may be wrong, check the hardest images in "
+            "report.html first, and train with --set skip_easiest=0"
         )
 
 

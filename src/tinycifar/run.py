@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -197,6 +197,22 @@ def read_seen(directory: Path) -> Digests | None:
 def as_rows(digests: Digests) -> np.ndarray[tuple[int], np.dtype[np.void]]:
     """Digests (N, 32) as one value each, (N,), that can be sorted and searched."""
     return np.ascontiguousarray(digests).view("V32")[:, 0]
+
+
+def write_hardest(directory: Path, images: Sequence[tuple[int, float]]) -> None:
+    """Store the training images with the largest losses, index and loss, as `hardest.json`."""
+    atomic.write_json(directory / "hardest.json", [{"image": index, "loss": loss} for index, loss in images])
+
+
+def read_hardest(directory: Path) -> list[tuple[int, float]]:
+    """What `write_hardest` stored; none if there is no such file, ValueError if it is damaged."""
+    path = directory / "hardest.json"
+    if not path.exists():
+        return []
+    try:
+        return [(int(entry["image"]), float(entry["loss"])) for entry in atomic.read_json(path)]
+    except (TypeError, KeyError):
+        raise ValueError(f"{path} is not as tinycifar writes it; remove it") from None
 
 
 def seeds(directory: Path) -> list[Path]:

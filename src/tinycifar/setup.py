@@ -270,6 +270,11 @@ def _load(
     if not len(dataset.train_labels):
         raise ValueError(f"{dataset.name} has no training images")
     dataset = dataset.split(recipe.validation_images)
+    if (recipe.keep_best or recipe.patience) and dataset.validation_images is None:
+        raise ValueError(
+            "keep_best and patience choose by validation images, and this data has none: hold some out with "
+            "validation_images"
+        )
     training_set = dataset if options.limit is None else dataset.limit(options.limit)
     leaks = distill.check_data(recipe, options.teachers, dataset)
     ranks.check_alike(data=dataset.data_digest, train_images=len(training_set.train_images))

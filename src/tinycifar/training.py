@@ -17,6 +17,7 @@ from torch.nn import functional
 from tinycifar import distill, optim, recording, setup
 from tinycifar.data import Dataset
 from tinycifar.epochs import draw_epoch, hardest
+from tinycifar.labels import MOST_CONTRADICTED, PROBED, contradicted, is_due
 from tinycifar.recipes import Recipe
 from tinycifar.recording import Result as Result
 from tinycifar.scale import distributed
@@ -92,7 +93,7 @@ def train(
         views = distill.Views(recipe, teachers, augmentation, images, job.precision)
         recorder = recording.Recorder(job)
 
-        while state.epoch < job.last_epoch:
+        while state.epoch < job.last_epoch and not recorder.out_of_patience():
             epoch = state.epoch
             recorder.start_epoch()
             order, parameters = draw_epoch(recipe, augmentation, len(images), seed, epoch)
@@ -103,7 +104,7 @@ def train(
                 if ranks.signal(job.stop):
                     recorder.save_within_epoch()
                     break
-            if epoch > 0 and recipe.skip_easiest:
+            if epoch > 0 and recipe.skip_easiest and state.contradicted <= MOST_CONTRADICTED:
                 order = hardest(order, state.losses_before.cpu(), plan.images[epoch])
             order = order[: plan.images[epoch]]
             recorder.show_epoch(f"Epoch {epoch + 1}/{recipe.epochs}")
@@ -147,6 +148,9 @@ def train(
             if state.batch < plan.steps[epoch]:
                 recorder.save_within_epoch()
                 break
+            if recipe.skip_easiest and state.contradicted > MOST_CONTRADICTED and is_due(epoch + 1, recipe.epochs):
+                probed = order[:PROBED].to(to)
+                state.contradicted = ranks.exchange(contradicted(model, images[probed], labels[probed]))[0]
             recorder.finish_epoch(len(order))
             if ranks.signal(job.stop):
                 break

@@ -250,3 +250,12 @@ def test_a_thousand_classes_are_reported_by_their_best_and_worst(
     shown = chromium.new_page(viewport={"width": 390, "height": 900})
     shown.goto(path.as_uri())
     assert shown.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_the_page_shows_the_hardest_training_images_with_their_labels(own_run: Any) -> None:
+    page = (own_run.directory / "report.html").read_text()
+    index, loss = run.read_hardest(own_run.directory)[0]
+    section = page[page.index("Check these labels first") :]
+    assert f"(train/käse/bild {index}.png)" in section
+    assert f"loss {loss:.2f}" in section
+    assert section.count('alt="training image ') == run_page.MISTAKES

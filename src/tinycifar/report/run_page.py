@@ -66,12 +66,15 @@ def _page(directory: Path, dataset: Dataset | None) -> str:
     evaluation = None
     robustness = None
     mistakes: list[dict[str, Any]] = []
+    hardest: list[dict[str, Any]] = []
     missing = ""
     if (directory / "evaluation.json").exists():
         evaluation = run.read_evaluation(directory)
         robustness = evaluation.get("robustness")
         try:
-            mistakes = _mistakes(directory, evaluation, _dataset(directory) if dataset is None else dataset)
+            dataset = _dataset(directory) if dataset is None else dataset
+            mistakes = _mistakes(directory, evaluation, dataset)
+            hardest = _hardest(directory, dataset)
         except _MissingError as error:
             missing = str(error)
     classes = 10
@@ -101,6 +104,7 @@ def _page(directory: Path, dataset: Dataset | None) -> str:
         robustness=robustness,
         corruption_note=text.corruption_note(robustness) if robustness else "",
         mistakes=mistakes,
+        hardest=hardest,
         missing=missing,
         train_seconds=sum(entry["train_seconds"] for entry in history),
         figures=_figures(recipe, environment, history, evaluation),
@@ -214,6 +218,23 @@ def _mistakes(directory: Path, evaluation: dict[str, Any], dataset: Dataset) -> 
             }
         )
     return found
+
+
+def _hardest(directory: Path, dataset: Dataset) -> list[dict[str, Any]]:
+    """The training images with the largest losses, with pictures as data URIs; none if the run stored none."""
+    names = dataset.names.get("train", ())
+    stored = run.read_hardest(directory)[:MISTAKES]
+    if any(not 0 <= index < len(dataset.train_labels) for index, _ in stored):
+        raise ValueError(f"{directory / 'hardest.json'} is not of the run's own data; remove it")
+    return [
+        {
+            "name": names[index] if names else f"#{index}",
+            "image": _data_uri(pictures.to_image(dataset.train_images[index])),
+            "label": dataset.classes[int(dataset.train_labels[index])],
+            "loss": loss,
+        }
+        for index, loss in stored
+    ]
 
 
 def read_logits(path: Path) -> dict[str, Tensor]:
