@@ -41,7 +41,9 @@ DIE_INSIDE = """
 import os, signal, sys
 from pathlib import Path
 from tinycifar import checkpoint, run
-kind, number, save = sys.argv[1], int(sys.argv[2]), checkpoint.save
+where, kind, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+module, function = {"save": (checkpoint, "save"), "start": (run, "start")}[where]
+real = getattr(module, function)
 inside, calls = False, 0
 def dying(call, name):
     def replacement(*arguments, **options):
@@ -55,17 +57,18 @@ def dying(call, name):
 def watched(*arguments):
     global inside
     inside = True
-    path = save(*arguments)
+    result = real(*arguments)
     inside = False
-    return path
-checkpoint.save = watched
+    return result
+setattr(module, function, watched)
 os.fsync, Path.replace = dying(os.fsync, "sync"), dying(Path.replace, "rename")
 Path.unlink = dying(Path.unlink, "unlink")
 from tinycifar.cli import main
-main(sys.argv[3:])
+main(sys.argv[4:])
 """
-# How often a save calls what it dies in: two files, each synced with its folder and renamed once; two removed.
-CALLS = {"sync": 4, "rename": 2, "unlink": 2}
+# How often it is called what a process dies in. A save: two files, each synced with its folder and renamed once; two
+# removed. A start: two files.
+CALLS = {"save": {"sync": 4, "rename": 2, "unlink": 2}, "start": {"sync": 4, "rename": 2}}
 
 
 def recipe_of(name: str) -> Recipe:
@@ -136,19 +139,18 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             raise AssertionError(f"a process of {command} was left behind")
 
 
-def resume(directory: Path) -> None:
-    """Go on to the end; an error shows what was printed."""
-    done = subprocess.run(tinycifar("train", "--resume", str(directory)), capture_output=True, text=True)
+def resume(directory: Path, name: str) -> None:
+    """Resume to the end, or repeat the command if it was killed before the run existed."""
+    started = (directory / "recipe.json").exists()
+    words = ["train", "--resume", str(directory)] if started else train_words(name, directory)
+    done = subprocess.run(tinycifar(*words), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def kill_at_a_moment(directory: Path, name: str, chance: random.Random, whole_seconds: float) -> str:
-    """Start a training and kill it after a random part of the seconds that a whole one takes from its first file on."""
+    """Start a training and kill it after a random part of the seconds that a whole one takes from its start on."""
     seconds = chance.uniform(0, whole_seconds)
     with started(tinycifar(*train_words(name, directory))) as process:
-        while not (directory / "recipe.json").exists():
-            assert process.poll() is None, process.stdout and process.stdout.read()
-            time.sleep(0.001)
         time.sleep(seconds)
         process.kill()
         process.wait()
@@ -177,16 +179,17 @@ def kill_a_rank(directory: Path, name: str, chance: random.Random, ranks: int, w
     return f"rank {rank} {seconds:.2f} s after the start, {again}"
 
 
-def kill_inside_a_save(directory: Path, name: str, chance: random.Random) -> str:
-    """Have a training kill itself at a random call of a sync, renaming or removal while a checkpoint is written."""
-    kind = chance.choice(list(CALLS))
-    number = chance.randint(1, 3 * CALLS[kind])
-    with started([sys.executable, "-c", DIE_INSIDE, kind, str(number), *train_words(name, directory)]) as process:
+def kill_inside(where: str, directory: Path, name: str, chance: random.Random) -> str:
+    """Have a training kill itself at a random sync, renaming or removal of a "save" or of its "start"."""
+    kind = chance.choice(list(CALLS[where]))
+    number = chance.randint(1, CALLS[where][kind] * (3 if where == "save" else 1))
+    words = [where, kind, str(number), *train_words(name, directory)]
+    with started([sys.executable, "-c", DIE_INSIDE, *words]) as process:
         assert process.stdout is not None
         process.stdout.read()
         process.wait()
         assert process.returncode == -signal.SIGKILL
-    return f"in {kind} {number} of its saves"
+    return f"in {kind} {number} of its {where}"
 
 
 def stop_by_signal(directory: Path, name: str, chance: random.Random, number: int, whole_seconds: float) -> str:
@@ -288,7 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Do all of it, print a line each, and give the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--kills", type=int, default=20, help="kill -9 at random moments, a third of them inside a save"
+        "--kills", type=int, default=20, help="kill -9 at random moments, a third of them inside a save or start"
     )
     parser.add_argument("--ranks", type=int, default=1, help="have torchrun start so many processes; kills of one only")
     parser.add_argument("--signals", type=int, default=20, help="Ctrl-C and SIGTERM at random moments")
@@ -304,15 +307,16 @@ def main(arguments: list[str] | None = None) -> int:
         for recipe in RECIPES:
             words = train_words(recipe, folder / recipe)
             command = tinycifar(*words) if asked.ranks == 1 else torchrun(asked.ranks, *words)
+            before = time.time()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             first, last = (folder / recipe / name for name in ("recipe.json", "evaluation.json"))
-            seconds[recipe] = last.stat().st_mtime - first.stat().st_mtime
+            seconds[recipe] = last.stat().st_mtime - (before if asked.ranks == 1 else first.stat().st_mtime)
             expected[recipe] = fingerprint(folder / recipe)
 
         def compare(label: str, recipe: str, directory: Path, how: str) -> int:
             begun = sorted(path.name for path in (directory / checkpoint.FOLDER).glob("step-*.safetensors"))
             if asked.ranks == 1:
-                resume(directory)
+                resume(directory, recipe)
             found = fingerprint(directory)
             differing = [part for part, digest in expected[recipe].items() if found[part] != digest]
             verdict = f"DIFFERS in {', '.join(differing)}" if differing else "equal"
@@ -328,7 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
             if asked.ranks > 1:
                 how = kill_a_rank(directory, recipe, chance, asked.ranks, seconds[recipe])
             elif number % 3 == 0:
-                how = kill_inside_a_save(directory, recipe, chance)
+                how = kill_inside("start" if number % 2 else "save", directory, recipe, chance)
             else:
                 how = kill_at_a_moment(directory, recipe, chance, seconds[recipe])
             failures += compare(f"kill {number + 1}/{asked.kills}", recipe, directory, how)

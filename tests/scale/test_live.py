@@ -77,6 +77,23 @@ def test_a_view_that_cannot_be_written_is_told_once_and_the_training_goes_on(
     assert capsys.readouterr().out.count("TensorBoard shows nothing more of this run: No space left") == 1
 
 
+def test_a_disk_that_fills_up_ends_the_view_with_one_warning_and_nothing_waits(tmp_path: Path) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write, written, warnings = RecordWriter.write, [], []
+
+    def until_full(writer: RecordWriter, content: bytes) -> None:
+        written.append(content)
+        if len(written) > 4:
+            full()
+        write(writer, content)
+
+    with mock.patch.object(RecordWriter, "write", until_full), live.View(tmp_path, warnings.append) as view:
+        for step in range(10):
+            view.add(step, step_loss=1.0)
+    assert warnings == ["TensorBoard shows nothing more of this run: No space left on device"]
+
+
 def full() -> None:
     raise OSError(28, "No space left on device")
 

@@ -24,8 +24,8 @@ class View:
     """Writes scalars over the steps of a run, in `directory`; for None it writes nothing.
 
     What an interrupted run wrote behind the first step that is added is not shown any more. A view must not end what it
-    shows: where the disk fails, that is given to `warn` and nothing more is written. TensorBoard's own writer would
-    raise it in a thread, at some later call.
+    shows: if the disk fails, `warn` gets a line and nothing more is written. `torch.utils.tensorboard` writes in a
+    thread, whose traceback would be printed instead (tests/scale/test_live.py).
     """
 
     def __init__(self, directory: Path | None, warn: Callable[[str], None]) -> None:
