@@ -47,28 +47,28 @@ def train(
     """Train `recipe` on `dataset` and fill a run directory with weights, metrics and evaluation.
 
     `dataset` is a Dataset or a source as in `tinycifar.data.load` (default: CIFAR-10 from the cache). `out` is the run
-    directory, which must be new or empty (default: a dated one under `runs/`). A recipe with a teacher learns from the
-    mean of the `teachers`' logits. Weights are those of `init` at first, if given, of which the head is new where the
-    classes differ. With `max_parameters` the recipe is trained at the largest width that has no more. `limit` keeps the
-    first training images only. `stop_after_epoch` ends the run early while the schedule stays that of the whole recipe;
-    without `evaluate` it is not evaluated then, as for a part of a run that goes on at once. Mean and deviation by
-    which images are normalised are those of the training images. Progress goes to `display` and its console (default:
-    nowhere), with `tensorboard` to event files too. Torch's global generator is seeded with `seed`.
+    directory, new or empty (default: a dated one under `runs/`). A recipe with a teacher learns from the mean of the
+    `teachers`' logits. Training starts from the weights of `init`, if given, with a new head if the classes differ.
+    `max_parameters` takes the largest width that fits, `limit` the first training images. `stop_after_epoch` stops
+    early, on the schedule of the whole recipe; without `evaluate` the run is not evaluated then. Images are normalised
+    by mean and deviation of the training images. Progress goes to `display` and its console (default: nowhere), with
+    `tensorboard` to event files too. Torch's global generator is seeded with `seed`.
 
     Weights and checkpoints are written after every epoch and every `checkpoint_seconds`. `resume` names a run directory
-    in place of `out`: training goes on from its newest checkpoint, to the same bits as without the interruption if
-    machine, thread count and torch are the same; where they differ, a warning is printed and the fact recorded. The
-    first Ctrl-C, SIGTERM or SIGHUP ends the run after the step at hand with a checkpoint.
+    instead of `out`: training resumes from its newest checkpoint. On a CPU the result has the same bits as without the
+    interruption if machine, thread count and torch are the same; on a GPU the same bits are not guaranteed, as some of
+    its operations add in no fixed order. Differences are warned about and recorded. The first Ctrl-C, SIGTERM or SIGHUP
+    stops the run after the current step with a checkpoint.
 
-    Where torchrun started several processes, all of them call this with the same arguments, `out` or `resume` among
-    them, and train as one: each takes its part of every batch, and that of rank 0 writes and prints (docs/SCALE.md).
-    The result is the same on all.
+    If torchrun started several processes, all of them call this with the same arguments, `out` or `resume` among them,
+    and train as one: each computes a part of every batch, and rank 0 writes and prints (docs/SCALE.md). The result is
+    the same on all of them.
 
     Raises ValueError for a folder in use, a teacher that the recipe does not name, a teacher or an `init` that has seen
     validation images, an `init` of another architecture, a budget that no width fits, images of another size, a device
-    that is not there, a limit or stop out of range, and a run that cannot be resumed or was made otherwise than asked
-    for, naming the fields; FloatingPointError, before the update, if loss or gradient is no longer finite;
-    checkpoint.SaveError if the disk fails; distributed.LostRankError if another process of the run has ended.
+    that is not there, a limit or stop out of range, and a run that cannot be resumed or was started with other
+    settings, naming the fields; FloatingPointError if loss or gradient is not finite before an update, or the weights
+    after it; checkpoint.SaveError if the disk fails; distributed.LostRankError if another process of the run has ended.
     Checkpoints then stay as they were.
     """
     options = setup.Options(
