@@ -10,6 +10,7 @@ from conftest import Own, float64
 from tinycifar import data, heatmaps, inference, models, summary, trained
 from tinycifar.data import pictures
 from tinycifar.models import Classifier
+from tinycifar.report import explanations
 
 # In float64 two orders of additions differ by 1e-14 on any processor.
 EQUAL: dict[str, float] = {"rtol": 1e-9, "atol": 1e-9}
@@ -117,7 +118,7 @@ def test_pictures_of_one_name_from_several_folders_are_all_drawn(tmp_path: Path)
         path.parent.mkdir(exist_ok=True)
         pictures.to_image(data.sample().test_images[0]).save(path)
     paths[2].write_text("no picture")
-    found = list(heatmaps.explain_files(trained.load("minute"), paths, tmp_path))
+    found = list(explanations.explain_files(trained.load("minute"), paths, tmp_path))
     assert [entry.get("picture") for entry in found] == [
         *(str(tmp_path / f"cat-explained{end}.png") for end in ("", "-2")),
         None,
@@ -131,11 +132,11 @@ def test_pictures_of_one_name_from_several_folders_are_all_drawn(tmp_path: Path)
 def test_another_class_than_the_predicted_one_can_be_explained_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
     pictures.to_image(data.sample().test_images[0]).save(tmp_path / "x.png")
     model = trained.load("minute")
-    (found,) = heatmaps.explain_files(model, [tmp_path / "x.png"], tmp_path, "dog")
+    (found,) = explanations.explain_files(model, [tmp_path / "x.png"], tmp_path, "dog")
     assert found["class"] == "dog"
     assert found["probability"] < 0.5
     with pytest.raises(ValueError, match="unknown class 'unicorn'; the classes are: airplane, "):
-        list(heatmaps.explain_files(model, [tmp_path / "x.png"], tmp_path, "unicorn"))
+        list(explanations.explain_files(model, [tmp_path / "x.png"], tmp_path, "unicorn"))
 
 
 def test_a_model_of_another_size_is_explained_and_many_classes_are_not_all_listed(
@@ -145,9 +146,9 @@ def test_a_model_of_another_size_is_explained_and_many_classes_are_not_all_liste
     images = own_run.dataset.test_images[:3]
     assert heatmaps.heat_maps(model.model, images, torch.tensor([0, 1, 2])).shape == (3, 24, 24)
     pictures.to_image(images[0]).resize((80, 60)).save(tmp_path / "x.png")
-    (found,) = heatmaps.explain_files(model, [tmp_path / "x.png"], tmp_path, "猫")
+    (found,) = explanations.explain_files(model, [tmp_path / "x.png"], tmp_path, "猫")
     assert found["class"] == "猫"
     assert Path(found["picture"]).exists()
     many = trained.load(thousand.directory, "cpu")
     with pytest.raises(ValueError, match=r"unknown class 'x'; the classes are: 1,000 classes \(class 000, .{,40}$"):
-        list(heatmaps.explain_files(many, [tmp_path / "x.png"], tmp_path, "x"))
+        list(explanations.explain_files(many, [tmp_path / "x.png"], tmp_path, "x"))

@@ -10,12 +10,25 @@ FOLDER = Path(tinycifar.__file__).parent
 # From the lowest stage to the highest. A module may import those of lower stages and of its own.
 STAGES = [
     {"__init__"},  # the version; the rest of it loads on first use
-    {"atomic", "machine", "memory", "signals", "words"},
+    {"atomic", "catalog", "machine", "memory", "signals", "words"},
     {"data"},
     {"scale"},
     # the core of the pipeline
     {"augment", "checkpoint", "distill", "epochs", "evaluation", "heatmaps", "inference", "labels", "metrics", "models"}
-    | {"optim", "recipes", "recording", "resume", "run", "setup", "summary", "trained", "training"},
+    | {
+        "numpy_model",
+        "optim",
+        "predictions",
+        "recipe",
+        "recipes",
+        "recording",
+        "resume",
+        "run",
+        "setup",
+        "summary",
+        "trained",
+        "training",
+    },
     {"formats", "report"},
     {"bench", "serve", "sweep"},
     {"seeds"},

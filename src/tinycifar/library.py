@@ -104,8 +104,6 @@ def train(
     for name in settings:
         if name not in recipes.SETTABLE:
             raise ValueError(f"unknown recipe field {name!r}; allowed are: {', '.join(recipes.SETTABLE)}")
-    if max_parameters is not None and "width" in settings:
-        raise ValueError("max_parameters finds the width: leave out width, or max_parameters")
     if not (jobs == 1 or seeds):
         raise ValueError("jobs is the number of seeds to train in parallel: give seeds too")
     if seeds is not None and seeds < 1:
@@ -211,10 +209,12 @@ def explain(
     that cannot be read with `problem` instead of the last three. Raises ValueError for an unknown class, and for a file
     in `out` that exists already, unless `overwrite` is set.
     """
-    from tinycifar import heatmaps
+    from tinycifar.report import explanations
 
     files = find_pictures([pictures] if isinstance(pictures, (str, Path)) else pictures)
-    return list(heatmaps.explain_files(trained.load(_source(model), device), files, Path(out), class_name, overwrite))
+    return list(
+        explanations.explain_files(trained.load(_source(model), device), files, Path(out), class_name, overwrite)
+    )
 
 
 def export(

@@ -98,7 +98,7 @@ class Recipe:
     batch_size: int = field(
         default=128,
         metadata=_info(
-            "Images per step. The rest of an epoch is a smaller batch, or spread over the others if less than a quarter.",
+            "Images per step. The rest of an epoch is a smaller batch; less than a quarter is spread over the others.",
             2,
             50_000,
         ),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from tinycifar import heatmaps, trained, words
+from tinycifar import trained, words
 from tinycifar.commands import terminal
 from tinycifar.data import pictures
+from tinycifar.report import explanations
 
 
 @click.command("explain")
@@ -40,7 +41,7 @@ def explain_command(
     terminal.set_threads(threads)
     model = trained.load(model_name, device)
     files = pictures.find(paths)
-    work = heatmaps.explain_files(model, files, out, class_name, overwrite)
+    work = explanations.explain_files(model, files, out, class_name, overwrite)
     entries = list(terminal.progress(work, len(files), "Pictures"))
     unreadable = [entry for entry in entries if "problem" in entry]
     explained = [entry for entry in entries if "problem" not in entry]

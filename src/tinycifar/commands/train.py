@@ -83,8 +83,6 @@ def train(
     if parallel is not None and seeds is None:
         raise ValueError("--jobs is the number of seeds to train in parallel: give --seeds too")
     changes = recipes.parse_settings(settings) | ({} if epochs is None else {"epochs": epochs})
-    if max_parameters is not None and "width" in changes:
-        raise ValueError("--max-parameters finds the width: leave out --set width=, or --max-parameters")
     request = Request(
         recipe=recipe_name,
         changes=changes,
