@@ -464,7 +464,7 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
     sample: list[str | Path] = ["train", "reference-30", "--data", "sample"]
     return [
         (["train", "resnet"], "unknown recipe 'resnet'; allowed are: minute, nano"),
-        (["export", "minute", "--int8", "u8u8"], "--int8 is for --format onnx-int8"),
+        (["export", "minute", "--int8", "u8u8"], "--int8 is for the format onnx-int8"),
         (
             ["export", "minute", "--format", "h5"],
             "'h5' is not one of 'onnx', 'onnx-int8', 'tflite', 'tflite-float', 'c', 'web'",
@@ -505,7 +505,7 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         (["report", "nowhere"], "recipe.json is missing"),
         (["compare"], "RUN"),
         (["compare", trained, "--out", trained / "recipe.json" / "x.html"], "recipe.json"),
-        (["evaluate", trained, "--images", "5"], "--images says how many images --robustness corrupts"),
+        (["evaluate", trained, "--images", "5"], "--images needs --robustness"),
         (["explain", trained / "loss.png", "--class", "unicorn", "--out", "new"], "unknown class 'unicorn'"),
         (["predict", ""], "an empty name does not exist"),
         ([*sample, "--seeds", "2", "--limit", "401", "--out", "new"], "allowed are 1 to 400"),

@@ -23,7 +23,7 @@ def printable(name: str) -> str:
 
 def as_options(message: str) -> str:
     """A message with the Python API's arguments, written as `name=`, as options of the command line."""
-    return re.sub(r"`([a-z_]+)=`", lambda match: f"--{match[1].replace('_', '-')}", message)
+    return re.sub(r"`([a-z0-9_]+)=`", lambda match: f"--{match[1].replace('_', '-')}", message)
 
 
 def counted(number: int, noun: str) -> str:

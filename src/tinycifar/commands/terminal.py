@@ -69,7 +69,7 @@ def data_option(default: str) -> Callable[[Command], Command]:
             return command(*arguments, source=source, **options)
 
         with_source = click.option(
-            "--skip-unreadable", is_flag=True, help="Leave out pictures that cannot be read, and count them."
+            "--skip-unreadable", is_flag=True, help="Leave out unreadable pictures and count them."
         )(with_source)
         for name, (metavar, text) in reversed(SOURCE_OPTIONS.items()):
             with_source = option(f"--{name}", name, metavar=metavar, help=text)(with_source)
