@@ -12,6 +12,7 @@ import json
 import math
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import partial
@@ -45,6 +46,7 @@ FORMS = {
     "onnx": "ONNX",
     "int8-u8s7": "int8 ONNX",
     "int8-u8u8": "int8 ONNX, u8u8",
+    "int8-s8s8": "int8 ONNX, s8s8",
     "int8": "int8 ONNX, u8u8",  # as records of version 0.1.0 call them
     "int8-signed": "int8 ONNX",
 }
@@ -232,14 +234,14 @@ def tflite() -> str:
                 f"| {100 * row['accuracy']:.2f} | {file['same_class_as_pytorch']:.2%} "
                 f"| {file['same_class_in_tflite_micro']:.1%}, {file['same_logits_in_tflite_micro']:.1%} |"
             )
-    versions = ",\n".join(f"{name} {version}" for name, version in found["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return "\n".join(
         [
             *lines,
             "",
             f"Accuracy in LiteRT on all {found['images']:,} test images; TFLite Micro on the first "
             f"{found['images_in_tflite_micro']:,}.",
-            f"Measured by `scripts/measure_tflite.py` with {versions}.",
+            textwrap.fill(f"Measured by `scripts/measure_tflite.py` with {versions}.", 100, break_on_hyphens=False),
         ]
     )
 

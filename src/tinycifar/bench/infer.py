@@ -24,7 +24,7 @@ ROUNDS = 30
 WARM_UP = 3
 CALLS = 10  # of one image, for one measurement
 PAUSE_SECONDS = 0.1  # in which the threads of the runtime before stop spinning
-KINDS = ("eager", "onnx", "int8-u8s7", "int8-u8u8")
+KINDS = ("eager", "onnx", "int8-u8s7", "int8-u8u8", "int8-s8s8")
 
 
 class Shortcut(nn.Module):

@@ -45,7 +45,7 @@ class Ranges:
     logits: Quantization
 
 
-def of_range(least: float, most: float) -> Quantization:
+def covering(least: float, most: float) -> Quantization:
     """The quantisation whose 256 values cover a range and 0, which is a value itself."""
     least, most = min(least, 0.0), max(most, 0.0)
     scale = float(np.float32((most - least) / (MOST - LEAST))) or 1.0
@@ -65,11 +65,11 @@ def ranges(model: Plain, steps: Sequence[Step], images: Tensor, batch_size: int 
             most[number] = max(most[number], float(values.max()))
     corners = torch.stack([(value - model.mean) / model.std for value in (0, 1)])
     least[0], most[0] = float(corners.min()), float(corners.max())  # of all images there are
-    found = [of_range(*pair) for pair in zip(least.tolist(), most.tolist(), strict=True)]
+    quantizations = [covering(*pair) for pair in zip(least.tolist(), most.tolist(), strict=True)]
     for number, step in enumerate(steps, 1):
         if step.kind == "pool":
-            found[number] = found[step.inputs[0]]
-    return Ranges(tuple(found[: len(steps) + 1]), found[-2], found[-1])
+            quantizations[number] = quantizations[step.inputs[0]]
+    return Ranges(tuple(quantizations[: len(steps) + 1]), quantizations[-2], quantizations[-1])
 
 
 def weights(values: Tensor, bias: Tensor, input_scale: float, *, per_channel: bool = True) -> Weights:
