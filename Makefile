@@ -6,6 +6,7 @@
 # make tour    execute docs/tour.ipynb anew and store what it shows
 # make faults  interrupt trainings in every way and compare bits: 20 kills, 20 signals, and what leaving out a part does
 # make load    the HTTP service under load, beside onnxruntime alone
+# make boards  the exported C on emulated microcontrollers: instructions, flash, RAM, stack, and whether bits are equal
 # make clean   remove what was installed (runs, results and the data cache stay)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ INSTALLED := $(VENV)/installed
 ARGS ?=
 PIP_OPTIONS ?=
 
-.PHONY: train test test-processors check results tour faults load clean
+.PHONY: train test test-processors check results tour faults load boards clean
 
 train: $(INSTALLED)
 	@$(BIN)/tinycifar train $(ARGS)
@@ -45,6 +46,20 @@ faults: $(INSTALLED)
 
 load: $(INSTALLED)
 	@$(BIN)/python tests/load.py $(ARGS)
+
+BOARD_PROGRAMS := arm-none-eabi-gcc riscv64-unknown-elf-gcc qemu-system-arm qemu-system-riscv32 gcc
+BOARD_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf \
+	qemu-system-arm qemu-system-misc gcc libc6-dev
+
+# Debian's compilers and QEMU are installed if one of them is missing.
+boards: $(INSTALLED)
+	@for program in $(BOARD_PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
+	if [ -n "$$missing" ]; then \
+	    sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	    $$sudo apt-get update --quiet; \
+	    $$sudo apt-get install --yes --quiet --no-install-recommends $(BOARD_PACKAGES); \
+	fi
+	@PYTHONPATH=tests $(BIN)/python -m boards $(ARGS)
 
 clean:
 	rm -rf $(VENV)

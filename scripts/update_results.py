@@ -246,6 +246,65 @@ def tflite() -> str:
     )
 
 
+def boards() -> str:
+    """What exported C needs on emulated cores, and TFLite Micro beside it."""
+    record = json.loads((RESULTS / "boards.json").read_text(encoding="utf-8"))
+    other = json.loads((RESULTS / "tflite-micro.json").read_text(encoding="utf-8"))
+    names = {
+        "nano": "`nano`",
+        "plainnet": "PlainNet of [EXTENDING](EXTENDING.md)",
+        "thousand": "`whitenet`, 1,000 classes",
+    }
+    lines = [
+        "| model | core | instructions per image | per MAC | flash | RAM | stack in it |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for entry in record["models"]:
+        for row in entry["cores"]:
+            instructions = row["instructions"]
+            sizes = " | ".join(f"{row[name]:,}" for name in ("flash_bytes", "ram_bytes", "stack_bytes"))
+            lines.append(
+                f"| {names[entry['model']]} | {row['core']} | {instructions / 1e6:.2f}M "
+                f"| {instructions / entry['macs']:.2f} | {sizes} |"
+            )
+    ours = {row["core"]: row["instructions"] for row in record["models"][0]["cores"]}
+    shares = [
+        f"{row['instructions'] / 1e6:.2f}M on {row['core']}, of which ours needs "
+        f"{ours[row['core']] / row['instructions']:.2f}"
+        for row in other["rows"]
+        if row["model"] == "nano" and row["kernels"] == "CMSIS-NN"
+    ]
+    low, high = (bytes_ // 1000 for bytes_ in other["flash_bytes"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Bytes. Flash is what the model adds to a program, with the library functions that it uses; RAM is working\n"
+            f"memory, pixels and stack. Means of {record['images']} images; the logits of all images are equal in every bit\n"
+            f"on all cores. {record['options']}; {'; '.join(record['tools'])}.",
+            "",
+            f"TFLite Micro with CMSIS-NN needs {'; '.join(shares)}. It takes {low} to {high} kB of\n"
+            f"flash and {other['ram_bytes'] / 1000:.1f} kB of RAM for `nano`. This was measured earlier and is quoted:\n"
+            "[the record](../results/tflite-micro.json) has versions and how to reproduce it.",
+        ]
+    )
+
+
+def board_times() -> str:
+    """Arithmetic: instructions of `nano` as milliseconds at common clock rates."""
+    record = json.loads((RESULTS / "boards.json").read_text(encoding="utf-8"))
+    rates = (64, 120, 480)
+    lines = [f"| core | {' | '.join(f'{rate} MHz' for rate in rates)} |", "|---|---|---|---|"]
+    for row in record["models"][0]["cores"]:
+        cells = (
+            f"{row['instructions'] / rate / 1e3:,.0f} to {1.5 * row['instructions'] / rate / 1e3:,.0f} ms"
+            for rate in rates
+        )
+        lines.append(f"| {row['core']} | {' | '.join(cells)} |")
+    note = "**Arithmetic, not measured:** one image of `nano` at 1 to 1.5 cycles per instruction. Not every core exists at"
+    return "\n".join([*lines, "", f"{note}\nevery clock rate."])
+
+
 def own_images() -> str:
     """What `minute` reaches on Fashion-MNIST, and what shipped weights do for few images."""
     path = RESULTS / "fashion-mnist.json"
@@ -597,6 +656,7 @@ TEXTS = {
     "README.md": (headline, processors, frontier, subsets, table, own_images),
     "docs/RESULTS.md": (subsets, sources),
     "docs/EXPORT.md": (inference, tflite),
+    "docs/EMBEDDED.md": (boards, board_times),
     "docs/LEADERBOARD.md": (leaderboard, processors),
     "docs/SCALE.md": (scale, many_users),
     "docs/RECIPES.md": (recipe_fields,),

@@ -238,6 +238,11 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
     assert re.search(r"^Against PyTorch on 200 images: \d+ with the same class", done.out, re.MULTILINE)
     assert re.search(r"^Against the int8 ONNX model on 200 images: \d+ with the same class", done.out, re.MULTILINE)
     assert "The compiled code gives the same bits as this arithmetic on all 200 images" in done.out
+    needs = found["cores"]["Cortex-M4F"]
+    flash, ram = needs["flash_bytes"] / 1000, needs["ram_bytes"] / 1000
+    assert f"Cortex-M4F {flash:.1f} and {ram:.1f} kB" in done.out
+    assert needs["flash_bytes"] > found["constant_bytes"]
+    assert needs["ram_bytes"] > found["memory_bytes"] + found["pixel_bytes"]
 
     def not_run(*_: object) -> None:
         raise c_source.NotRunError("there is no C compiler here")

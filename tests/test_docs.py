@@ -48,6 +48,7 @@ NOT_RUN = {
     "--record": "records take whole recipes and committed source, and hours; tests of the command cover it",
     "apt install": "a test installs nothing; .ci/run installs it",
     "cc": "tests/formats/test_c_source.py compiles and runs this file",
+    "cd examples/embedded": "tests/boards/test_emulate.py runs it",
     "python -m http.server": "Python's own; tests/formats/test_web.py opens the page in a browser",
 }
 # Replaced in a command: a part of it, and by what.

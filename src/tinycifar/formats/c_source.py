@@ -36,11 +36,38 @@ OVERREAD = 12  # bytes behind the last filter, which MVE reads 16 at a time
 
 
 @dataclass(frozen=True)
+class Needs:
+    """Bytes that the code and its library functions take in flash, and the stack of a program that calls it."""
+
+    code_bytes: int
+    stack_bytes: int
+
+
+# As results/boards.json has them for nano, compiled by gcc 12.2 with -O2; the code is the same for every model.
+CORES = {
+    "Cortex-M0": Needs(5300, 560),
+    "Cortex-M3": Needs(4400, 560),
+    "Cortex-M4F": Needs(3900, 560),
+    "Cortex-M7": Needs(3900, 560),
+    "Cortex-M55": Needs(3800, 560),
+    "RV32IMC": Needs(5200, 560),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of flash and of RAM that a model needs on a core."""
+
+    flash_bytes: int
+    ram_bytes: int
+
+
+@dataclass(frozen=True)
 class ExportedC:
     """A pair of files, what they need, and how they compare with the model they were made from.
 
     `weight_bytes` and `constant_bytes` are needed in flash besides the code; `memory_bytes` and `pixel_bytes` in RAM
-    besides the stack. `parity` is that of the integer evaluation with the model, `parity_int8` with the int8 ONNX file.
+    besides the stack; `cores` has the sums for each of `CORES`. `parity` is that of the integer evaluation with the model, `parity_int8` with the int8 ONNX file.
     `not_compiled` says why the compiled code was not run; None if it was, and gave the bits of the integer evaluation.
     """
 
@@ -50,6 +77,7 @@ class ExportedC:
     constant_bytes: int
     memory_bytes: int
     pixel_bytes: int
+    cores: dict[str, Size]
     parity: Parity
     parity_int8: Parity
     not_compiled: str | None
@@ -99,10 +127,17 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
         constant_bytes(network),
         memory_bytes(network),
         network.pixels.bytes,
+        sizes(network),
         parity.compare(inference.logits(trained.model, images), logits),
         compared_int8,
         not_compiled,
     )
+
+
+def sizes(network: Network) -> dict[str, Size]:
+    """What a model needs on each of `CORES`: about, as compilers differ."""
+    flash, ram = constant_bytes(network), memory_bytes(network) + network.pixels.bytes
+    return {name: Size(flash + needs.code_bytes, ram + needs.stack_bytes) for name, needs in CORES.items()}
 
 
 def run_compiled(

@@ -41,6 +41,11 @@ def exported(found: dict[str, Any]) -> list[str]:
             "and the code",
             f"RAM: {found['memory_bytes']:,} bytes of working memory, {found['pixel_bytes']:,} of pixels, "
             "and the stack",
+            "Flash and RAM with code and stack, for gcc -O2: "
+            + ", ".join(
+                f"{core} {size['flash_bytes'] / 1000:.1f} and {size['ram_bytes'] / 1000:.1f} kB"
+                for core, size in found["cores"].items()
+            ),
         ]
     else:
         lines = [f"{printable(found['path'])}: {found['size']:,} bytes, {found['form']}"]
