@@ -279,12 +279,14 @@ def boards() -> str:
         [
             *lines,
             "",
-            f"Bytes. Flash is what the model adds to a program, with the library functions that it uses; RAM is working\n"
-            f"memory, pixels and stack. Means of {record['images']} images; the logits of all images are equal in every bit\n"
-            f"on all cores. {record['options']}; {'; '.join(record['tools'])}.",
+            "Sizes are bytes. Flash is what the model adds to a program, with the library functions that it",
+            f"uses; RAM is working memory, pixels and stack. Means of {record['images']} images. The logits of all",
+            f"images are equal in every bit on all cores. Compiled with `{record['options']}`;",
+            ";\n".join(dict.fromkeys(record["tools"])) + ".",
             "",
-            f"TFLite Micro with CMSIS-NN needs {'; '.join(shares)}. It takes {low} to {high} kB of\n"
-            f"flash and {other['ram_bytes'] / 1000:.1f} kB of RAM for `nano`. This was measured earlier and is quoted:\n"
+            f"TFLite Micro with CMSIS-NN needs {shares[0]};",
+            f"{shares[1]}. It takes {low} to {high} kB of",
+            f"flash and {other['ram_bytes'] / 1000:.1f} kB of RAM for `nano`. This was measured earlier and is quoted;",
             "[the record](../results/tflite-micro.json) has versions and how to reproduce it.",
         ]
     )
@@ -301,7 +303,9 @@ def board_times() -> str:
             for rate in rates
         )
         lines.append(f"| {row['core']} | {' | '.join(cells)} |")
-    note = "**Arithmetic, not measured:** one image of `nano` at 1 to 1.5 cycles per instruction. Not every core exists at"
+    note = (
+        "**Arithmetic, not measured:** one image of `nano` at 1 to 1.5 cycles per instruction. Not every core exists at"
+    )
     return "\n".join([*lines, "", f"{note}\nevery clock rate."])
 
 

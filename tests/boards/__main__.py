@@ -24,7 +24,7 @@ import torch
 from boards import emulate
 from boards.emulate import CORES, FOLDER, Measured
 from tinycifar import data, models, trained
-from tinycifar.formats import c_source, integer, onnx_file, parity
+from tinycifar.formats import c_source, int8_graph, onnx_file, parity
 from tinycifar.formats.integer import Network
 from tinycifar.trained import Trained
 
@@ -74,7 +74,7 @@ def network(model: Trained) -> Network:
     int8 = onnx_file.quantized(onnx_file._described(model), images, variant="u8u8")
     with tempfile.TemporaryDirectory() as name:
         onnx.save(int8, f"{name}/int8.onnx")
-        return integer.read(Path(name) / "int8.onnx")
+        return int8_graph.read(Path(name) / "int8.onnx")
 
 
 def table(rows: list[tuple[str, int, Measured]]) -> str:

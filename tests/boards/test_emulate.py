@@ -1,4 +1,4 @@
-"""Exported C on emulated cores: every shape of a convolution with SMLAD and MVE, and what the measurement itself does."""
+"""Exported C on emulated cores: every shape of a convolution with SMLAD and MVE, and the measurement itself."""
 
 import dataclasses
 import json

@@ -22,8 +22,8 @@ from torch import Tensor
 from tinycifar import atomic, inference
 from tinycifar.data import Dataset
 from tinycifar.formats import integer, onnx_file, parity
+from tinycifar.formats.int8_graph import read as read
 from tinycifar.formats.integer import Array, Network, Step
-from tinycifar.formats.integer import read as read
 from tinycifar.formats.parity import Parity
 from tinycifar.trained import Trained
 
@@ -67,8 +67,9 @@ class ExportedC:
     """A pair of files, what they need, and how they compare with the model they were made from.
 
     `weight_bytes` and `constant_bytes` are needed in flash besides the code; `memory_bytes` and `pixel_bytes` in RAM
-    besides the stack; `cores` has the sums for each of `CORES`. `parity` is that of the integer evaluation with the model, `parity_int8` with the int8 ONNX file.
-    `not_compiled` says why the compiled code was not run; None if it was, and gave the bits of the integer evaluation.
+    besides the stack; `cores` has the sums for each of `CORES`. `parity` is that of the integer evaluation with the
+    model, `parity_int8` with the int8 ONNX file. `not_compiled` says why the compiled code was not run; None if it was,
+    and gave the bits of the integer evaluation.
     """
 
     header: Path
