@@ -104,7 +104,6 @@ def test_flash_and_ram_that_the_export_prints_are_those_of_the_record() -> None:
         for row in entry["cores"]:
             needs = c_source.CORES[row["core"]]
             code = row["flash_bytes"] - entry["constant_bytes"]
-            # Names of classes are constants too, and code that a model does not need is left out.
-            names = 14 * 1000 if entry["model"] == "thousand" else 120
-            assert needs.code_bytes - 600 <= code <= needs.code_bytes + 4 + names, (entry["model"], row["core"])
+            # Pooling and addition are left out of models that do not need them; the linker aligns.
+            assert needs.code_bytes - 900 <= code <= needs.code_bytes + 50, (entry["model"], row["core"], code)
             assert row["stack_bytes"] <= needs.stack_bytes

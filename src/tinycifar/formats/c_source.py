@@ -45,12 +45,12 @@ class Needs:
 
 # As results/boards.json has them for nano, compiled by gcc 12.2 with -O2; the code is the same for every model.
 CORES = {
-    "Cortex-M0": Needs(5300, 560),
-    "Cortex-M3": Needs(4400, 560),
-    "Cortex-M4F": Needs(3900, 560),
-    "Cortex-M7": Needs(3900, 560),
-    "Cortex-M55": Needs(3800, 560),
-    "RV32IMC": Needs(5200, 560),
+    "Cortex-M0": Needs(4300, 560),
+    "Cortex-M3": Needs(3400, 560),
+    "Cortex-M4F": Needs(2900, 560),
+    "Cortex-M7": Needs(2900, 560),
+    "Cortex-M55": Needs(2800, 560),
+    "RV32IMC": Needs(4200, 560),
 }
 
 
@@ -257,10 +257,13 @@ def weight_bytes(network: Network) -> int:
 
 
 def constant_bytes(network: Network) -> int:
-    """Bytes of everything that is constant but the code: weights, biases, multipliers, and the table of pixels."""
-    layers = (_layer(step, 0) for step in _convolutions(network))
+    """Bytes of everything that is constant but the code: weights, tables, and descriptions of 32 bits a field."""
+    layers = [_layer(step, 0) for step in _convolutions(network)]
     rest = sum(int(layer.bias.nbytes + layer.multipliers.nbytes + layer.shifts.nbytes) for layer in layers)
-    return weight_bytes(network) + rest + int(integer.head(network).bias.nbytes + network.table.nbytes)
+    descriptions = 48 * len(layers) + 16 * len(_maps(network))  # the structures of templates/model.c
+    names = sum(len(name.encode()) + 1 + 4 for name in json.loads(network.about["classes"]))
+    tables = int(integer.head(network).bias.nbytes + network.table.nbytes)
+    return weight_bytes(network) + rest + descriptions + names + tables
 
 
 def _maps(network: Network) -> list[integer.Map]:
