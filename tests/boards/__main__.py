@@ -24,7 +24,7 @@ import torch
 from boards import emulate
 from boards.emulate import CORES, FOLDER, Measured
 from tinycifar import data, models, trained
-from tinycifar.formats import c_source, int8_graph, onnx_file, parity
+from tinycifar.formats import c_memory, c_source, int8_graph, onnx_file, parity
 from tinycifar.formats.integer import Network
 from tinycifar.trained import Trained
 
@@ -139,7 +139,7 @@ def main() -> int:
                     "model": name,
                     "macs": built.macs,
                     "constant_bytes": c_source.constant_bytes(built),
-                    "memory_bytes": c_source.memory_bytes(built),
+                    "memory_bytes": c_memory.memory_bytes(built),
                     "pixel_bytes": built.pixels.bytes,
                     "cores": [asdict(row) for row in measured],
                 }

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinycifar.formats import c_source, integer
+from tinycifar.formats import c_memory, c_source, integer
 from tinycifar.formats.integer import Network
 
 FOLDER = Path(__file__).parent
@@ -110,7 +110,7 @@ def measure(network: Network, core: Core, images: Tensor, folder: Path, options:
     instructions = [int(line) for line in counts.read_text().split()]
     if len(instructions) != len(images):
         raise EmulationError(f"{len(instructions)} of {len(images)} images were counted on {core.name}")
-    ram_bytes = c_source.memory_bytes(network) + network.pixels.bytes + _bytes(core, program)[1]
+    ram_bytes = c_memory.memory_bytes(network) + network.pixels.bytes + _bytes(core, program)[1]
     ram_bytes += stack_bytes - _bytes(core, without)[1]
     return Measured(
         core.name,

@@ -65,6 +65,7 @@ def test_code_that_does_not_compile_is_an_error_with_the_compilers_words(
 
 
 @pytest.mark.usefixtures("emulator")
+@pytest.mark.end_to_end
 def test_the_example_project_names_the_class_of_its_image(tmp_path: Path) -> None:
     shutil.copytree(boards.ROOT / "examples" / "embedded", tmp_path / "embedded")
     tools = [f"PYTHON={sys.executable}", f"TINYCIFAR={sys.executable} -m tinycifar"]

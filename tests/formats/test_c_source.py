@@ -18,7 +18,7 @@ from conftest import Own
 from formats.test_integer import SHAPES, convolution
 from tinycifar import catalog, data, models, trained
 from tinycifar.data.dataset import CLASSES
-from tinycifar.formats import c_source, integer, onnx_file, parity
+from tinycifar.formats import c_memory, c_source, integer, onnx_file, parity
 from tinycifar.models import Classifier, norm_act
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -163,19 +163,19 @@ def test_mirrored_filters_are_stored_once(exports: Path) -> None:
 
 def test_no_two_blocks_of_memory_that_are_needed_in_one_step_overlap(exports: Path) -> None:
     network = c_source.read(exports / "minute-u8u8.onnx")
-    offsets, needed = c_source.plan(network)
+    offsets, needed = c_memory.plan(network)
     blocks = [
-        *((offsets[item], item.bytes, item.first, item.last) for item in c_source._maps(network)),
+        *((offsets[item], item.bytes, item.first, item.last) for item in c_memory.maps(network)),
         *(
-            (offsets[step], c_source._scratch_bytes(step), step.output.first, step.output.first)
-            for step in c_source._convolutions(network)
+            (offsets[step], c_memory.scratch_bytes(step), step.output.first, step.output.first)
+            for step in c_memory.convolutions(network)
         ),
-        (offsets[c_source.SUMS], 4 * 128, len(network.steps), len(network.steps)),
-        (offsets[c_source.SCORES], 4 * 10, len(network.steps), len(network.steps)),
+        (offsets[c_memory.SUMS], 4 * 128, len(network.steps), len(network.steps)),
+        (offsets[c_memory.SCORES], 4 * 10, len(network.steps), len(network.steps)),
     ]
     assert len(blocks) == len(offsets)
     for index, (offset, size, first, last) in enumerate(blocks):
-        assert offset % c_source.ALIGNMENT == 0
+        assert offset % c_memory.ALIGNMENT == 0
         assert offset + size <= needed
         for other, other_size, other_first, other_last in blocks[:index]:
             together = first <= other_last and other_first <= last
@@ -272,6 +272,22 @@ def test_compiled_code_of_other_bits_is_not_written(
     with pytest.raises(parity.ParityError, match="does not give the bits of its own arithmetic"):
         c_source.export_c(trained.load("minute", "cpu"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(("includes", "error"), [("", parity.ParityError), ("-nostdinc", c_source.NotRunError)])
+def test_a_broken_compiler_is_told_from_broken_code(
+    exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, includes: str, error: type[Exception]
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\nexec {shutil.which("gcc") or "clang"} {includes} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    network = c_source.read(exports / "minute-u8u8.onnx")
+    source = tmp_path / "minute.c"
+    source.write_text("no C")
+    with pytest.raises(error, match="does not compile"):
+        c_source.run_compiled(source, network, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
 class _Pooled(Classifier):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import json
-import random
 import re
 import shutil
 import subprocess
@@ -21,7 +19,7 @@ from torch import Tensor
 
 from tinycifar import atomic, inference
 from tinycifar.data import Dataset
-from tinycifar.formats import integer, onnx_file, parity
+from tinycifar.formats import c_memory, integer, onnx_file, parity
 from tinycifar.formats.int8_graph import read as read
 from tinycifar.formats.integer import Array, Network, Step
 from tinycifar.formats.parity import Parity
@@ -30,8 +28,6 @@ from tinycifar.trained import Trained
 # Of the integer evaluation and the int8 ONNX model, whose arithmetic is the same but for roundings: shipped models have
 # the same classes on 400 images, and errors of 0.05%.
 TOLERANCE = parity.Tolerance(classes=0.99, logits=0.01)
-ALIGNMENT = 8  # bytes
-PLANS = 300  # of memory that are tried
 OVERREAD = 12  # bytes behind the last filter, which MVE reads 16 at a time
 
 
@@ -126,7 +122,7 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
         source,
         weight_bytes(network),
         constant_bytes(network),
-        memory_bytes(network),
+        c_memory.memory_bytes(network),
         network.pixels.bytes,
         sizes(network),
         parity.compare(inference.logits(trained.model, images), logits),
@@ -137,7 +133,7 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
 
 def sizes(network: Network) -> dict[str, Size]:
     """What a model needs on each of `CORES`: about, as compilers differ."""
-    flash, ram = constant_bytes(network), memory_bytes(network) + network.pixels.bytes
+    flash, ram = constant_bytes(network), c_memory.memory_bytes(network) + network.pixels.bytes
     return {name: Size(flash + needs.code_bytes, ram + needs.stack_bytes) for name, needs in CORES.items()}
 
 
@@ -146,7 +142,7 @@ def run_compiled(
 ) -> tuple[Tensor, Tensor]:
     """Scores int32 (N, classes) and logits float32 (N, classes) of the compiled code for images uint8 (N, C, S, S).
 
-    Raises NotRunError without a C compiler, or if programs in the temporary folder may not be run.
+    Raises NotRunError without a C compiler that works, or if programs in the temporary folder may not be run.
     """
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -155,6 +151,8 @@ def run_compiled(
         library = Path(name) / "model.so"
         command = [compiler, *options, "-shared", "-fPIC", "-o", str(library), str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode and not _compiles(compiler, Path(name)):
+            raise NotRunError(f"{compiler} does not compile any program: {' '.join(done.stderr.split())[:200]}")
         if done.returncode:
             raise parity.ParityError(f"{source.name} does not compile: {' '.join(done.stderr.split())[:300]}")
         try:
@@ -163,13 +161,21 @@ def run_compiled(
             raise NotRunError(f"programs in {tempfile.gettempdir()} may not be run (noexec)") from None
     classify, score = loaded[f"{source.stem}_classify"], loaded[f"{source.stem}_scores"]
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    memory = np.zeros(memory_bytes(network), np.uint8)
+    memory = np.zeros(c_memory.memory_bytes(network), np.uint8)
     scores = np.zeros((len(images), len(network.head)), np.int32)
     logits = np.zeros(scores.shape, np.float32)
     for image, *results in zip(pixels, scores, logits, strict=True):
         for function, result in zip((score, classify), results, strict=True):
             function(*(ctypes.c_void_p(array.ctypes.data) for array in (image, memory, result)))
     return torch.from_numpy(scores), torch.from_numpy(logits)
+
+
+def _compiles(compiler: str, folder: Path) -> bool:
+    """Whether a compiler, with its C library, is complete."""
+    source = folder / "any.c"
+    source.write_text("#include <stdint.h>\n#include <string.h>\nint any(void) { return 0; }\n")
+    command = [compiler, "-shared", "-fPIC", "-o", str(folder / "any.so"), str(source)]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,102 +196,20 @@ class _Layer:
     scratch: int
 
 
-@dataclass(frozen=True)
-class _Block:
-    """A part of the working memory and the steps from `first` to `last` that need it."""
-
-    key: object
-    bytes: int
-    first: int
-    last: int
-
-
-SUMS, SCORES = "sums", "scores"
-
-
-@functools.lru_cache(maxsize=8)
-def plan(network: Network) -> tuple[dict[object, int], int]:
-    """Offsets of maps, of each convolution's scratch, by its step, of `SUMS` and `SCORES`; and the bytes needed.
-
-    Blocks that are needed in the same step do not overlap. Blocks are placed one after the other, each at the lowest
-    free offset; of several orders the one that needs least memory is taken.
-    """
-    end = len(network.steps)
-    blocks = [_Block(item, item.bytes, item.first, item.last) for item in _maps(network)]
-    blocks += [_Block(step, _scratch_bytes(step), *[step.output.first] * 2) for step in _convolutions(network)]
-    blocks += [_Block(SUMS, 4 * network.features.channels, end, end), _Block(SCORES, 4 * len(network.head), end, end)]
-    needed = max(sum(item.bytes for item in blocks if item.first <= step <= item.last) for step in range(end + 1))
-    generator = random.Random(0)
-    order = sorted(blocks, key=lambda item: -item.bytes)
-    best = _place(order)
-    for _ in range(PLANS):
-        if best[1] < needed + ALIGNMENT:  # no plan can be better
-            break
-        order = generator.sample(blocks, len(blocks))
-        best = min(best, _place(order), key=lambda result: result[1])
-    return best
-
-
-def _place(blocks: Sequence[_Block]) -> tuple[dict[object, int], int]:
-    offsets: dict[object, int] = {}
-    placed: list[_Block] = []
-    for block in blocks:
-        others = sorted(
-            (offsets[other.key], offsets[other.key] + other.bytes)
-            for other in placed
-            if other.first <= block.last and block.first <= other.last
-        )
-        offset = 0
-        for start, stop in others:
-            if offset + block.bytes <= start:
-                break
-            offset = max(offset, -(-stop // ALIGNMENT) * ALIGNMENT)
-        offsets[block.key] = offset
-        placed.append(block)
-    return offsets, max(offsets[block.key] + block.bytes for block in placed)
-
-
-def memory_bytes(network: Network) -> int:
-    """Bytes of working memory at any address."""
-    return plan(network)[1] + ALIGNMENT - 1
-
-
 def weight_bytes(network: Network) -> int:
     """Bytes of weights, of filters and head; mirrored filters are stored once."""
-    layers = sum(int(_stored_weights(step).nbytes) for step in _convolutions(network))
+    layers = sum(int(_stored_weights(step).nbytes) for step in c_memory.convolutions(network))
     return layers + int(integer.head(network).weights.nbytes)
 
 
 def constant_bytes(network: Network) -> int:
     """Bytes of everything that is constant but the code: weights, tables, and descriptions of 32 bits a field."""
-    layers = [_layer(step, 0) for step in _convolutions(network)]
+    layers = [_layer(step, 0) for step in c_memory.convolutions(network)]
     rest = sum(int(layer.bias.nbytes + layer.multipliers.nbytes + layer.shifts.nbytes) for layer in layers)
-    descriptions = 48 * len(layers) + 16 * len(_maps(network))  # the structures of templates/model.c
+    descriptions = 48 * len(layers) + 16 * len(c_memory.maps(network))  # the structures of templates/model.c
     names = sum(len(name.encode()) + 1 + 4 for name in json.loads(network.about["classes"]))
     tables = int(integer.head(network).bias.nbytes + network.table.nbytes)
     return weight_bytes(network) + rest + descriptions + names + tables
-
-
-def _maps(network: Network) -> list[integer.Map]:
-    return [network.pixels, *(step.output for step in network.steps)]
-
-
-def _convolutions(network: Network) -> list[Step]:
-    return [step for step in network.steps if step.kind == "conv"]
-
-
-def _taps(step: Step) -> int:
-    """Weights of a filter, or of half of a mirrored one, filled up to a multiple of four."""
-    size = int(step.weights[0].size) // (2 if step.mirrored else 1)
-    return -(-size // 4) * 4
-
-
-def _scratch_bytes(step: Step) -> int:
-    """Bytes for one position outside of the map, and for a patch at two positions."""
-    inputs = step.inputs[0].channels // step.groups
-    taps = _taps(step)
-    vectors = -(-taps // 16) * 16  # of int8 with MVE; otherwise int16
-    return -(-inputs // 8) * 8 + (2 if step.mirrored else 1) * max(4 * taps, 2 * vectors)
 
 
 def _stored_weights(step: Step) -> Array:
@@ -296,7 +220,7 @@ def _stored_weights(step: Step) -> Array:
         half = weights.shape[3] // 2
         parts = [weights[..., :half], weights[:, :, ::-1, half:]]
     rows = [part.reshape(len(part), -1) for part in parts]
-    filled = [np.pad(row, ((0, 0), (0, _taps(step) - row.shape[1]))) for row in rows]
+    filled = [np.pad(row, ((0, 0), (0, c_memory.taps(step) - row.shape[1]))) for row in rows]
     return np.pad(np.stack(filled, axis=1).flatten(), (0, OVERREAD))
 
 
@@ -324,8 +248,8 @@ def _layer(step: Step, scratch: int) -> _Layer:
 
 def _calls(network: Network) -> Iterable[str]:
     """The steps as calls in C."""
-    index = {item: f"&maps[{number}]" for number, item in enumerate(_maps(network))}
-    convolutions = _convolutions(network)
+    index = {item: f"&maps[{number}]" for number, item in enumerate(c_memory.maps(network))}
+    convolutions = c_memory.convolutions(network)
     for step in network.steps:
         inputs, output = [index[item] for item in step.inputs], index[step.output]
         if step.kind == "conv":
@@ -348,14 +272,14 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(values=_values, c_string=_c_string, c_float=_c_float)
-    offsets, _ = plan(network)
-    maps = _maps(network)
+    offsets, _ = c_memory.plan(network)
+    maps = c_memory.maps(network)
     given = {
         "prefix": written[0].stem,
         "size": network.pixels.size,
         "kinds": {step.kind for step in network.steps},
         "table": network.table.astype(np.int16) - 128,
-        "layers": [_layer(step, offsets[step]) for step in _convolutions(network)],
+        "layers": [_layer(step, offsets[step]) for step in c_memory.convolutions(network)],
         "head": integer.head(network),
         "classes": json.loads(network.about["classes"]),
         "temperature": network.about["temperature"],
@@ -365,11 +289,11 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
         ],
         "features": maps.index(network.features),
         "calls": list(_calls(network)),
-        "sums_offset": offsets[SUMS],
-        "scores_offset": offsets[SCORES],
+        "sums_offset": offsets[c_memory.SUMS],
+        "scores_offset": offsets[c_memory.SCORES],
         "weight_bytes": weight_bytes(network),
         "constant_bytes": constant_bytes(network),
-        "memory_bytes": memory_bytes(network),
+        "memory_bytes": c_memory.memory_bytes(network),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for path in written:
