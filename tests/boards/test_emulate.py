@@ -17,6 +17,7 @@ from conftest import skip
 from formats.test_c_source import single
 from formats.test_integer import SHAPES, convolution
 from tinycifar import data, inference, trained
+from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import c_source
 
 RECORD = json.loads(boards.RECORD.read_text(encoding="utf-8"))
@@ -102,9 +103,12 @@ def test_flash_and_ram_that_the_export_prints_are_those_of_the_record() -> None:
     nano = RECORD["models"][0]
     assert set(c_source.CORES) == {row["core"] for row in nano["cores"]}
     for entry in RECORD["models"]:
+        # The measured program does not use the names of classes, so they are not in its flash.
+        classes = [f"class {index:03d}" for index in range(1000)] if entry["model"] == "thousand" else CLASSES
+        names = sum(len(name) + 1 + 4 for name in classes)
         for row in entry["cores"]:
             needs = c_source.CORES[row["core"]]
-            code = row["flash_bytes"] - entry["constant_bytes"]
+            code = row["flash_bytes"] - (entry["constant_bytes"] - names)
             # Pooling and addition are left out of models that do not need them; the linker aligns.
             assert needs.code_bytes - 900 <= code <= needs.code_bytes + 50, (entry["model"], row["core"], code)
             assert row["stack_bytes"] <= needs.stack_bytes

@@ -41,12 +41,12 @@ class Needs:
 
 # As results/boards.json has them for nano, compiled by gcc 12.2 with -O2; the code is the same for every model.
 CORES = {
-    "Cortex-M0": Needs(4300, 560),
-    "Cortex-M3": Needs(3400, 560),
-    "Cortex-M4F": Needs(2900, 560),
-    "Cortex-M7": Needs(2900, 560),
+    "Cortex-M0": Needs(4400, 560),
+    "Cortex-M3": Needs(3500, 560),
+    "Cortex-M4F": Needs(3000, 560),
+    "Cortex-M7": Needs(3000, 560),
     "Cortex-M55": Needs(2800, 560),
-    "RV32IMC": Needs(4200, 560),
+    "RV32IMC": Needs(4300, 560),
 }
 
 
