@@ -103,7 +103,7 @@ def test_a_recipe_comes_by_name_as_a_file_or_as_itself(tmp_path: Path) -> None:
         ({"image_size": 33}, "image_size must lie between 16 and 64 in steps of 8 for whitenet, not be 33"),
         ({"data": "nowhere"}, "nowhere does not exist; allowed are cifar10, sample, a folder"),
         ({"init": "unknown"}, "unknown does not exist; name a run directory"),
-        ({"max_parameters": 50_000, "width": 0.5}, "max_parameters finds the width"),
+        ({"max_parameters": 50_000, "width": 0.5}, "`max_parameters=` finds the width"),
     ],
 )
 def test_what_is_not_allowed_is_refused_in_one_line(settings: dict[str, object], message: str) -> None:

@@ -64,9 +64,10 @@ def bench_step(
     batch_size: int = 128,
     steps: int = 30,
 ) -> StepBench:
-    """Time real training steps of a model on the CPU, in turn with steps of a bare loop.
+    """Time training steps with augmentation on the CPU, in turn with steps of a bare loop.
 
-    A real step takes random rows of 50,000 random uint8 images, augments them, and trains on them with SGD; its data
+    Neither is the loop of `training.train`: it also computes the gradient's norm and keeps the losses, which costs
+    little; a whole training is timed by `bench_train`. A step with augmentation takes random rows of 50,000 random uint8 images, augments them, and trains on them with SGD; its data
     part is indexing, augmentation and its share of the epoch's random draws. The bare loop trains a second copy of the
     model on random float images that lie in memory. A step of each is taken in turn, so that what else the machine does
     hits both alike. A training step counts as 3 forward passes of 2 x MACs operations an image: the backward pass
@@ -324,7 +325,7 @@ class _Batches:
 
 
 class _Learner:
-    """A model and its optimizer, so that two can be trained in turn."""
+    """A model and its optimizer, so that two can be trained in turn, one bare step at a time."""
 
     def __init__(self, model_name: str, precision: str = "float32") -> None:
         self.precision = precision
