@@ -66,12 +66,13 @@ def bench_step(
 ) -> StepBench:
     """Time training steps with augmentation on the CPU, in turn with steps of a bare loop.
 
-    Neither is the loop of `training.train`: it also computes the gradient's norm and keeps the losses, which costs
-    little; a whole training is timed by `bench_train`. A step with augmentation takes random rows of 50,000 random uint8 images, augments them, and trains on them with SGD; its data
-    part is indexing, augmentation and its share of the epoch's random draws. The bare loop trains a second copy of the
-    model on random float images that lie in memory. A step of each is taken in turn, so that what else the machine does
-    hits both alike. A training step counts as 3 forward passes of 2 x MACs operations an image: the backward pass
-    computes gradients for inputs and for weights.
+    Neither is the loop of `training.train`: it also computes the gradient's norm and keeps the losses; `bench_train`
+    times a whole training. A step with augmentation takes random rows of 50,000 random uint8 images, augments them, and
+    trains on them with SGD; its data part is indexing, augmentation and its share of the epoch's random draws. The bare
+    loop trains a second copy of the model on random float images that lie in memory. A step of each is taken in turn,
+    so that what else the machine does hits both alike. A training step counts as 3 forward passes of 2 x MACs
+    operations an image: the backward pass computes gradients for inputs and for weights.
+
     Raises ValueError for an unknown model or augmentation, or for steps or batch size outside their range (at least 1;
     at most 50,000 images a batch).
     """
