@@ -15,9 +15,7 @@ from tinycifar.models import Classifier
 
 PROBED = 2_000  # images
 SUREST = 0.2  # of them
-MOST_CONTRADICTED = (
-    0.04  # of these; measured after an epoch of `minute`: 1.5% of CIFAR-10, 8% if 5% of labels are wrong
-)
+MOST_CONTRADICTED = 0.04  # of these; after an epoch of `minute`: 1.5% of CIFAR-10, 8% if 5% of its labels are wrong
 
 
 def contradicted(model: Classifier, images: Tensor, labels: Tensor) -> float:
