@@ -11,13 +11,19 @@ session = onnxruntime.InferenceSession(sys.argv[1])
 about = session.get_modelmeta().custom_metadata_map
 size = session.get_inputs()[0].shape[2]
 
-# The pixels that the model was trained on: upright, transparent parts white, the central square, then resized. Cropping
-# comes first: ImageOps.fit would mix in pixels from outside the square.
+# The pixels that the model was trained on: upright, transparent parts white, then as its `fit` says. The central square
+# is cropped before it is resized: ImageOps.fit would mix in pixels from outside the square.
 picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGBA")
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 side = min(picture.size)
 left, top = (picture.width - side) // 2, (picture.height - side) // 2
-picture = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+fit, longer = about.get("fit", "crop"), max(picture.size)
+if fit == "crop":
+    picture = picture.crop((left, top, left + side, top + side))
+shape = [max(1, (2 * side * size + longer) // (2 * longer)) for side in picture.size] if fit == "pad" else [size, size]
+resized = picture.resize(shape, Image.Resampling.LANCZOS)
+picture = Image.new("RGB", (size, size), (128, 128, 128))
+picture.paste(resized, [(size - side) // 2 for side in shape])
 
 images = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255
 (logits,) = session.run(["logits"], {"images": images})

@@ -2,9 +2,11 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -230,3 +232,36 @@ def test_where_own_data_is_gone_or_of_another_size_the_line_says_what_to_name(ow
     with pytest.raises(ValueError, match="run takes images of 24 pixels a side, those of sample have 32"):
         onnx_file.to_onnx(model, tmp_path / "own.onnx", data.sample())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fit", pictures.FITS)
+def test_the_example_for_onnxruntime_sees_the_pixels_that_predict_sees(
+    tmp_path: Path, fit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    alpha = np.full((90, 151, 1), 255, np.uint8)
+    alpha[:, 60:80] = 0
+    picture = np.concatenate([rng.integers(0, 256, (90, 151, 3), np.uint8), alpha], 2)
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    expected = pictures.to_array(pictures.read(tmp_path / "wide.png", fit), 32, fit)
+    seen = []
+
+    class Session:
+        def __init__(self, path: str) -> None:
+            pass
+
+        def get_modelmeta(self) -> SimpleNamespace:
+            about = {"fit": fit, "temperature": "null", "classes": json.dumps(list("abcdefghij"))}
+            return SimpleNamespace(custom_metadata_map=about)
+
+        def get_inputs(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(shape=["batch", 3, 32, 32])]
+
+        def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            seen.append(inputs["images"])
+            return [np.zeros((1, 10), np.float32)]
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
+    monkeypatch.setattr(sys, "argv", ["classify.py", "model.onnx", str(tmp_path / "wide.png")])
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "classify.py"))
+    assert np.array_equal(np.rint(seen[0][0] * 255).astype(np.uint8), expected)

@@ -179,6 +179,7 @@ def _described(trained: Trained) -> Any:
         "recipe": trained.recipe,
         "data": trained.data,
         "image_size": json.dumps(size),
+        "fit": trained.fit,
         "classes": json.dumps(trained.classes),
         "preprocessing": f"RGB, {size}x{size} pixels, float32 in [0, 1], (batch, channel, row, column); nothing else",
         "temperature": json.dumps(trained.temperature),

@@ -70,6 +70,8 @@ def write(
             raise ValueError(f"the folder {folder} is in use; name a new or an empty one with `out=`")
         if not overwrite:
             raise ValueError(f"{folder} holds a page already; name another output, or pass `overwrite=` to replace it")
+    if trained.fit != "crop":
+        raise ValueError(f"the page crops pictures to squares, and {trained.name} was trained with fit={trained.fit}")
     package = _package()
     dataset = parity.known_data(trained, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)

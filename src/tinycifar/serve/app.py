@@ -98,6 +98,8 @@ def read_model(name: str, path: Path) -> Served:
         about |= {key: json.loads(metadata[key]) for key in ("classes", "temperature")}
         # Files of before there were models of own data say neither.
         about |= {"data": metadata.get("data", "cifar10"), "image_size": json.loads(metadata.get("image_size", "32"))}
+        about["fit"] = metadata.get("fit", "crop")
+        pictures.check_fit(about["fit"])
         classes, temperature, size = about["classes"], about["temperature"], about["image_size"]
         if not (isinstance(classes, list) and all(isinstance(of, str) and is_printable(of) for of in classes)):
             raise ValueError("classes that are none")
@@ -190,7 +192,7 @@ class Service:
 
     def decode(self, content: bytes) -> pictures.Pixels:
         """A picture file's content as the model sees it, uint8 (3, S, S); ValueError if it is no picture."""
-        return pictures.decode(content, self.large, self.model.image_size, formats=pictures.WEB)
+        return pictures.decode(content, self.large, self.model.image_size, self.model.about["fit"], pictures.WEB)
 
     def classify(self, pixels: Sequence[pictures.Pixels], asked: Sequence[Asked]) -> list[dict[str, Any]]:
         """What the model says of pictures, each uint8 (3, S, S), in one batch: as much of each as is asked."""
