@@ -11,7 +11,7 @@ FOLDER = Path(tinycifar.__file__).parent
 STAGES = [
     {"__init__"},  # the version; the rest of it loads on first use
     {"atomic", "catalog", "machine", "memory", "signals", "words"},
-    {"data"},
+    {"data", "dataset", "pictures"},  # the last two are former names of modules in `data`
     {"scale"},
     # the core of the pipeline
     {"augment", "checkpoint", "distill", "epochs", "evaluation", "heatmaps", "inference", "labels", "metrics", "models"}
