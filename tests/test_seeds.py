@@ -184,4 +184,4 @@ print("done")
     assert done.stderr.splitlines()[-1] == (
         "KeyboardInterrupt: the training in run0 was interrupted; resume it with train(resume='run0')"
     )
-    assert [path.name for path in (tmp_path / "run0" / "checkpoints").glob("*.safetensors")] == ["step-3.safetensors"]
+    assert (tmp_path / "run0" / "checkpoints" / "step-3.safetensors").exists()
