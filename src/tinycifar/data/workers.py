@@ -18,7 +18,11 @@ from rich.progress import Progress
 
 from tinycifar.data.pictures import Pixels
 
+if sys.platform == "linux":
+    import fcntl
+
 FEWEST = 1_000  # pictures for which starting processes is worth its time
+PIPE_BYTES = 1 << 20  # as many as Linux lets everybody have
 TOGETHER = 16  # pictures that a process sends at a time
 PROCESSES = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
@@ -69,6 +73,8 @@ def run(
     try:
         for number in range(PROCESSES):
             reader, writer = os.pipe()
+            with contextlib.suppress(OSError):  # room for many pictures, so that a process hardly waits for this one
+                fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of forking beside threads, of which the children use none
                 process = os.fork()
