@@ -35,7 +35,7 @@ from tinycifar.report.plots import BLUE, ORANGE
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-HEADLINE, YARDSTICK = "minute", "reference-30-as-run"
+HEADLINE, REFERENCE = "minute", "reference-30-as-run"
 FRONTIER = ("nano", "accurate")
 TEST_IMAGES = 10_000
 NOT_MEASURED = "not measured"
@@ -118,23 +118,51 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def headline() -> str:
-    """What the default recipe reaches, in which time, and how that is known."""
-    runs = records(HEADLINE)
-    found, bench = over_seeds(runs), bench_beside(runs)
+    """What the default recipe reaches, in which time, and how that compares with the reference."""
+    runs, reference = records(HEADLINE), records(REFERENCE)
+    scores, bench = over_seeds(runs), bench_beside(runs)
     assert bench is not None, f"{HEADLINE} needs a benchmark on the processor of its records"
-    times = " and ".join(
-        f"{seconds / 60:.1f} minutes in {precision} ({bench['ratios'][precision]:.1f} times as long)"
-        for precision, seconds in bench["reference_seconds"].items()
-    )
     return (
-        f"**{found['mean']}% on CIFAR-10's test set after {found['seconds']} seconds of training on two CPU cores, "
-        f"{runs[0]['parameters']:,} parameters.** That is `{HEADLINE}`, the default recipe, in {runs[0]['precision']}: "
-        f"mean of {len(runs)} seeds, last weights, no test-time augmentation; 95% interval of the mean "
-        f"{found['interval']}, standard deviation {found['deviation']}, worst seed {found['worst']}. Including "
-        f"loading and evaluation it takes {found['wall']} seconds. The reference's 30 epochs would take {times} on the "
-        f"same cores: by {bench['reference_steps']} of its steps in each precision, timed in turn with trainings of "
-        f"`{HEADLINE}` that took {bench['train_seconds']:.1f} seconds. Measured on: {place(runs[0])}."
+        f"**{scores['mean']} ± {scores['deviation']}% on CIFAR-10's test set after {scores['seconds']} seconds of "
+        f"training on two CPU cores, with {runs[0]['parameters']:,} parameters.** This is `{HEADLINE}`, the default "
+        f"recipe: mean of {len(runs)} seeds (95% interval {scores['interval']}), last weights, no test-time "
+        f"augmentation. The network that tinycifar started from, called the reference, takes "
+        f"{bench['reference_seconds']['float32'] / 60:.1f} minutes on the same cores and reaches "
+        f"{percent([run['test_accuracy'] for run in reference])}% ({seeds(reference)})."
     )
+
+
+def seeds(runs: list[dict[str, Any]]) -> str:
+    """How many seeds a figure comes from."""
+    return f"{len(runs)} seed{'s' * (len(runs) != 1)}"
+
+
+def choices() -> str:
+    """Which command gives what: accuracy, size and time of the recipes that a user chooses from."""
+    few = json.loads((RESULTS / "fashion-mnist.json").read_text(encoding="utf-8"))["few"]
+    lines = ["| I want | command | CIFAR-10 test accuracy, size, time |", "|---|---|---|"]
+    for name, wish, command in (
+        ("minute", "to see a network learn; a baseline", "tinycifar train"),
+        ("nano", "a model for a microcontroller", "tinycifar export nano --format c"),
+        ("accurate", "the most accurate model", "tinycifar predict cat.png"),
+    ):
+        runs = records(name)
+        first, minutes = runs[0], mean_of(runs, "train_seconds") / 60
+        time = f"{60 * minutes:.0f} s of training" if minutes < 2 else f"shipped; {minutes:.0f} min of training"
+        lines.append(
+            f"| {wish} | `{command}` | {percent([run['test_accuracy'] for run in runs])}% ({seeds(runs)}), "
+            f"{first['parameters']:,} parameters ({written_out(build(RECIPES[name].model)):,} with mirrored filters "
+            f"written out), {first['macs'] / 1e6:.1f}M MACs; {time} |"
+        )
+    accuracies = [run["test_accuracy"] for run in few["init"]["runs"]]
+    lines += [
+        "| my own classes | `tinycifar train --data photos --init accurate --set model=accuratenet --epochs 60` "
+        f"| {percent(accuracies)}% on Fashion-MNIST from {few['images_a_class']} images per class "
+        f"({len(accuracies)} seeds), {mean_of(few['init']['runs'], 'train_seconds'):.0f} s |",
+        "| a web page that classifies | `tinycifar export nano --format web` | runs in the visitor's browser |",
+        "| to know whether A beats B | `tinycifar compare RUN RUN` | a test on the same images, or over seeds |",
+    ]
+    return "\n".join(lines)
 
 
 def frontier() -> str:
@@ -509,13 +537,13 @@ def accuracy_against_seconds() -> tuple[Figure, str]:
     bench = bench_beside(runs)
     assert bench is not None, f"{HEADLINE} needs a benchmark on the processor of its records"
     ends = [(run["train_seconds"], 100 * run["test_accuracy"]) for run in runs]
-    history = records(YARDSTICK)[0]["history"]
+    history = records(REFERENCE)[0]["history"]
     epoch_seconds = bench["reference_seconds"]["float32"] / len(history)
     curve = [(entry["epoch"] * epoch_seconds, 100 * entry["test_accuracy"]) for entry in history]
     title = "CIFAR-10 on two CPU cores: test accuracy against seconds of training"
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(*zip(*curve, strict=True), ORANGE, marker=".", label=f"{YARDSTICK}, recorded accuracies at timed rate")
+    axes.plot(*zip(*curve, strict=True), ORANGE, marker=".", label=f"{REFERENCE}, recorded accuracies at timed rate")
     axes.plot(
         *zip(*ends, strict=True),
         BLUE,
@@ -657,14 +685,37 @@ def drawn_from(path: Path) -> str | None:
         return digest
 
 
+def wrapped(text: str) -> str:
+    """Text with lines of prose of at most 100 characters; tables stay as they are."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if line.startswith("|") or not line:
+            lines.append(line)
+        else:
+            indent = "  " if line.startswith("- ") else ""
+            lines += textwrap.wrap(line, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def log_index() -> str:
+    """The sections of the log, newest last."""
+    text = (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8")
+    lines = []
+    for heading in re.findall(r"^## (.+)$", text, re.M):
+        anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        lines.append(f"- [{heading}](#{anchor})")
+    return "\n".join(lines)
+
+
 TEXTS = {
-    "README.md": (headline, processors, frontier, subsets, table, own_images),
-    "docs/RESULTS.md": (subsets, sources),
+    "README.md": (headline, processors, choices),
+    "docs/RESULTS.md": (table, frontier, own_images, subsets, sources),
     "docs/EXPORT.md": (inference, tflite),
     "docs/EMBEDDED.md": (boards, board_times),
     "docs/LEADERBOARD.md": (leaderboard, processors),
     "docs/SCALE.md": (scale, many_users),
     "docs/RECIPES.md": (recipe_fields,),
+    "docs/LOG.md": (log_index,),
 }
 
 
@@ -679,7 +730,7 @@ def main(arguments: list[str] | None = None) -> int:
         for block in blocks:
             begin, end = f"<!-- {block.__name__}: written by `make results` -->", f"<!-- {block.__name__} end -->"
             head, rest = fresh.split(begin)
-            fresh = f"{head}{begin}\n{block()}\n{end}{rest.split(end)[1]}"
+            fresh = f"{head}{begin}\n{wrapped(block())}\n{end}{rest.split(end)[1]}"
         if fresh != text:
             stale.append(path)
             if not check:
