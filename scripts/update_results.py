@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 import statistics
 import sys
 import textwrap
