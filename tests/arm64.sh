@@ -23,7 +23,7 @@ if [ ! -e site/torch ]; then
         "${platforms[@]}" --platform manylinux2014_aarch64 --target site torch==2.9.1 numpy==2.3.5 scipy==1.16.3 \
         safetensors pillow matplotlib==3.10.7 jinja2 rich click platformdirs filelock typing_extensions sympy mpmath \
         networkx fsspec markupsafe contourpy cycler fonttools kiwisolver packaging pyparsing python-dateutil six \
-        markdown-it-py mdurl pygments pytest==9.0.3 iniconfig pluggy cloudpickle onnx onnxruntime==1.23.2 onnxscript onnx_ir protobuf \
+        markdown-it-py mdurl pygments pytest==9.0.3 iniconfig pluggy cloudpickle narwhals onnx onnxruntime==1.23.2 onnxscript onnx_ir protobuf \
         flatbuffers ml_dtypes scikit-learn joblib threadpoolctl torchinfo
 fi
 python() {
