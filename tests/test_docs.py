@@ -42,7 +42,6 @@ TINYCIFAR = [sys.executable, "-m", "tinycifar"]
 # Not run, by how the command begins or by an option. What it names is looked up all the same: targets, files, options.
 NOT_RUN = {
     "make": "targets of the Makefile; .ci/run makes test, check and faults",
-    "pip install": "a test installs nothing; .ci/run installs what the Makefile does",
     "bash .ci/run": "it runs these tests",
     "for seed in": "ten trainings in full, with records, which take whole recipes and committed source",
     "--record": "records take whole recipes and committed source, and hours; tests of the command cover it",

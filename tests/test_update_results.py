@@ -40,10 +40,10 @@ def test_the_table_holds_the_figures_of_the_records_and_keeps_what_stands_around
     assert script.main(["--check"]) == 1
     assert script.main([]) == 0
     assert script.main(["--check"]) == 0
-    text = (script.ROOT / "README.md").read_text(encoding="utf-8")
+    text = (script.ROOT / "docs/RESULTS.md").read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert text.count("after\nbefore\n") == len(script.TEXTS["README.md"]) - 1
+    assert text.count("after\nbefore\n") == len(script.TEXTS["docs/RESULTS.md"]) - 1
     record = json.loads((ROOT / "results" / "reference-30-as-run" / "seed-0.json").read_text())
     (row,) = [line for line in text.splitlines() if line.startswith("| `reference-30-as-run`")]
     assert f"| {100 * record['test_accuracy']:.2f} |" in row
@@ -61,7 +61,7 @@ def test_a_changed_record_makes_the_table_and_the_picture_stale(
     capsys.readouterr()
     assert script.main(["--check"]) == 1
     told = capsys.readouterr().out
-    assert "README.md: differs from results/" in told
+    assert "docs/RESULTS.md: differs from results/" in told
     assert "reference-30-as-run.png: differs from results/" in told
 
 
@@ -74,15 +74,8 @@ def test_the_headline_is_the_mean_of_the_seeds_with_students_interval(script: Mo
         path.unlink()
     text = script.headline()
     # The deviation is a point; of the mean of three, with Student's quantile 4.303, the interval is 2.48 points.
-    for told in (
-        "**86.00%",
-        "after 11.0 seconds",
-        "mean of 3 seeds",
-        "83.52 to 88.48",
-        "deviation 1.00",
-        "worst seed 85.00",
-    ):
-        assert told in text
+    for part in ("**86.00 ± 1.00%", "after 11.0 seconds", "mean of 3 seeds", "83.52 to 88.48"):
+        assert part in text
 
 
 def test_only_ten_seeds_that_are_surely_above_85_percent_enter_the_leaderboard(script: ModuleType) -> None:
@@ -98,6 +91,9 @@ def test_only_ten_seeds_that_are_surely_above_85_percent_enter_the_leaderboard(s
 def test_every_processor_that_was_measured_has_a_row_and_the_headline_is_of_that_of_its_records(
     script: ModuleType,
 ) -> None:
+    for path in (script.RESULTS / "minute" / "bench-train").glob("*.json"):
+        if path.name != "intel-xeon-amx_bf16.json":
+            path.unlink()
     (first,) = script.processors().splitlines()[2:-2]
     assert first.startswith(
         "| Intel(R) Xeon(R) Processor, amx_bf16 (family not recorded) | 2, 2.13.0+cpu | 25.0 | 68.9 |"
@@ -117,11 +113,11 @@ def test_every_processor_that_was_measured_has_a_row_and_the_headline_is_of_that
     rows = script.processors().splitlines()[2:-2]
     assert rows[0] == first
     assert rows[1].startswith("| AVX2, on AMD | 2, 2.13.0+cpu | 40.6 | 12.3 | 12.3 in float32 | 85.78 ")
-    assert "68.9 times as long" in script.headline()
+    assert "28.7 minutes" in script.headline()
     for path in (script.RESULTS / "minute").glob("seed-*.json"):
         record = json.loads(path.read_text()) | {"device": "cpu: AMD", "instruction_set": "avx2"}
         path.write_text(json.dumps(record))
-    assert "12.3 times as long" in script.headline()
+    assert "8.3 minutes" in script.headline()
 
 
 def records_of_a_student(script: ModuleType, accuracies: list[float]) -> None:
