@@ -65,10 +65,8 @@ ADDED = {
     "train": "--data sample --limit 64 --epochs 1",
     "train teacher": "--set validation_images=40",
     "train nano --teacher": "--set teacher_views=1",
-    "train accurate --teacher": "--set teacher_views=1",
     "evaluate RUN --robustness": "--images 20",
     "bench infer": "minute --rounds 1",
-    "bench train": "--runs 1 --steps 2",
     "scripts/own_images.py": "--quick",
     "serve": "--port 0 --workers 1",
     "scripts/measure_scale.py": "--quick",
@@ -77,7 +75,6 @@ ADDED = {
 # Marked `end_to_end`: what begins so.
 SLOW = (
     "bench",
-    "data fetch",  # wants the user's cache
     "evaluate RUN --robustness",
     "export",
     "scripts/own_images.py",
@@ -86,12 +83,9 @@ SLOW = (
     "serve",
     "train --data",
     "train --seeds",
-    "train accurate",
     "train --epochs",
-    "train --limit",
     "train minute",
     "train nano",
-    "train reference-30-as-run",
     "train teacher",
 )
 # Replaced in Python code, and by what; `http://127.0.0.1:8000` is a service that is started for it.
