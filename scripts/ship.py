@@ -65,7 +65,7 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
         "classes": list(model.classes),
         "test_accuracy": evaluation["accuracy"],
         "test_accuracy_interval": evaluation["accuracy_interval"],
-        "test_subsets": {name: found["accuracy"] for name, found in evaluation.get("subsets", {}).items()},
+        "test_subsets": {name: found["accuracy"] for name, found in (evaluation.get("subsets") or {}).items()},
         "temperature": held_out["temperature"],
         "temperature_from": {
             "validation_images": VALIDATION_IMAGES,

@@ -10,7 +10,7 @@ from tinycifar import atomic, catalog, data, inference, recipes, run, trained, t
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import ship
 
-SHORT = recipes.with_settings(recipes.get("minute"), ["epochs=1"])
+SHORT = recipes.with_settings(recipes.get("minute"), ["epochs=4", "batch_size=64"])
 
 
 def change(path: Path, **changes: Any) -> None:

@@ -125,7 +125,7 @@ def read_all(folder: Path) -> dict[str, float]:
 def in_a_process(folder: Path) -> dict[str, float]:
     """`read_all` in a process of its own, so that a crash is seen and the memory is its own."""
     command = f"import json, pathlib, test_strangers as t; print(json.dumps(t.read_all(pathlib.Path({str(folder)!r}))))"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, float] = json.loads(done.stdout)
@@ -242,8 +242,8 @@ def test_bombs_are_refused_or_read_in_little_memory(tmp_path: Path) -> None:
         "over.jpg": "26,010,000 pixels, allowed are 18,750,000 in a JPEG of several scans",
         "scans.jpg": "more than 64 scans",
         "components.jpg": "49,000,000 pixels, allowed are 25,000,000 in a JPEG of several scans",
-        "empty.png": "no PNG, JPEG or WEBP image",
-        "zero.png": "no PNG, JPEG or WEBP image",
+        "empty.png": "no PNG, JPEG, WEBP, .* image",
+        "zero.png": "no PNG, JPEG, WEBP, .* image",
     }.items():
         with pytest.raises(ValueError, match=message):
             pictures.read(tmp_path / name)

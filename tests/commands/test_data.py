@@ -42,8 +42,8 @@ def test_info_says_what_pictures_of_ones_own_are(tinycifar: Any, own: Path) -> N
     assert [found[f"{split}_images"] for split in ("train", "validation", "test")] == [60, 15, len(loaded.test_images)]
     assert (found["classes"], found["train_images_by_class"]) == (["car", "cat", "dog"], [20, 20, 20])
     assert (found["shorter_sides"], found["image_shape"]) == ([41, 47], [3, 32, 32])
-    assert found["notes"] == [f"Left out in {own / 'train'}: 1 x file of another kind"]
-    assert [path.suffix for path in Path(found["cache"]).iterdir()] == [".safetensors"]
+    assert found["notes"] == [f"Left out in {own / 'train'}: 1 x .txt file"]
+    assert sorted(path.suffix for path in Path(found["cache"]).iterdir()) == [".json", ".npy"]
     told = tinycifar("data", "info", "--data", own)
     assert (told.code, told.err) == (0, "")
     assert "classes: car, cat, dog\ntrain_images_by_class: 20, 20, 20\n" in told.out

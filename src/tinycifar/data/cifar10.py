@@ -174,7 +174,7 @@ def _fill(cache: Path, source: Path | None, names: list[str]) -> None:
             say(str(error))
     raise DataError(
         f"CIFAR-10 could not be fetched ({'; '.join(reasons)}). Bring {download.ARCHIVE_URL} to this machine by other "
-        f"means and name the archive, or the folder {FOLDER} unpacked from it, with `data=` PATH; "
+        f"means and name the archive, or the folder {FOLDER} unpacked from it, with `data=`; "
         f"or put that folder into {cache}"
     )
 

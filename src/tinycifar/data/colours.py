@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras use of samples that are stored in 16
+ROWS = 256  # of a picture that are converted at a time
 FAINT = 32  # levels: what is drawn on transparent ground and differs less from white is shown on black
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -29,28 +30,60 @@ def to_rgb(image: Image.Image, largest: float | None = None, low: Image.Image | 
     picture of 16 bits a channel, of which `image` holds the high ones. Floating-point samples are taken as in [0, 1] or
     0 to 255 if they lie there, negative ones as stretched from the least to the largest.
     """
+    if largest is None and image.mode.startswith("I"):
+        largest = float(image.getextrema()[1])  # type: ignore[arg-type]
+    for ground in ("white", "black"):
+        rgb, transparent = _on(image, ground, largest, low)
+        if not transparent or _spread(rgb) >= FAINT:
+            return rgb
+        del rgb  # so that only one is in memory at a time
+    return _on(image, "white", largest, low)[0]
+
+
+def _on(image: Image.Image, ground: str, largest: float | None, low: Image.Image | None) -> tuple[Image.Image, bool]:
+    """An image as RGB on a `ground`, and whether the ground can be seen; some rows at a time, which saves memory."""
+    result, transparent = Image.new("RGB", image.size, ground), False
+    rows = image.height if image.mode == "F" else ROWS  # the range of floating-point samples is that of all of them
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb, alpha = _rgb_and_alpha(image.crop(box), largest, low.crop(box) if low else None)
+        if alpha is None or alpha.getextrema() == (255, 255):
+            result.paste(rgb, box)
+        else:
+            result.paste(rgb, box, mask=alpha)
+            transparent = True
+    return result, transparent
+
+
+def _rgb_and_alpha(
+    image: Image.Image, largest: float | None, low: Image.Image | None
+) -> tuple[Image.Image, Image.Image | None]:
+    """Colours of an image, "RGB", and what can be seen of them, "L"; None if it is all of it."""
     key = image.info.get("transparency")
     if image.mode == "F" or image.mode.startswith("I"):
         samples = np.asarray(image)
         grey = Image.fromarray(_from_float(samples) if image.mode == "F" else _from_deep(samples, largest))
-        return _opaque(grey.convert("RGB"), Image.fromarray((samples != key).astype(np.uint8) * 255) if key else None)
+        return grey.convert("RGB"), _seen(samples != key) if key else None
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
         assert converted is not None
-        return converted
+        return converted, None
     if low is not None:
         return _from_two_bytes(image, low, largest, key)
     if image.mode in ("1", "L") and isinstance(key, int):
         grey = image.convert("L")
-        return _opaque(grey.convert("RGB"), grey.point([255 * (level != key) for level in range(256)]))
+        return grey.convert("RGB"), grey.point([255 * (level != key) for level in range(256)])
     if image.mode == "RGB" and isinstance(key, tuple):
-        seen = (np.asarray(image) != np.array(key)).any(2)
-        return _opaque(image, Image.fromarray(seen.astype(np.uint8) * 255))
+        return image, _seen((np.asarray(image) != np.array(key)).any(2))
     if image.has_transparency_data or image.mode in ("La", "PA", "RGBa"):
         whole = image if image.mode == "RGBA" else image.convert("LA" if image.mode == "La" else "RGBA")
-        return _opaque(whole.convert("RGB"), whole.getchannel("A"))
-    return image.convert("RGB")
+        return whole.convert("RGB"), whole.getchannel("A")
+    return image.convert("RGB"), None
+
+
+def _seen(mask: Array) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
 def _from_deep(samples: Array, largest: float | None) -> Array:
@@ -73,28 +106,16 @@ def _from_float(samples: Array) -> Array:
     return grey
 
 
-def _from_two_bytes(high: Image.Image, low: Image.Image, largest: float | None, key: object) -> Image.Image:
-    """RGB or RGBA from the bytes of 16 bits a channel; of alpha the high ones are enough."""
+def _from_two_bytes(
+    high: Image.Image, low: Image.Image, largest: float | None, key: object
+) -> tuple[Image.Image, Image.Image | None]:
+    """Colours and alpha from the bytes of 16 bits a channel; of alpha the high ones are enough."""
     samples = np.asarray(high)[..., :3].astype(np.uint16) << 8
     samples |= np.asarray(low)[..., :3]
     rgb = Image.fromarray(_from_deep(samples, largest))
     if isinstance(key, tuple):
-        return _opaque(rgb, Image.fromarray((samples != np.array(key)).any(2).astype(np.uint8) * 255))
-    return _opaque(rgb, high.getchannel("A") if high.mode == "RGBA" else None)
-
-
-def _opaque(rgb: Image.Image, alpha: Image.Image | None) -> Image.Image:
-    """RGB on white by its alpha, "L"; on black if it could hardly be seen on white."""
-    if alpha is None or alpha.getextrema() == (255, 255):
-        return rgb
-    white = Image.new("RGB", rgb.size, "white")
-    white.paste(rgb, mask=alpha)
-    if _spread(white) < FAINT:
-        black = Image.new("RGB", rgb.size)
-        black.paste(rgb, mask=alpha)
-        if _spread(black) >= FAINT:
-            return black
-    return white
+        return rgb, _seen((samples != np.array(key)).any(2))
+    return rgb, high.getchannel("A") if high.mode == "RGBA" else None
 
 
 def _spread(image: Image.Image) -> int:

@@ -228,7 +228,8 @@ def _upright(content: bytes, fit: str, large: Callable[[], object], formats: Seq
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side) if fit == "crop" else (0, 0, *image.size)
-        part = image.crop(box)  # first, as the rest costs memory by size
+        whole = box == (0, 0, *image.size)
+        part = image if whole else image.crop(box)  # first, as the rest costs memory by size
         turn = TURNS.get(_orientation(image))
     low = None
     if kind == "PNG":
