@@ -158,7 +158,7 @@ def test_a_folder_takes_the_same_study_again_and_names_how_another_differs() -> 
             study_in(Path("a"), **options)  # type: ignore[arg-type]
         assert told in str(refused.value)
     other = replace(tiny(), name="mine", train_images=255 - tiny().train_images)
-    with pytest.raises(ValueError, match="data is .* there, not "):
+    with pytest.raises(ValueError, match=r"data is \w+ there, not \w+"):
         sweep_study.create(RECIPE, ranges.parse(VARY, RECIPE), other, out=Path("a"))
 
 
