@@ -45,6 +45,11 @@ def test_a_name_has_no_scheme_and_no_port(name: str) -> None:
         gate.host_names("0.0.0.0", [name])
 
 
+def test_an_ipv6_address_without_brackets_is_refused_with_how_it_is_written() -> None:
+    with pytest.raises(ValueError, match=r"takes an IPv6 address in brackets: \[2001:db8::7\], not 2001:db8::7"):
+        gate.host_names("::", ["2001:db8::7"])
+
+
 @pytest.mark.parametrize(
     ("name", "host"),
     [
@@ -54,7 +59,7 @@ def test_a_name_has_no_scheme_and_no_port(name: str) -> None:
         ("a-b.c", "a-b.c"),
         ("192.0.2.7", "192.0.2.7:80"),
         ("[2001:db8::7]", "[2001:db8::7]:80"),
-        ("2001:db8::7", "[2001:0db8:0:0::7]"),
+        ("[2001:db8::7]", "[2001:0db8:0:0::7]"),
     ],
 )
 def test_every_name_that_is_accepted_is_served(name: str, host: str) -> None:

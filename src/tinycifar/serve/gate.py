@@ -58,6 +58,8 @@ def host_names(host: str, hosts: Sequence[str]) -> tuple[str, ...]:
     names = []
     for name in hosts:
         parsed = _address(name)
+        if parsed is not None and parsed.version == 6 and not name.startswith("["):
+            raise ValueError(f"--allow-host takes an IPv6 address in brackets: [{name}], not {name}")
         if parsed is None and not re.fullmatch(NAME, name.lower(), flags=re.ASCII):
             raise ValueError(
                 f"--allow-host takes a name or an address without scheme and port, for example classify.example or "
