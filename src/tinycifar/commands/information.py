@@ -67,7 +67,9 @@ def _about(source: str) -> tuple[dict[str, Any], Dataset | None]:
             dataset = data.load(source, skip_unreadable=True, display=display)  # it is there to say what is wrong
         except UntrainableError as error:
             problem = str(error)
-        sizes, modes = ([], Counter[str]()) if own is None or own.ordered else _sizes(own, display)
+        sizes, modes, formats = (
+            ([], Counter[str](), Counter[str]()) if own is None or own.ordered else _heads(own, display)
+        )
     classes = dataset.classes if dataset is not None else own.classes if own is not None else ()
     about: dict[str, Any] = {
         "name": dataset.name if dataset is not None else Path(source).name,
@@ -81,6 +83,7 @@ def _about(source: str) -> tuple[dict[str, Any], Dataset | None]:
         "shorter_sides": [min(map(min, sizes)), max(map(min, sizes))] if sizes else None,
         "longer_sides": [min(map(max, sizes)), max(map(max, sizes))] if sizes else None,
         "modes": [f"{mode} {count:,}" for mode, count in modes.most_common()],
+        "formats": [f"{kind} {count:,}" for kind, count in formats.most_common()],
         "image_shape": None if dataset is None else list(dataset.train_images.shape[1:]),
         "cache": None if own is None else str(cifar10.cache_directory() / decoded.FOLDER),
         "notes": list(dataset.notes if dataset is not None else own.notes if own is not None else ()),
@@ -108,9 +111,9 @@ def _counts(dataset: Dataset | None, own: Contents | None, split: str) -> list[i
     return [] if labels is None else labels.bincount(minlength=len(dataset.classes)).tolist()
 
 
-def _sizes(own: Contents, display: Progress) -> tuple[list[tuple[int, int]], Counter[str]]:
-    """Width and height of each picture, and how many there are of each of Pillow's modes, from the heads of files."""
-    sizes, modes = [], Counter[str]()
+def _heads(own: Contents, display: Progress) -> tuple[list[tuple[int, int]], Counter[str], Counter[str]]:
+    """Width and height of each picture, and counts of Pillow's modes and of file formats, from the heads of files."""
+    sizes, modes, formats = [], Counter[str](), Counter[str]()
     for index in display.track(range(len(own.names)), description="Sizes of pictures"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of many pixels, of which none is decoded here
@@ -118,6 +121,7 @@ def _sizes(own: Contents, display: Progress) -> tuple[list[tuple[int, int]], Cou
                 with Image.open(io.BytesIO(own.read(index)), formats=pictures.FORMATS) as picture:
                     sizes.append(picture.size)
                     modes[picture.mode] += 1
+                    formats[str(picture.format)] += 1
             except (OSError, ValueError, Image.DecompressionBombError):
                 continue  # loading has said so
-    return sizes, modes
+    return sizes, modes, formats
