@@ -218,7 +218,7 @@ class _Writer:
 
         def arranged(array: NDArray[Any]) -> NDArray[Any]:
             if array.ndim == 4:
-                return array.transpose(1, 2, 3, 0) if depthwise else array.transpose(0, 2, 3, 1)
+                array = array.transpose(1, 2, 3, 0) if depthwise else array.transpose(0, 2, 3, 1)
             return array
 
         names = f"{name}/weights", f"{name}/bias"
