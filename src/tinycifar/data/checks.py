@@ -16,15 +16,19 @@ NAMED = 3
 SPLITS = ("train", "validation", "test")
 
 
+class UntrainableError(ValueError):
+    """Data that can be read, but has too few classes or images, or no two that differ, to be trained on."""
+
+
 def check(dataset: Dataset) -> list[str]:
-    """Warnings about the images of a data set; ValueError if all training images are the same."""
+    """Warnings about the images of a data set; UntrainableError if all training images are the same."""
     pixels = {
         split: pixel_digests(images.numpy()).view("V32")[:, 0]
         for split in SPLITS
         if (images := dataset.images(split)) is not None
     }
     if len(pixels["train"]) > 1 and (pixels["train"] == pixels["train"][0]).all():
-        raise ValueError(
+        raise UntrainableError(
             f"all {len(pixels['train']):,} training images are the same once decoded, among them "
             f"{_names(dataset, 'train', np.arange(len(pixels['train'])))}: nothing can be learned from them"
         )

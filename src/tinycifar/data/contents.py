@@ -16,6 +16,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from tinycifar.data import checks, decoded, pictures, workers
+from tinycifar.data.checks import UntrainableError as UntrainableError
 from tinycifar.data.dataset import MOST_CLASSES, Dataset, Digests, Draws, Origin, ranks, stratified
 from tinycifar.data.pictures import Pixels
 from tinycifar.words import printable
@@ -66,10 +67,6 @@ class Contents:
         """The images of each class in a split."""
         rows = self.splits.get(split, np.empty(0, np.int64))
         return [int(count) for count in np.bincount(self.labels[rows], minlength=len(self.classes))]
-
-
-class UntrainableError(ValueError):
-    """Data that can be read, but has too few classes or images to be trained on."""
 
 
 def split_of(name: str) -> str | None:
