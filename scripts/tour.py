@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,17 @@ def digest(notebook: Any) -> str:
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
 
-def execute(folder: Path) -> Any:
-    """The notebook as it comes out when run in a folder; nbclient's CellExecutionError where a cell fails."""
+def execute(folder: Path, data: str = "") -> Any:
+    """The notebook as it comes out when run in a folder; nbclient's CellExecutionError where a cell fails.
+
+    `data` replaces the values of the first cell: data and number of validation images, as `"sample", 100`.
+    """
     notebook: Any = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    if data:
+        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        first.source, count = re.subn(r"(?m)^(SOURCE, HELD_OUT = )[^#\n]*", rf"\g<1>{data} ", first.source)
+        if count != 1:
+            raise ValueError(f"{NOTEBOOK.name} does not begin with its data")
     # What tests set for themselves would keep pictures out of the notebook, and a core idle.
     environment = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "OMP_NUM_THREADS")}
     client = NotebookClient(

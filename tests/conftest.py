@@ -179,12 +179,20 @@ def tinycifar(capfd: pytest.CaptureFixture[str]) -> Any:
     return command
 
 
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the sample of one epoch, which no test changes."""
+    import tinycifar
+
+    directory = tmp_path_factory.mktemp("trained") / "run"
+    tinycifar.train("minute", "sample", epochs=1, limit=64, out=directory, quiet=True)
+    return directory
+
+
 @pytest.fixture
-def trained(tinycifar: Any, tmp_path: Path) -> Path:
-    """A run directory trained on the sample for an epoch."""
-    out = tmp_path / "a run with spaces and ü"
-    assert tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "64", "--out", out).code == 0
-    return out
+def trained(trained_once: Path, tmp_path: Path) -> Path:
+    """A run directory trained on the sample for an epoch, a copy that the test may change."""
+    return Path(shutil.copytree(trained_once, tmp_path / "a run with spaces and ü"))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Several seeds of one recipe, in turn and in parallel."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -137,26 +136,22 @@ def test_seeds_in_parallel_end_with_the_command_that_started_them(tmp_path: Path
     assert all((seed / "checkpoints").exists() for seed in run.seeds(tmp_path / "many"))
 
 
-def test_seeds_in_parallel_are_the_runs_that_each_would_be_alone_with_its_threads(tmp_path: Path) -> None:
-    def command(*words: str) -> "subprocess.CompletedProcess[str]":
-        words = ("train", "minute", "--data", "sample", "--epochs", "2", "--limit", "64", *words)
-        return subprocess.run([sys.executable, "-m", "tinycifar", *words], capture_output=True, text=True, check=False)
-
-    done = command("--seeds", "2", "--jobs", "2", "--threads", "2", "--out", str(tmp_path / "many"), "--json")
-    assert done.returncode == 0, done.stderr
-    content = json.loads(done.stdout)
-    assert content["finished"] == [0, 1]
-    assert [record["threads"] for record in content["runs"]] == [1, 1]
-    assert "In parallel takes " in done.stderr
-    alone = command("--seed", "1", "--threads", "1", "--out", str(tmp_path / "alone"))
-    assert alone.returncode == 0, alone.stderr
+def test_seeds_in_parallel_are_the_runs_that_each_would_be_alone_with_its_threads(
+    tinycifar: Any, tmp_path: Path
+) -> None:
+    words = ["train", "minute", "--data", "sample", "--epochs", "2", "--limit", "64"]
+    for seed, out in ((0, "many/seed-0"), (1, "alone")):  # in parallel, the first is resumed, at its end
+        alone = tinycifar(*words, "--seed", str(seed), "--threads", "1", "--out", out)
+        assert alone.code == 0, alone.err
+    done = tinycifar(*words, "--seeds", "2", "--jobs", "2", "--threads", "2", "--out", "many", "--json")
+    assert done.code == 0, done.err
+    assert done.json["finished"] == [0, 1]
+    assert [record["threads"] for record in done.json["runs"]] == [1, 1]
+    assert "In parallel takes " in done.err
     weights = [tmp_path / name / "model.safetensors" for name in ("many/seed-1", "alone")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    shutil.rmtree(tmp_path / "many" / "seed-1")  # as if it had not started when the other was interrupted
-    again = command("--seeds", "2", "--jobs", "2", "--threads", "2", "--out", str(tmp_path / "many"), "--json")
-    assert (again.returncode, json.loads(again.stdout)["accuracies"]) == (0, content["accuracies"])
-    refused = command("--seeds", "3", "--jobs", "3", "--threads", "2", "--out", str(tmp_path / "none"))
-    assert (refused.returncode, refused.stderr) == (2, "tinycifar: --jobs 3 is too many for 2 threads and 3 seeds\n")
+    refused = tinycifar(*words, "--seeds", "3", "--jobs", "3", "--threads", "2", "--out", "none")
+    assert (refused.code, refused.err) == (2, "tinycifar: --jobs 3 is too many for 2 threads and 3 seeds\n")
     assert not (tmp_path / "none").exists()
 
 

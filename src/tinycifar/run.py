@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -187,7 +188,7 @@ def read_seen(directory: Path) -> Digests | None:
         digests = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         return None
-    except (ValueError, EOFError):
+    except (ValueError, EOFError, MemoryError, BadZipFile):
         raise ValueError(f"{path} is damaged; remove it, or train again") from None
     if not (isinstance(digests, np.ndarray) and digests.dtype == np.uint8 and digests.shape[1:] == (32,)):
         raise ValueError(f"{path} is damaged; remove it, or train again")
@@ -209,9 +210,10 @@ def read_hardest(directory: Path) -> list[tuple[int, float]]:
     path = directory / "hardest.json"
     if not path.exists():
         return []
+    content = atomic.read_json(path)
     try:
-        return [(int(entry["image"]), float(entry["loss"])) for entry in atomic.read_json(path)]
-    except (TypeError, KeyError):
+        return [(int(entry["image"]), float(entry["loss"])) for entry in content]
+    except (TypeError, KeyError, OverflowError, ValueError):
         raise ValueError(f"{path} is not as tinycifar writes it; remove it") from None
 
 

@@ -115,11 +115,21 @@ def test_columns_of_other_names_are_named_by_an_option(tmp_path: Path) -> None:
             "own has test images, but no training images; `tinycifar evaluate",
         ),
         (["file,label", "1.png,cat", "2.png,cat"], "own has 1 class; allowed are 2"),
+        (["file,label,label", "1.png,cat,0", "2.png,dog,1"], "labels.csv has 2 columns 'label'; rename all but"),
+        (["file,label", f"1.png,{'x' * 200_000}"], "labels.csv cannot be read as a table: field larger than"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(tmp_path: Path, lines: list[str], words: str) -> None:
     draw(tmp_path / "secret.png", 1)
     refused(table(tmp_path / "own", "\n".join(lines)), words)
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_a_table_may_have_other_ends_of_lines_and_a_heading_of_two_lines(tmp_path: Path, end: str) -> None:
+    own = table(tmp_path / "own", "")
+    lines = ['"remark', 'of ours",file,label', *(f",{line}" for line in LINES)]
+    (own / "labels.csv").write_bytes(end.join(lines).encode())
+    assert labelled(load(own)) == {f"pictures/{index}.png": ("dog", "cat")[index % 2] for index in range(10)}
 
 
 def test_what_a_table_leaves_out_is_counted(tmp_path: Path) -> None:

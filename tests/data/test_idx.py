@@ -43,7 +43,9 @@ def test_idx_files_are_loaded_in_their_order(tmp_path: Path, pack: bool) -> None
         loaded = load(tmp_path / "digits", 28)
         assert (loaded.name, loaded.path) == ("digits", str(tmp_path / "digits"))
         assert loaded.classes == tuple("0123456789")
-        assert loaded.notes == ()
+        assert loaded.notes == (
+            "The images are taken as stored; if they lie on their side, as EMNIST's do, use --transposed yes",
+        )
         assert loaded.train_labels.tolist() == arrays[LABELS].tolist()
         assert loaded.test_labels.tolist() == arrays["t10k-labels-idx1-ubyte"].tolist()
         for channel in range(3):

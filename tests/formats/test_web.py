@@ -163,7 +163,7 @@ def test_a_picture_can_be_pasted_and_dropped(address: str, chromium: Browser) ->
 @pytest.mark.end_to_end
 def test_the_folder_names_the_runtime_and_its_licence(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
-        "index.html", "page.css", "page.js", "model.json", "model.onnx", "ort", "samples",
+        "index.html", "page.css", "deep.js", "page.js", "model.json", "model.onnx", "ort", "samples",
     }  # fmt: skip
     assert "Permission is hereby granted" in (folder / "ort" / "LICENSE.txt").read_text()
     about = json.loads((folder / "model.json").read_text())

@@ -27,7 +27,8 @@ from tinycifar.recipes import Recipe
 from tinycifar.scale import distributed
 
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-CONTEXT.set_forkserver_preload(["tinycifar.cli"])
+# Loaded once, not by every rank anew.
+CONTEXT.set_forkserver_preload(["tinycifar.cli", "tinycifar.commands.train"])
 IMAGES = 25  # batches of 5, of which the ranks have 3 and 2
 
 

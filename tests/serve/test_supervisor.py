@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -170,10 +171,19 @@ http {{
 """
 
 
+@pytest.fixture(scope="module")
+def behind_a_proxy(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A service that browsers know as classify.example."""
+    log = tmp_path_factory.mktemp("behind") / "log"
+    running = start(exports / "minute.onnx", log, "--allow-host", "classify.example")
+    yield running
+    running.stop()
+
+
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
 @pytest.mark.parametrize("line", ["", "proxy_set_header Host $host;", "proxy_set_header Host $http_host;"])
-def test_the_page_works_behind_nginx(exports: Path, tmp_path: Path, line: str) -> None:
-    running = start(exports / "minute.onnx", tmp_path / "log", "--allow-host", "classify.example")
+def test_the_page_works_behind_nginx(behind_a_proxy: Running, tmp_path: Path, line: str) -> None:
+    running = behind_a_proxy
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = NGINX.format(folder=tmp_path, port=port, upstream=running.port, line=line)
@@ -197,4 +207,3 @@ def test_the_page_works_behind_nginx(exports: Path, tmp_path: Path, line: str) -
     finally:
         proxy.terminate()
         proxy.wait(20)
-        running.stop()

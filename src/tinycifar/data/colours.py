@@ -63,7 +63,7 @@ def _rgb_and_alpha(
     if image.mode == "F" or image.mode.startswith("I"):
         samples = np.asarray(image)
         grey = Image.fromarray(_from_float(samples) if image.mode == "F" else _from_deep(samples, largest))
-        return grey.convert("RGB"), _seen(samples != key) if key else None
+        return grey.convert("RGB"), _seen(samples != key) if isinstance(key, int) else None
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))

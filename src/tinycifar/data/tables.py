@@ -164,9 +164,13 @@ def _rows(tree: Tree, table: str, columns: str, of_table: str | None) -> Iterato
             f"{tree.where(table)} has the columns {few(header)}, none of which is known as {' or '.join(lacking)}; "
             "name them: --columns file=NAME,label=NAME"
         )
+    for kind, column in found.items():
+        if column is not None and (count := header.count(header[column])) > 1:
+            raise ValueError(
+                f"{tree.where(table)} has {count} columns {header[column]!r}; rename all but that of the {kind}"
+            )
     text = _text(tree, table)
-    lines = csv.reader(io.StringIO(text), delimiter=_delimiter(text.partition("\n")[0]))
-    for number, cells in enumerate(lines):
+    for number, cells in enumerate(_cells(tree, table, text)):
         if number == 0 or not cells:
             continue
         values = {
@@ -184,6 +188,14 @@ def _rows(tree: Tree, table: str, columns: str, of_table: str | None) -> Iterato
             yield Row(values["file"], values["label"], split, values["group"])
 
 
+def _cells(tree: Tree, table: str, text: str) -> Iterator[list[str]]:
+    """The lines of a table, the heading first; ValueError for what is no table."""
+    try:
+        yield from csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text.partition("\n")[0]))
+    except csv.Error as error:
+        raise ValueError(f"{tree.where(table)} cannot be read as a table: {error}") from None
+
+
 def _split_of_table(name: str) -> str | None:
     """The split that a table is named for, as Train.csv or test_labels.csv."""
     return next((split for word in re.split(r"[^A-Za-z]+", name) if (split := split_of(word))), None)
@@ -191,7 +203,8 @@ def _split_of_table(name: str) -> str | None:
 
 def _text(tree: Tree, table: str) -> str:
     try:
-        return tree.read(table, MOST_TABLE_BYTES).decode("utf-8-sig").replace("\0", "")
+        text = tree.read(table, MOST_TABLE_BYTES).decode("utf-8-sig").replace("\0", "")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise ValueError(f"{tree.where(table)} is no text in UTF-8; save it as such") from None
     except ValueError as error:
@@ -199,8 +212,7 @@ def _text(tree: Tree, table: str) -> str:
 
 
 def _header(tree: Tree, table: str) -> list[str]:
-    line = _text(tree, table).partition("\n")[0].strip("\r")
-    return [name.strip() for name in next(csv.reader([line], delimiter=_delimiter(line)), [])]
+    return [name.strip() for name in next(_cells(tree, table, _text(tree, table)), [])]
 
 
 def _delimiter(line: str) -> str:

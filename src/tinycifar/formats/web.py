@@ -23,7 +23,7 @@ from tinycifar.formats import onnx_file, parity
 from tinycifar.trained import Trained
 
 PAGE = Path(__file__).parent / "templates" / "web"
-FILES_OF_PAGE = ("index.html", "page.css", "page.js")
+FILES_OF_PAGE = ("index.html", "page.css", "deep.js", "page.js")
 PACKAGE, VERSION = "onnxruntime-web", "1.23.2"
 INTEGRITY = "T09JUtMn+CZLk3mFwqiH0lgQf+4S7+oYHHtk6uhaYAAJI95bTcKi5bOOZYwORXfS/RLZCjDDEXGWIuOCAFlEjg=="  # SHA-512
 FILES = {  # of the package: its runtime for WebAssembly with SIMD, under names that every host knows the type of

@@ -5,29 +5,39 @@ const SHOWN = 320;
 const MOST_CLASSES = 10; // that are shown of a picture
 const MOST_BYTES = 50_000_000;
 const SENT_WHOLE_BYTES = 1_000_000; // of larger files a server is sent what the model sees
+const FAINT = 32; // levels: what is drawn on transparent ground and differs less from white is shown on black
 const FORMATS = ["image/png", "image/jpeg", "image/webp"];
 const $ = (id) => document.getElementById(id);
 
 // --- what the model sees ---------------------------------------------------------------------------------------------
 
-/** The central square of a picture file on white, upright, as a canvas. */
+/** The central square of a picture file, upright, as a canvas: on white, or on black if it would vanish there. */
 async function readSquare(file) {
   if (file.size > MOST_BYTES) throw new Error(`${file.name}: larger than ${MOST_BYTES / 1e6} MB`);
   if (!FORMATS.includes(file.type)) throw new Error(`${file.name || "this"} is no PNG, JPEG or WebP picture`);
   let picture;
   try {
-    picture = await createImageBitmap(file, { colorSpaceConversion: "none" });
+    const deep = await readDeep(file);
+    picture = await createImageBitmap(deep ? shallow(deep) : file, { colorSpaceConversion: "none" });
   } catch {
     throw new Error(`${file.name || "this picture"} cannot be read: it is damaged`);
   }
   const side = Math.min(picture.width, picture.height);
-  const canvas = new OffscreenCanvas(side, side);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.fillStyle = "#fff";
-  context.fillRect(0, 0, side, side);
-  context.drawImage(picture, -Math.floor((picture.width - side) / 2), -Math.floor((picture.height - side) / 2));
+  const on = (ground) => {
+    const canvas = new OffscreenCanvas(side, side);
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.fillStyle = ground;
+    context.fillRect(0, 0, side, side);
+    context.drawImage(picture, -Math.floor((picture.width - side) / 2), -Math.floor((picture.height - side) / 2));
+    return canvas;
+  };
+  let square = on("#fff");
+  if (extent(square).spread < FAINT && extent(on("#fff0")).transparent) {
+    const black = on("#000");
+    if (extent(black).spread >= FAINT) square = black;
+  }
   picture.close();
-  return canvas;
+  return square;
 }
 
 /** Weights of the Lanczos filter with antialiasing, in 22-bit fixed point as Pillow has them: per output a start and weights. */
