@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
 
 import pytest
+from filelock import FileLock
 
 from tinycifar.data import cifar10
 
@@ -57,15 +58,31 @@ def distance(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> float:
     )
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills, once for all processes of a run of the tests; none of them changes it."""
+    own = factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder, unfinished = shared / name, shared / f"{name}-unfinished"
+    with FileLock(shared / f"{name}.lock"):
+        if not folder.exists():
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped `minute` in ONNX, in every int8 variant, and as C of `minute-u8u8.onnx`, made once."""
+    """The shipped `minute` in ONNX, in every int8 variant, and as C of `minute-u8u8.onnx`."""
+    return made_once(tmp_path_factory, "exports", _export)
+
+
+def _export(folder: Path) -> None:
     import onnx
 
     from tinycifar import data, trained
     from tinycifar.formats import c_source, onnx_file
 
-    folder = tmp_path_factory.mktemp("exports")
     model = trained.load("minute", "cpu")
     onnx_file.to_onnx(model, folder / "minute.onnx")
     onnx_file.to_int8(model, folder / "minute-int8.onnx")
@@ -74,7 +91,6 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         quantized = onnx_file.quantized(onnx.load(folder / "minute.onnx"), calibration, variant=variant)
         onnx.save(quantized, folder / f"minute-{variant}.onnx")
     c_source.write(c_source.read(folder / "minute-u8u8.onnx"), folder / "c", "minute")
-    return folder
 
 
 @dataclass(frozen=True)
@@ -108,10 +124,12 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Own:
     recipe = recipes.with_settings(
         recipes.get("minute"), ["epochs=2", "image_size=24", "width=0.5", "validation_images=60"]
     )
-    directory = tmp_path_factory.mktemp("own") / "run"
-    training.train(recipe, dataset, out=directory)
-    run_page.write(directory, dataset)
-    return Own(directory, dataset)
+
+    def make(folder: Path) -> None:
+        training.train(recipe, dataset, out=folder / "run")
+        run_page.write(folder / "run", dataset)
+
+    return Own(made_once(tmp_path_factory, "own", make) / "run", dataset)
 
 
 @pytest.fixture(scope="session")
@@ -184,9 +202,10 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the sample of one epoch, which no test changes."""
     import tinycifar
 
-    directory = tmp_path_factory.mktemp("trained") / "run"
-    tinycifar.train("minute", "sample", epochs=1, limit=64, out=directory, quiet=True)
-    return directory
+    def make(folder: Path) -> None:
+        tinycifar.train("minute", "sample", epochs=1, limit=64, out=folder / "run", quiet=True)
+
+    return made_once(tmp_path_factory, "trained", make) / "run"
 
 
 @pytest.fixture

@@ -105,3 +105,42 @@ def test_the_page_may_ask_behind_common_proxies(host: str, origin: str) -> None:
 def test_pages_of_other_origins_are_refused_behind_a_proxy_too(origin: str) -> None:
     for host in ("classify.example", "127.0.0.1:8000"):
         assert status(host, origin, hosts=("classify.example",)) == 403
+
+
+class Written:
+    """A transport that notes what is written at a time."""
+
+    def __init__(self) -> None:
+        self.packets: list[bytes] = []
+        self.closed = False
+
+    def write(self, content: bytes) -> None:
+        assert not self.closed
+        self.packets.append(content)
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def get_extra_info(self, name: str) -> str:
+        return name
+
+
+def test_head_and_body_of_an_answer_leave_together_and_before_the_connection_is_closed() -> None:
+    async def answer(transport: Written) -> None:
+        joining = gate.Joining(transport, asyncio.get_running_loop())  # type: ignore[arg-type]
+        for parts in ((b"head ", b"body"), (b"next ", b"answer")):
+            for part in parts:
+                joining.write(part)
+            await asyncio.sleep(0)
+        assert joining.get_extra_info("peername") == "peername"
+        joining.write(b"last")
+        joining.close()
+        await asyncio.sleep(0)
+
+    transport = Written()
+    asyncio.run(answer(transport))
+    assert transport.packets == [b"head body", b"next answer", b"last"]
+    assert transport.closed

@@ -6,8 +6,6 @@ import asyncio
 import io
 import json
 import struct
-import threading
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
-from serve.test_app import ROUNDED, request
+from serve.test_app import ROUNDED, in_a_thread, request
 from tinycifar import data, inference, trained
 from tinycifar.data import pictures
 from tinycifar.serve import app
@@ -107,17 +104,8 @@ def test_the_service_sees_in_a_picture_what_predict_sees(exports: Path, tmp_path
 @pytest.fixture
 def address(exports: Path) -> Iterator[str]:
     """A service in a thread."""
-    service = app.Service(app.open_model(str(exports / "minute.onnx")))
-    settings = {"port": 0, "log_config": None, "access_log": False, "lifespan": "off", "ws": "none"}
-    server = uvicorn.Server(uvicorn.Config(app.create_app(service), **settings))  # type: ignore[arg-type]
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    with in_a_thread(str(exports / "minute.onnx")) as url:
+        yield url
 
 
 def test_in_a_browser_the_page_sees_in_a_picture_what_predict_sees(

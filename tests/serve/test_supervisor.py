@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.test_app import Running, png, start
+from serve.test_app import Client, Running, png, start
 from tinycifar.serve import supervisor
 
 
@@ -191,7 +191,7 @@ def test_the_page_works_behind_nginx(behind_a_proxy: Running, tmp_path: Path, li
     proxy = subprocess.Popen(["nginx", "-p", tmp_path, "-c", tmp_path / "nginx.conf"], stderr=subprocess.DEVNULL)
     try:
         host = f"classify.example:{port}"
-        behind = Running(running.process, port)
+        behind = Client(port)
         until = time.monotonic() + 20
         while time.monotonic() < until:
             with contextlib.suppress(OSError):

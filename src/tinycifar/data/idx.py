@@ -133,9 +133,7 @@ def read(tree: Tree, transposed: str = "", file: str = "") -> Contents:
         why = "--transposed yes" if transposed else "EMNIST stores them so; --transposed no leaves them as they are"
         notes.append(f"The images are transposed ({why})")
     elif not kind and not transposed:
-        notes.append(
-            "The images are taken as stored; if they lie on their side, as EMNIST's do, use --transposed yes"
-        )
+        notes.append("The images are taken as stored; if they lie on their side, as EMNIST's do, use --transposed yes")
     side = "x".join(map(str, parts["train"].shape[1:]))
     return arrays.contents(
         tree.where(file),

@@ -190,12 +190,43 @@ class Outer:
                 print(json.dumps(line), flush=True)
 
 
+class Joining:
+    """A transport that sends together what is written in one step of the event loop, in as few packets as it fits.
+
+    uvicorn writes the head and the body of an answer one after the other. As two packets, the second one waits for
+    clients that are slow to acknowledge the first, and simple clients take the first one for all of the answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def write(self, content: bytes) -> None:
+        """Keep the content until the loop comes to it; the transport counts it from then on."""
+        if not self._parts:
+            self._loop.call_soon(self._send)
+        self._parts.append(content)
+
+    def _send(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():
+            self._transport.write(b"".join(parts))
+
+    def close(self) -> None:
+        """Close the connection behind what was written."""
+        self._send()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Protocol(HttpToolsProtocol):
     """uvicorn's, with limits to how long and how large what stands before a body may be."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a first request."""
-        super().connection_made(transport)
+        super().connection_made(Joining(transport, self.loop))  # type: ignore[arg-type]
         self.head_bytes: int | None = 0
         self.patience: asyncio.TimerHandle | None = self.loop.call_later(SECONDS, transport.abort)
 
