@@ -50,6 +50,8 @@ FORMS = {
     "int8-s8s8": "int8 ONNX, s8s8",
     "int8": "int8 ONNX, u8u8",  # as records of version 0.1.0 call them
     "int8-signed": "int8 ONNX",
+    "tflite": "TFLite",
+    "tflite-int8": "int8 TFLite",
 }
 
 
@@ -222,59 +224,84 @@ def subsets() -> str:
     return "\n".join([*lines, "", f"{note} `tinycifar evaluate` prints these for every model of CIFAR-10."])
 
 
+def bench_infers() -> list[dict[str, Any]]:
+    """What `tinycifar bench infer --record` recorded, a processor each; the first record says no instruction set."""
+    benches = []
+    for path in sorted((RESULTS / "bench-infer").glob("*.json")):
+        bench = json.loads(path.read_text(encoding="utf-8"))
+        unnamed = f"{bench['device'].removeprefix('cpu: ').replace('(R)', '')}, {path.stem.rpartition('-')[2]}"
+        benches.append({**bench, "processor": bench.get("processor", unnamed)})
+    return benches
+
+
 def inference() -> str:
-    """What inference costs in each form, ours beside published models, as `bench infer` recorded it."""
-    path = RESULTS / "bench-infer.json"
-    if not path.exists():
-        return f"Inference: {NOT_MEASURED}."
-    bench = json.loads(path.read_text(encoding="utf-8"))
+    """What inference costs in each form, ours beside published models, by processor."""
+    benches = bench_infers()
+    by_processor = [{(row["model"], FORMS[row["kind"]]): row for row in bench["rows"]} for bench in benches]
     lines = [
-        "| model | in | file | test % | one image | in batches of 256 |",
-        "|---|---|---|---|---|---|",
+        "| model | in | file | test % |" + "".join(f" one image; batches of 256: {b['processor']} |" for b in benches),
+        "|---|---|---|---|" + "---|" * len(benches),
     ]
-    for row in bench["rows"]:
-        size = "" if row["bytes"] is None else f"{row['bytes'] / 1000:,.0f} kB"
-        accuracy = "random weights" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f}"
-        lines.append(
-            f"| `{row['model']}` | {FORMS[row['kind']]} | {size} | {accuracy} | {row['latency_ms']:.2f} ms "
-            f"| {row['images_per_second']:,.0f} images/s |"
-        )
+    for model, form in sorted(
+        {key: None for rows in by_processor for key in rows},
+        key=lambda key: (
+            [row["model"] for row in benches[-1]["rows"]].index(key[0]),
+            list(FORMS.values()).index(key[1]),
+        ),
+    ):
+        rows = [rows.get((model, form)) for rows in by_processor]
+        known = next(row for row in reversed(rows) if row)
+        size = "" if known["bytes"] is None else f"{known['bytes'] / 1000:,.0f} kB"
+        accuracy = NOT_MEASURED if known["accuracy"] is None else f"{100 * known['accuracy']:.2f}"
+        cells = [
+            f"{row['latency_ms']:.2f} ms; {row['images_per_second']:,.0f} images/s" if row else NOT_MEASURED
+            for row in rows
+        ]
+        lines.append(f"| `{model}` | {form} | {size} | {accuracy} | {' | '.join(cells)} |")
+    runtimes = sorted(
+        {f"{b['threads']} threads, torch {b['torch_version']}, onnxruntime {b['onnxruntime_version']}" for b in benches}
+    )
     return "\n".join(
         [
             *lines,
             "",
-            f"Medians of {bench['rounds']} rounds, every model in every form in turn. Measured on:",
-            f"{place(bench)}, onnxruntime {bench['onnxruntime_version']}.",
+            textwrap.fill(
+                f"Medians of {benches[-1]['rounds']} rounds, every model in every form in turn; {'; '.join(runtimes)}. "
+                "`resnet8` and `resnet20` have random weights.",
+                100,
+                break_on_hyphens=False,
+            ),
         ]
     )
 
 
-def tflite() -> str:
-    """What TFLite files keep of the accuracy, as `scripts/measure_tflite.py` recorded it."""
-    path = RESULTS / "tflite.json"
-    if not path.exists():
-        return f"TFLite files: {NOT_MEASURED}."
-    found = json.loads(path.read_text(encoding="utf-8"))
+def exports() -> str:
+    """What TFLite files and C keep of the accuracy, as `scripts/measure_exports.py` recorded it."""
+    record = json.loads((RESULTS / "exports.json").read_text(encoding="utf-8"))
     lines = [
-        "| model | in | file | test % | PyTorch, test % | class as in PyTorch "
+        "| model | in | size | test % | PyTorch, test % | class as in PyTorch "
         "| TFLite Micro: class, logits as in LiteRT |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in found["rows"]:
+    for row in record["rows"]:
         for file in row["files"]:
+            micro = (
+                f"{file['same_class_in_tflite_micro']:.1%}, {file['same_logits_in_tflite_micro']:.1%}"
+                if "same_class_in_tflite_micro" in file
+                else ""
+            )
             lines.append(
                 f"| `{row['model']}` | {file['form']} | {file['bytes'] / 1000:,.0f} kB | {100 * file['accuracy']:.2f} "
-                f"| {100 * row['accuracy']:.2f} | {file['same_class_as_pytorch']:.2%} "
-                f"| {file['same_class_in_tflite_micro']:.1%}, {file['same_logits_in_tflite_micro']:.1%} |"
+                f"| {100 * row['accuracy']:.2f} | {file['same_class_as_pytorch']:.2%} | {micro} |"
             )
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return "\n".join(
         [
             *lines,
             "",
-            f"Accuracy in LiteRT on all {found['images']:,} test images; TFLite Micro on the first "
-            f"{found['images_in_tflite_micro']:,}.",
-            textwrap.fill(f"Measured by `scripts/measure_tflite.py` with {versions}.", 100, break_on_hyphens=False),
+            f"Accuracy on all {record['images']:,} test images, of TFLite in LiteRT; TFLite Micro on the first "
+            f"{record['images_in_tflite_micro']:,}.",
+            textwrap.fill(f"Measured by `scripts/measure_exports.py` with {versions}.", 100, break_on_hyphens=False),
         ]
     )
 
@@ -715,7 +742,7 @@ def log_index() -> str:
 TEXTS = {
     "README.md": (headline, processors, choices),
     "docs/RESULTS.md": (table, frontier, own_images, subsets, sources),
-    "docs/EXPORT.md": (inference, tflite),
+    "docs/EXPORT.md": (inference, exports),
     "docs/EMBEDDED.md": (boards, board_times),
     "docs/LEADERBOARD.md": (leaderboard, processors),
     "docs/SCALE.md": (scale, many_users),

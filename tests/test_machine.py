@@ -178,3 +178,21 @@ def test_onednn_and_aten_report_the_same_instruction_set(limit: str) -> None:
     if not onednn or ours not in ONEDNN_SAYS:
         pytest.skip(f"oneDNN's words for {ours} are not known here")
     assert onednn == [ONEDNN_SAYS[ours]]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "vnni"),
+    [
+        ("x86_64", ("sse4_1", "avx2"), False),
+        ("AMD64", ("sse4_1", "avx2", "avx_vnni"), True),
+        ("x86_64", AVX512, "avx512_vnni" in AVX512),
+        ("x86_64", (*AVX512, "avx512_vnni"), True),
+        ("aarch64", ("neon",), True),
+    ],
+)
+def test_sums_of_bytes_are_exact_with_vnni_and_on_other_architectures(
+    architecture: str, flags: tuple[str, ...], vnni: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
+    set_capabilities(monkeypatch, *flags, aten="AVX2")
+    assert machine.has_vnni() is vnni

@@ -129,6 +129,16 @@ def instruction_set() -> str:
     return widest if aten == usual else f"{widest} (ATen: {aten})"
 
 
+def has_vnni() -> bool:
+    """Whether an x86 processor sums products of 8-bit integers in 32 bits, not 16; true of other processors.
+
+    `ONEDNN_MAX_CPU_ISA` does not matter: onnxruntime, which this is asked for, does not know it.
+    """
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    x86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+    return not x86 or bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
+
+
 def processor() -> str:
     """The processor with its instruction set, as a table names it.
 

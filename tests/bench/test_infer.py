@@ -1,6 +1,7 @@
 """The published models are what was published, and the bench times every model in every form."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -26,15 +27,16 @@ def test_a_published_model_has_its_published_size(name: str) -> None:
 @pytest.mark.end_to_end
 def test_every_model_is_timed_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infer, "PUBLISHED", {"resnet8": infer.resnet8})
-    found = infer.bench_infer(["minute"], rounds=1, accuracy=False)
-    assert [(row["model"], row["kind"]) for row in found.rows] == [
-        (model, kind) for model in ("minute", "resnet8") for kind in infer.KINDS
+    bench = infer.bench_infer(["minute"], rounds=1, accuracy=False)
+    assert [(row.model, row.kind) for row in bench.rows] == [
+        *(("minute", kind) for kind in infer.KINDS),
+        *(("resnet8", kind) for kind in ("eager", *infer.ONNX_KINDS)),
     ]
-    assert all(row["latency_ms"] > 0 and row["images_per_second"] > 0 for row in found.rows)
-    assert all((row["bytes"] is None) == (row["kind"] == "eager") for row in found.rows)
-    lines = infer.render(found).splitlines()
-    assert len(lines) == 2 + len(found.rows)
-    json.dumps(found.rows)
+    assert all(row.latency_ms > 0 and row.images_per_second > 0 for row in bench.rows)
+    assert all((row.bytes is None) == (row.kind == "eager") for row in bench.rows)
+    lines = infer.render(bench).splitlines()
+    assert len(lines) == 2 + len(bench.rows)
+    json.dumps(asdict(bench))
 
 
 def test_a_model_that_is_not_there_is_refused_before_anything_is_timed(

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from conftest import Own
-from tinycifar import catalog, data, heatmaps, inference, trained
+from tinycifar import catalog, data, heatmaps, inference, machine, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import onnx_file, parity
@@ -102,6 +102,19 @@ def test_every_variant_has_its_types_and_is_computed_in_int8(
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert kinds.count("QLinearConv") == 6 or variant == "s8s8"  # the stem and five more
     assert kinds.count("Conv") <= 1 or variant == "s8s8"  # that of the class activation map alone
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_a_file_whose_sums_may_overflow_is_not_optimized_without_vnni(
+    exports: Path, monkeypatch: pytest.MonkeyPatch, vnni: bool
+) -> None:
+    monkeypatch.setattr(machine, "has_vnni", lambda: vnni)
+    levels = onnxruntime.GraphOptimizationLevel
+    for name in ("minute.onnx", "minute-int8.onnx", "minute-u8u8.onnx"):
+        level = onnx_file.session(exports / name).get_session_options().graph_optimization_level
+        assert level == levels.ORT_ENABLE_ALL
+    level = onnx_file.session(exports / "minute-s8s8.onnx").get_session_options().graph_optimization_level
+    assert level == (levels.ORT_ENABLE_ALL if vnni else levels.ORT_DISABLE_ALL)
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones(tmp_path: Path) -> None:

@@ -1,21 +1,22 @@
-"""Latency and throughput of inference: ours beside published models, in PyTorch, ONNX and int8, in turn in one run."""
+"""Latency and throughput of inference: ours beside published models, in PyTorch, ONNX and TFLite, in one run."""
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tinycifar import data, inference, machine, metrics, trained
 from tinycifar.data.dataset import MEAN, STD
-from tinycifar.formats import onnx_file, plain
+from tinycifar.formats import onnx_file, plain, tflite, tflite_run
 from tinycifar.summary import summarize
 from tinycifar.trained import Trained
 
@@ -24,7 +25,9 @@ ROUNDS = 30
 WARM_UP = 3
 CALLS = 10  # of one image, for one measurement
 PAUSE_SECONDS = 0.1  # in which the threads of the runtime before stop spinning
-KINDS = ("eager", "onnx", "int8-u8s7", "int8-u8u8", "int8-s8s8")
+ONNX_KINDS = ("onnx", "int8-u8s7", "int8-u8u8", "int8-s8s8")
+TFLITE_KINDS = ("tflite", "tflite-int8")
+KINDS = ("eager", *ONNX_KINDS, *TFLITE_KINDS)
 
 
 class Shortcut(nn.Module):
@@ -85,23 +88,40 @@ SIZES = {  # multiply-accumulates of convolutions and linear layers
 
 
 @dataclass(frozen=True)
+class Row:
+    """What one model costs in one form.
+
+    `kind` is "eager" (PyTorch), one of `ONNX_KINDS` in onnxruntime, int8 ones by their variant in `onnx_file.VARIANTS`,
+    or one of `TFLITE_KINDS` in LiteRT. `macs` are those of an image, `bytes` is the size of the file (None for
+    PyTorch), `accuracy` that on all of CIFAR-10's test images (None for models that were not trained on all of its
+    training images). `latency_ms` of one image and `images_per_second` in batches of 256 are medians.
+    """
+
+    model: str
+    parameters: int
+    macs: int
+    kind: str
+    bytes: int | None = None
+    accuracy: float | None = None
+    latency_ms: float = 0.0
+    images_per_second: float = 0.0
+
+
+@dataclass(frozen=True)
 class InferBench:
     """What `bench_infer` measured, every figure in turn with the others.
 
-    A row has the `model`, its `kind` ("eager" is PyTorch, the others onnxruntime, int8 ones by their variant in
-    `onnx_file.VARIANTS`), `parameters`, `macs` an image, `bytes` of its file (None for eager), `latency_ms` of one
-    image and `images_per_second` in batches of 256, medians, and `accuracy` on all of CIFAR-10's test images, None for
-    models that were not trained on all of its training images. What onnxruntime runs has the class activation map as a
-    second output, PyTorch's forms have none.
+    What onnxruntime runs has the class activation map as a second output, the other forms have none.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     rounds: int
     threads: int
     torch_version: str
     onnxruntime_version: str
     device: str
     instruction_set: str
+    processor: str
     git_revision: str | None
     date: str
 
@@ -109,9 +129,9 @@ class InferBench:
 def bench_infer(names: Sequence[str], *, rounds: int = ROUNDS, accuracy: bool = True) -> InferBench:
     """Time trained models (names as `trained.load` takes) and the published ones, on the CPU, on torch's threads.
 
-    In every round each model in each form answers to one image and to a batch of 256 in turn, after a pause and a call
-    that is not counted. With `accuracy` ours are also scored. Raises ValueError for fewer than 1 round and as
-    `onnx_file.to_onnx` does.
+    TFLite is timed for trained models, if ai-edge-litert is installed. In every round each model in each form answers
+    to one image and to a batch of 256 in turn, after a pause and a call that is not counted. With `accuracy` trained
+    models are also scored, but for TFLite. Raises ValueError for fewer than 1 round and as `onnx_file.to_onnx` does.
     """
     if rounds < 1:
         raise ValueError("at least 1 round is needed")
@@ -124,13 +144,13 @@ def bench_infer(names: Sequence[str], *, rounds: int = ROUNDS, accuracy: bool = 
         seconds: list[tuple[list[float], list[float]]] = [([], []) for _ in subjects]
         for turn in range(WARM_UP + rounds):
             for (_, call), (singles, batches) in zip(subjects, seconds, strict=True):
-                found = _time(call, one, CALLS), _time(call, many, 1)
+                single, batch = _time(call, one, CALLS), _time(call, many, 1)
                 if turn >= WARM_UP:
-                    singles.append(found[0])
-                    batches.append(found[1])
+                    singles.append(single)
+                    batches.append(batch)
     rows = [
-        {**about, "latency_ms": 1e3 * median(singles), "images_per_second": BATCH / median(batches)}
-        for (about, _), (singles, batches) in zip(subjects, seconds, strict=True)
+        replace(row, latency_ms=1e3 * median(singles), images_per_second=BATCH / median(batches))
+        for (row, _), (singles, batches) in zip(subjects, seconds, strict=True)
     ]
     import onnxruntime
 
@@ -139,6 +159,7 @@ def bench_infer(names: Sequence[str], *, rounds: int = ROUNDS, accuracy: bool = 
         rows,
         rounds,
         onnxruntime_version=onnxruntime.__version__,
+        processor=machine.processor(),
         **{name: known[name] for name in machine.MEASURED_ON},
     )
 
@@ -152,7 +173,7 @@ def _time(call: Callable[[Tensor], object], images: Tensor, calls: int) -> float
     return (time.perf_counter() - start) / calls
 
 
-Subject = tuple[dict[str, Any], Callable[[Tensor], object]]
+Subject = tuple[Row, Callable[[Tensor], object]]
 
 
 def _eager(model: nn.Module) -> Callable[[Tensor], object]:
@@ -170,34 +191,57 @@ def _session(path: Path) -> Callable[[Tensor], object]:
     return lambda images: session.run([onnx_file.LOGITS], {onnx_file.INPUT: images.numpy()})
 
 
-def _subjects(
-    about: dict[str, Any], model: nn.Module, paths: dict[str, Path], accuracy: dict[str, float] | None = None
-) -> list[Subject]:
-    calls = {"eager": _eager(model), **{kind: _session(path) for kind, path in paths.items()}}
+def _interpreter(path: Path) -> Callable[[Tensor], object]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    prepared = {}
+
+    def call(images: Tensor) -> object:
+        count = len(images)
+        if count not in prepared:
+            interpreter = Interpreter(str(path), num_threads=torch.get_num_threads())
+            (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
+            interpreter.resize_tensor_input(source["index"], [count, *source["shape"][1:]])
+            interpreter.allocate_tensors()
+            levels = (images * 255).round().to(torch.uint8)
+            values = np.stack(list(tflite_run.inputs(levels, int8=source["dtype"] == np.int8)))
+            prepared[count] = interpreter, source["index"], target["index"], values
+        interpreter, source_index, target_index, values = prepared[count]
+        interpreter.set_tensor(source_index, values)
+        interpreter.invoke()
+        return interpreter.get_tensor(target_index)
+
+    return call
+
+
+def _subjects(row: Row, model: nn.Module, paths: dict[str, Path], accuracy: dict[str, float]) -> list[Subject]:
+    calls = {"eager": _eager(model)}
+    calls |= {kind: _interpreter(path) if kind in TFLITE_KINDS else _session(path) for kind, path in paths.items()}
     sizes = {kind: path.stat().st_size for kind, path in paths.items()}
-    scores = accuracy or {}
     return [
-        ({**about, "kind": kind, "bytes": sizes.get(kind), "accuracy": scores.get(kind)}, call)
+        (replace(row, kind=kind, bytes=sizes.get(kind), accuracy=accuracy.get(kind)), call)
         for kind, call in calls.items()
     ]
 
 
 def _ours(model: Trained, folder: Path, accuracy: bool) -> list[Subject]:
-    paths = {kind: folder / f"{model.name}-{kind}.onnx" for kind in KINDS[1:]}
+    paths = {kind: folder / f"{model.name}-{kind}.onnx" for kind in ONNX_KINDS}
     onnx_file.to_onnx(model, paths["onnx"])
-    for kind in KINDS[2:]:
+    for kind in ONNX_KINDS[1:]:
         onnx_file.to_int8(model, paths[kind], variant=kind.removeprefix("int8-"))
-    table = summarize(model.model)
-    scores = None
+    scores: dict[str, float] = {}
     if accuracy and model.data == "cifar10" and not model.data_digest and not model.validation_images:
         dataset = data.load()
         images, labels = dataset.test_images, dataset.test_labels
         logits = {"eager": inference.logits(model.model, images)}
         logits |= {kind: onnx_file.logits(path, images) for kind, path in paths.items()}
         scores = {kind: metrics.correct_count(values, labels) / len(labels) for kind, values in logits.items()}
-    return _subjects(
-        {"model": model.name, "parameters": table.parameters, "macs": table.macs}, model.model, paths, scores
-    )
+    if importlib.util.find_spec("ai_edge_litert"):
+        for kind in TFLITE_KINDS:
+            paths[kind] = folder / f"{model.name}-{kind}.tflite"
+            tflite.to_tflite(model, paths[kind], int8=kind == "tflite-int8")
+    table = summarize(model.model)
+    return _subjects(Row(model.name, table.parameters, table.macs, "eager"), model.model, paths, scores)
 
 
 class _Normalize(nn.Module):
@@ -213,29 +257,29 @@ def _published(name: str, folder: Path) -> list[Subject]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = PUBLISHED[name]()
-    paths = {kind: folder / f"{name}-{kind}.onnx" for kind in KINDS[1:]}
+    paths = {kind: folder / f"{name}-{kind}.onnx" for kind in ONNX_KINDS}
     proto = onnx_file.float_model(model)
     paths["onnx"].write_bytes(proto.SerializeToString())
-    for kind in KINDS[2:]:
+    for kind in ONNX_KINDS[1:]:
         variant = kind.removeprefix("int8-")
         model_of_kind = onnx_file.quantized(proto, data.sample().train_images, variant=variant)
         paths[kind].write_bytes(model_of_kind.SerializeToString())
     logits_alone = nn.Sequential(_Normalize(model.mean, model.std), model.trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return _subjects({"model": name, **SIZES[name]}, logits_alone.append(model.head), paths)
+    return _subjects(Row(name, kind="eager", **SIZES[name]), logits_alone.append(model.head), paths, {})
 
 
 def render(bench: InferBench) -> str:
     """Lay a measurement out as lines of text."""
     lines = [
-        f"{bench.device}, {bench.instruction_set}, {bench.threads} threads, torch {bench.torch_version}, "
-        f"onnxruntime {bench.onnxruntime_version}; medians of {bench.rounds} rounds in turn",
+        f"{bench.processor}, {bench.threads} threads, torch {bench.torch_version}, onnxruntime "
+        f"{bench.onnxruntime_version}; medians of {bench.rounds} rounds in turn",
         f"{'model':<12} {'in':<12} {'kB':>7} {'accuracy':>9} {'ms, one image':>14} {'images/s by 256':>16}",
     ]
     for row in bench.rows:
-        size = "" if row["bytes"] is None else f"{row['bytes'] / 1000:.0f}"
-        accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
+        size = "" if row.bytes is None else f"{row.bytes / 1000:.0f}"
+        accuracy = "" if row.accuracy is None else f"{row.accuracy:.2%}"
         lines.append(
-            f"{row['model']:<12} {row['kind']:<12} {size:>7} {accuracy:>9} {row['latency_ms']:>14.3f} "
-            f"{row['images_per_second']:>16,.0f}"
+            f"{row.model:<12} {row.kind:<12} {size:>7} {accuracy:>9} {row.latency_ms:>14.3f} "
+            f"{row.images_per_second:>16,.0f}"
         )
     return "\n".join(lines)

@@ -74,7 +74,9 @@ def _how_to_contribute(recipe_name: str, name: str, *, recorded: bool) -> str:
 @terminal.option(
     "--rounds", type=click.IntRange(1), metavar="N", default=infer.ROUNDS, show_default=True, help="Runs of each."
 )
-@terminal.option("--record", is_flag=True, help="Write results/bench-infer.json; for all shipped models only.")
+@terminal.option(
+    "--record", is_flag=True, help="Write results/bench-infer/PROCESSOR.json; for all shipped models only."
+)
 @terminal.threads_option
 @terminal.json_option
 def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads: int | None, as_json: bool) -> None:
@@ -82,7 +84,7 @@ def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads
     if record and (model_names or rounds != infer.ROUNDS):
         raise ValueError("--record is for all shipped models: leave out MODEL and --rounds")
     terminal.set_threads(threads)
-    path = run.record_path("", "bench-infer", torch.device("cpu")) if record else None
+    path = run.record_path("bench-infer", machine.processor_slug(), torch.device("cpu")) if record else None
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     result = infer.bench_infer(model_names or tuple(catalog.shipped()), rounds=rounds)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinycifar import __version__, atomic, inference
+from tinycifar import __version__, atomic, inference, machine
 from tinycifar.data import Dataset
 from tinycifar.formats import parity, plain
 from tinycifar.formats.parity import Exported
@@ -26,6 +26,7 @@ from tinycifar.trained import Trained
 
 OPSET = 18
 INPUT, LOGITS, ACTIVATION = "images", "logits", "class_activation"
+INT8 = "int8"  # the key of the metadata that names the variant of an int8 file
 NEEDED = 'exporting needs more packages: pip install "tinycifar[export]"'
 
 
@@ -148,17 +149,33 @@ def quantized(model: Any, calibration: Tensor, *, variant: str) -> Any:
             # Zero points that are equal across channels, without which the runtime would go back to float.
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": types.symmetric},
         )
-        return _finished(onnx.load(target))
+        model = onnx.load(target)
+        entry = model.metadata_props.add()
+        entry.key, entry.value = INT8, variant
+        return _finished(model)
 
 
 def session(model: Path | bytes, threads: int = 0) -> Any:
-    """An onnxruntime session for a file, or its content, on the CPU with that many threads; 0 for its own choice."""
+    """An onnxruntime session for a file, or its content, on the CPU with that many threads; 0 for its own choice.
+
+    onnxruntime 1.32 sums products of signed 8-bit integers in 16 bits on x86 processors without VNNI. The sums of an
+    "s8s8" file overflow there (findings/onnxruntime-s8s8-overflows-without-vnni.sh), so it is not optimized: its
+    convolutions are then computed in float on the numbers that the integers stand for, as ONNX defines them.
+    """
     onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-    )
+
+    def open_session() -> Any:
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
+
+    opened = open_session()
+    if opened.get_modelmeta().custom_metadata_map.get(INT8) == "s8s8" and not machine.has_vnni():
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        opened = open_session()
+    return opened
 
 
 def logits(model: Path | bytes, images: Tensor, batch_size: int = 500) -> Tensor:
