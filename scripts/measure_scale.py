@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quick = parser.parse_args(arguments).quick
     rounds, images = (1, 2 * BATCH) if quick else (3, 20 * BATCH)
     path = None if quick else run.record_path("", "scale", torch.device("cpu"))
-    environment: dict[str, Any] = machine.environment(torch.device("cpu"))
+    measured_on = machine.measured_on(torch.device("cpu"))
     content: dict[str, Any] = {"rounds": rounds, "images": images, "training": {}, "serving": {}}
     with tempfile.TemporaryDirectory() as name:
         for recipe in RECIPES[: 1 if quick else None]:
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         web.write(trained.load("accurate", "cpu"), Path(name))
         content["page_bytes"] = sum(file.stat().st_size for file in Path(name).rglob("*") if file.is_file())
-    content |= {name: environment[name] for name in machine.MEASURED_ON}
+    content |= measured_on
     if path is not None:
         atomic.write_json(path, content)
         print(f"Record: {path}")

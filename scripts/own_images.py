@@ -74,7 +74,6 @@ def main() -> None:
         chosen = few(dataset, seed)
         for way, (recipe, init) in WAYS.items():
             runs[way].append(measure(shortened(recipe), chosen, seed, init))
-    environment = machine.environment(torch.device("cpu"))
     content = {
         "data": {"name": dataset.name, "digest": dataset.digest, "test_images": len(dataset.test_labels)},
         "minute": minute,
@@ -82,7 +81,7 @@ def main() -> None:
             "images_a_class": EACH,
             **{way: {"recipe": asdict(of), "init": init, "runs": runs[way]} for way, (of, init) in WAYS.items()},
         },
-        **{name: environment[name] for name in machine.MEASURED_ON},
+        **machine.measured_on(torch.device("cpu")),
     }
     if path is not None:
         atomic.write_json(path, content)

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tinycifar import atomic, catalog, recipes, run, trained
+from tinycifar import atomic, catalog, recipes, run, trained, typed
 from tinycifar.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,16 +30,20 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
         raise ValueError(f"{directory} changed its recipe")
     environment, evaluation = run.read_environment(directory), run.read_evaluation(directory)
     record = atomic.read_json(ROOT / "results" / recipe.name / "seed-0.json")
-    if (environment["seed"], evaluation["accuracy"]) != (0, record["test_accuracy"]):
+    if (environment.seed, evaluation["accuracy"]) != (0, record["test_accuracy"]):
         raise ValueError(f"{directory} is not seed 0 with the test accuracy of its record, {record['test_accuracy']}")
     if not recipes.same(run.read_recipe(twin), replace(recipe, validation_images=VALIDATION_IMAGES)):
         raise ValueError(f"{twin} is not the same recipe with {VALIDATION_IMAGES} validation images")
     held_out, of_twin = run.read_evaluation(twin), run.read_environment(twin)
-    digests = [[teacher["sha256"] for teacher in of.get("teachers", [])] for of in (environment, of_twin, record)]
+    digests = [
+        [teacher.sha256 for teacher in environment.teachers],
+        [teacher.sha256 for teacher in of_twin.teachers],
+        [teacher["sha256"] for teacher in record.get("teachers", [])],
+    ]
     if not digests[0] == digests[1] == digests[2]:
         raise ValueError(f"{directory}, its record and {twin} do not have the same teachers")
     images = 50_000 - VALIDATION_IMAGES
-    if (of_twin["seed"], of_twin["data"], of_twin["train_images"]) != (0, "cifar10", images):
+    if (of_twin.seed, of_twin.data, of_twin.train_images) != (0, "cifar10", images):
         raise ValueError(f"{twin} is not of seed 0 on {images} images of CIFAR-10")
     if (held_out["split"], len(run.read_metrics(twin))) != ("validation", recipe.epochs):
         raise ValueError(f"{twin} was not trained to its end and evaluated on its validation images")
@@ -77,7 +81,7 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "recipe": asdict(recipe),
         "teachers": record.get("teachers", []),
-        "environment": {name: value for name, value in environment.items() if name not in PATHS},
+        "environment": {name: value for name, value in typed.to_json(environment).items() if name not in PATHS},
     }
     atomic.write_json(file.with_suffix(".json"), content)
     return content

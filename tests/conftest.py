@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tinycifar.data import Dataset
+    from tinycifar.environment import Environment
 
 # Tests are small: more threads gain nothing, and beside other processes they wait for each other.
 # tests/processors.py sets another number.
@@ -47,6 +48,14 @@ def float64() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def environment(**fields: Any) -> Environment:
+    """The environment of a run, of which a test cares only for these fields."""
+    from tinycifar.environment import Environment
+
+    others = {"device": "cpu: x", "threads": 1, "precision": "float32", "data": "sample", "train_images": 300}
+    return Environment(**{**others, "seed": 0, "resumes": (), **fields})
 
 
 def distance(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> float:
@@ -150,15 +159,7 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> Own:
     directory = tmp_path_factory.mktemp("thousand") / "run"
     directory.mkdir()
     recipe = recipes.get("minute")
-    environment = {
-        "data": "many",
-        "seed": 0,
-        "train_images": 400,
-        "threads": 1,
-        "device": "cpu",
-        "precision": "float32",
-    }
-    run.start(directory, recipe, {**environment, "data_digest": dataset.digest, "resumes": []})
+    run.start(directory, recipe, environment(data="many", train_images=400, data_digest=dataset.digest))
     save_weights(
         directory / "model.safetensors",
         model,

@@ -3,6 +3,7 @@ import os
 import random
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import faults
-from tinycifar import atomic, augment, checkpoint, data, recipes, run, training
+from tinycifar import atomic, augment, checkpoint, data, recipes, run, training, typed
 from tinycifar.checkpoint import State
 from tinycifar.models import build
 from tinycifar.optim import build as build_optimizers
@@ -107,9 +108,9 @@ def test_what_differs_from_the_run_is_refused_by_name(tmp_path: Path) -> None:
     training.train(recipe, "sample", out=tmp_path / "run", limit=60)
     other = recipes.with_settings(recipe, ["epochs=3", "weight_decay=0.1"])
     for changed, options, message in (
-        (other, {}, "trained with different settings: epochs is 2 there, not 3, weight_decay is 0.0 there, not 0.1"),
-        (recipe, {"seed": 5}, "seed is 0 there, not 5"),
-        (recipe, {"limit": 50}, "train_images is 60 there, not 50"),
+        (other, {}, "trained with different settings: epochs was 2, not 3, weight_decay was 0.0, not 0.1"),
+        (recipe, {"seed": 5}, "seed was 0, not 5"),
+        (recipe, {"limit": 50}, "train_images was 60, not 50"),
     ):
         arguments: dict[str, Any] = {"limit": 60, **options}
         with pytest.raises(ValueError, match=message):
@@ -120,30 +121,30 @@ def test_another_thread_count_is_warned_about_and_recorded(tmp_path: Path, capsy
     recipe = short("minute")
     faults.interrupt(recipe, tmp_path / "run", 2, limit=60)
     environment = run.read_environment(tmp_path / "run")
-    changed = environment | {"threads": 64, "torch_version": "2.0", "instruction_set": "sse41"}
-    atomic.write_json(tmp_path / "run" / "environment.json", changed)
-    content, told = run.resumed(tmp_path / "run", environment, 2)
-    assert [line.split(":")[0] for line in told] == [
-        f"instruction_set was sse41 and is {environment['instruction_set']}",
-        f"threads was 64 and is {environment['threads']}",
-        f"torch_version was 2.0 and is {environment['torch_version']}",
+    changed = replace(environment, threads=64, torch_version="2.0", instruction_set="sse41")
+    atomic.write_json(tmp_path / "run" / "environment.json", typed.to_json(changed))
+    resumed, warnings = run.resumed(tmp_path / "run", environment, 2)
+    assert [line.split(":")[0] for line in warnings] == [
+        f"instruction_set was sse41 and is {environment.instruction_set}",
+        f"threads was 64 and is {environment.threads}",
+        f"torch_version was 2.0 and is {environment.torch_version}",
     ]
-    assert content["resumes"][0]["threads"] == environment["threads"]
-    assert content["resumes"][0]["instruction_set"] == environment["instruction_set"]
-    assert run.read_environment(tmp_path / "run")["resumes"] == content["resumes"]
+    assert resumed.resumes[0]["threads"] == environment.threads
+    assert resumed.resumes[0]["instruction_set"] == environment.instruction_set
+    assert run.read_environment(tmp_path / "run") == resumed
 
 
 def test_a_run_that_names_neither_family_nor_instruction_set_is_resumed_without_a_warning(tmp_path: Path) -> None:
     faults.interrupt(short("minute"), tmp_path / "run", 2, limit=60)
     environment = run.read_environment(tmp_path / "run")
-    details = environment | {"device": "cpu: AMD EPYC (Zen 4, family 25 model 17)"}
-    old = details | {"device": "cpu: AMD EPYC"}
+    now = replace(environment, device="cpu: AMD EPYC (Zen 4, family 25 model 17)")
+    old = typed.to_json(now) | {"device": "cpu: AMD EPYC"}
     del old["instruction_set"]
     atomic.write_json(tmp_path / "run" / "environment.json", old)
-    content, changes = run.resumed(tmp_path / "run", details, 2)
+    resumed, changes = run.resumed(tmp_path / "run", now, 2)
     assert changes == []
-    assert content["instruction_set"] is None
-    _, changes = run.resumed(tmp_path / "run", details | {"device": "cpu: AMD EPYC 9654 (family 25 model 17)"}, 2)
+    assert resumed.instruction_set is None
+    _, changes = run.resumed(tmp_path / "run", replace(now, device="cpu: AMD EPYC 9654 (family 25 model 17)"), 2)
     assert [change.split(" was ")[0] for change in changes] == ["device"]
 
 
@@ -270,7 +271,7 @@ def test_a_file_with_a_fitting_manifest_that_is_no_checkpoint_is_refused(saved: 
         path = saved.paths[1]
         save_file({"x": torch.zeros(2)}, path, metadata)
         path.with_suffix(".json").write_bytes(checkpoint._manifest(path.name, path.read_bytes()))
-        with pytest.raises(ValueError, match="is no checkpoint of ours"):
+        with pytest.raises(ValueError, match="is not a checkpoint of tinycifar"):
             checkpoint.read(path)
 
 

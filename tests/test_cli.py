@@ -416,7 +416,7 @@ def test_the_same_command_goes_on_with_the_seeds_of_a_folder_and_another_recipe_
         (["--seeds", "3", "--set", "batch_size=16"], "was trained by another recipe; name a new folder with --out"),
         (
             ["--seeds", "3", "--limit", "16"],
-            "many/seed-0 was trained with different settings: train_images is 32 there, not 16",
+            "many/seed-0 was trained with different settings: train_images was 32, not 16",
         ),
     ):
         done = tinycifar(*words, *refused)
@@ -518,12 +518,12 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         (["train", "--resume", "nowhere"], "environment.json is missing"),
         ([*sample, "--checkpoint-seconds", "nan"], "the seconds between checkpoints must be at least 0, not nan"),
         (["train", "--resume", trained, "--out", "new"], "leave out --out and --seeds"),
-        (["train", "--resume", trained, "--seed", "9"], "was trained with different settings: seed is 0 there, not 9"),
+        (["train", "--resume", trained, "--seed", "9"], "was trained with different settings: seed was 0, not 9"),
         (
             ["train", "reference-30", "--resume", trained],
-            "trained with different settings: name is minute there, not reference-30",
+            "trained with different settings: name was minute, not reference-30",
         ),
-        (["train", "--resume", trained, "--set", "nesterov=false"], "nesterov is True there, not False"),
+        (["train", "--resume", trained, "--set", "nesterov=false"], "nesterov was True, not False"),
         (["compare", "nowhere"], "recipe.json is missing"),
         (["compare", trained, trained], "a run is named twice"),
         ([*sample, "--seeds", "0"], "0 is not in the range"),

@@ -166,6 +166,6 @@ def test_a_teacher_that_does_not_belong_to_the_recipe_or_saw_validation_images_i
     assert not out.exists()
     training.train(LEARNING, data.sample(), out=out, limit=32, teachers=[minute], stop_after_epoch=1)
     with pytest.raises(
-        ValueError, match=r"trained with different settings: teachers is \['[0-9a-f]{64}'\] there, not \['abc'\]"
+        ValueError, match=r"trained with different settings: teachers was \['[0-9a-f]{64}'\], not \['abc'\]"
     ):
         training.train(LEARNING, data.sample(), resume=out, limit=32, teachers=[replace(minute, sha256="abc")])

@@ -10,7 +10,7 @@ FOLDER = Path(tinycifar.__file__).parent
 # From the lowest stage to the highest. A module may import those of lower stages and of its own.
 STAGES = [
     {"__init__"},  # the version; the rest of it loads on first use
-    {"atomic", "catalog", "machine", "memory", "signals", "words"},
+    {"atomic", "catalog", "environment", "machine", "memory", "signals", "typed", "words"},
     {"data", "dataset", "pictures"},  # the last two are former names of modules in `data`
     {"scale"},
     # the core of the pipeline

@@ -30,13 +30,13 @@ def set_capabilities(monkeypatch: pytest.MonkeyPatch, *flags: str, aten: str) ->
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: aten)
 
 
-def test_the_environment_says_what_a_figure_depends_on() -> None:
-    details = machine.environment(CPU)
-    assert details["device"].startswith("cpu: ")
-    assert details["instruction_set"] == machine.instruction_set()
-    assert details["threads"] == torch.get_num_threads()
-    assert details["torch_version"] == torch.__version__
-    assert details["date"].endswith("+00:00")
+def test_the_machine_says_what_a_figure_depends_on() -> None:
+    current = machine.current(CPU)
+    assert current.device.startswith("cpu: ")
+    assert current.instruction_set == machine.instruction_set()
+    assert current.threads == torch.get_num_threads()
+    assert current.torch_version == torch.__version__
+    assert current.date.endswith("+00:00")
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

@@ -60,7 +60,9 @@ def test_a_new_run_starts_from_the_weights_of_an_old_one(old: Path, tmp_path: Pa
     recipe = run.read_recipe(old / "run")
     result = training.train(recipe, data.sample(), out=tmp_path / "new", init=trained.load(old / "run", "cpu"))
     assert result.complete
-    assert run.read_environment(tmp_path / "new")["init"]["sha256"] == trained.load(old / "run", "cpu").sha256
+    init = run.read_environment(tmp_path / "new").init
+    assert init is not None
+    assert init.sha256 == trained.load(old / "run", "cpu").sha256
 
 
 def test_a_sweep_adds_a_trial_to_an_old_study(old: Path, tinycifar: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from conftest import environment
 from tinycifar import machine, models, recipes, run, signals, trained
 
 
@@ -40,9 +41,12 @@ def test_metrics_are_appended_and_read_back_in_order(tmp_path: Path) -> None:
 
 
 def test_a_run_starts_with_its_recipe_and_environment_on_disk(tmp_path: Path) -> None:
-    run.start(tmp_path, recipes.get("reference-40"), {"seed": 3})
+    run.start(tmp_path, recipes.get("reference-40"), environment(seed=3, limit=5))
     assert json.loads((tmp_path / "recipe.json").read_text())["epochs"] == 40
-    assert json.loads((tmp_path / "environment.json").read_text()) == {"seed": 3}
+    content = json.loads((tmp_path / "environment.json").read_text())
+    assert (content["seed"], content["limit"], content["resumes"], content["init"]) == (3, 5, [], None)
+    assert "skipped_images" not in content
+    assert run.read_environment(tmp_path) == environment(seed=3, limit=5)
 
 
 def test_a_record_lies_where_its_recipe_seed_and_device_say_and_is_never_replaced(
@@ -134,7 +138,7 @@ def test_what_a_killed_start_left_behind_is_no_run_and_is_removed(tmp_path: Path
     for name in (".lock", "environment.json", ".recipe.json.a1b2c3d4", ".environment.json.zzzzzzz_"):
         (tmp_path / name).touch()
     run.check_unused(tmp_path)
-    run.start(run.create(tmp_path, "minute", 0), recipes.get("minute"), {"seed": 3})
+    run.start(run.create(tmp_path, "minute", 0), recipes.get("minute"), environment())
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "environment.json", "recipe.json"}
     for name in (".env", ".recipe.json.a1b2c3d", "notes.json.a1b2c3d4"):
         used = tmp_path / f"used {name}"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from conftest import environment
 from tinycifar import catalog, data, inference, library, models, recipes, run, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES, Origin
@@ -18,15 +19,6 @@ ABOUT: dict[str, Any] = {
     "classes": CLASSES,
     "data": "sample",
     "validation_images": 0,
-}
-ENVIRONMENT: dict[str, Any] = {
-    "data": "mine",
-    "seed": 0,
-    "train_images": 20,
-    "threads": 1,
-    "device": "cpu",
-    "precision": "float32",
-    "resumes": [],
 }
 
 
@@ -200,7 +192,7 @@ def test_a_start_takes_all_weights_for_the_same_classes_and_all_but_the_head_for
 @pytest.mark.parametrize(("name", "width"), [("nanonet", 1.0), ("whitenet", 0.5)])
 def test_a_start_from_another_architecture_or_width_is_refused_with_what_would_do(name: str, width: float) -> None:
     model = models.build(name, width=width)
-    with pytest.raises(ValueError, match=r"minute is a whitenet of width 1, .* --set model=whitenet --set width=1, w"):
+    with pytest.raises(ValueError, match=r"minute is a whitenet of width 1, .* `model=whitenet` and `width=1`, w"):
         trained.start_from(model, trained.load("minute", "cpu"), CLASSES)
 
 
@@ -220,7 +212,7 @@ def test_a_model_that_may_have_seen_what_is_held_out_is_no_start_and_no_teacher(
 def test_images_that_a_run_has_seen_are_found_in_data_that_has_grown(tmp_path: Path) -> None:
     """The same folder and one picture more is other data by its digest, and has been seen all the same."""
     known = trained_on(own_data(tmp_path / "mine", images=10), tmp_path / "run")
-    run.start(tmp_path / "run", recipes.get("minute"), ENVIRONMENT)
+    run.start(tmp_path / "run", recipes.get("minute"), environment(data="mine"))
     run.write_seen(tmp_path / "run", [data.load(tmp_path / "mine").digests("train")])
     pictures.to_image(data.sample().train_images[99]).save(tmp_path / "mine/train/wurst/one-more.png")
     grown = data.load(tmp_path / "mine")

@@ -197,7 +197,7 @@ def test_in_bfloat16_the_weights_stay_float32_and_the_gradient_is_nearly_the_sam
     exact, rounded = first_gradient(recipe, tmp_path / "float32"), first_gradient(low, tmp_path / "bfloat16")
     learned = load_file(tmp_path / "bfloat16" / "model.safetensors")
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in learned.values())
-    assert run.read_environment(tmp_path / "bfloat16")["precision"] == "bfloat16"
+    assert run.read_environment(tmp_path / "bfloat16").precision == "bfloat16"
     difference = ((rounded - exact).norm() / exact.norm()).item()
     assert 1e-4 < difference < 0.2  # bfloat16 has 8 bits: 0.058 on an AMD EPYC with AVX-512, 0.059 with AVX2
     other = first_gradient(recipe, tmp_path / "other", seed=1)
@@ -502,9 +502,10 @@ def test_a_run_begins_with_the_weights_it_is_given_and_remembers_whose_they_are(
     for name in weights:
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(found[name], weights[name], rtol=1e-4, atol=1e-5)
-    about = run.read_environment(result.directory)["init"]
-    assert (about["name"], about["sha256"]) == ("minute", known.sha256)
-    with pytest.raises(ValueError, match=r"trained with different settings: init is .* there, not None"):
+    about = run.read_environment(result.directory).init
+    assert about is not None
+    assert (about.name, about.sha256) == ("minute", known.sha256)
+    with pytest.raises(ValueError, match=r"trained with different settings: init was .*, not None"):
         training.train(recipe, data.sample(), resume=result.directory, limit=64)
 
 

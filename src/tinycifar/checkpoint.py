@@ -119,17 +119,17 @@ def capture(
     optimizers: list[Optimizer],
     state: State,
     device: torch.device,
-    of_ranks: Sequence[dict[str, Tensor]] | None = None,
+    rank_states: Sequence[dict[str, Tensor]] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All that decides how a training goes on: tensors by name, and what JSON can hold.
+    """Everything that decides how a training continues: tensors by name, and values for JSON.
 
-    `of_ranks` are the `generators` of each of several processes that train as one (default: those of this process).
+    `rank_states` are the `generators` of each of several processes that train as one (default: those of this process).
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         for index, entries in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{name}": tensor for name, tensor in entries.items()}
-    for rank, states in enumerate(of_ranks or [generators(device)]):
+    for rank, states in enumerate(rank_states or [generators(device)]):
         tensors |= {f"generator.{f'{rank}.' if rank else ''}{name}": state for name, state in states.items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     about: dict[str, Any] = {}
@@ -148,14 +148,14 @@ def generators(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore(
-    found: Checkpoint, model: nn.Module, optimizers: list[Optimizer], device: torch.device, rank: int = 0
+    checkpoint: Checkpoint, model: nn.Module, optimizers: list[Optimizer], device: torch.device, rank: int = 0
 ) -> State:
-    """Put back what `capture` gave; ValueError if it is of another model or other optimizers.
+    """Restore the result of `capture`; ValueError if it is of another model or other optimizers.
 
-    The generators of a rank that was not there before stay as they are.
+    The generators of a rank that the checkpoint does not have stay as they are.
     """
     parts: dict[str, dict[str, Any]] = {}
-    for name, value in (*found.tensors.items(), *found.about.items()):
+    for name, value in (*checkpoint.tensors.items(), *checkpoint.about.items()):
         kind, _, rest = name.partition(".")
         parts.setdefault(kind, {})[rest] = value
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
@@ -166,16 +166,16 @@ def restore(
             states[int(number)].setdefault(int(index), {})[key] = tensor.to(device)
         for optimizer, entries in zip(optimizers, states, strict=True):
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-        stored, of_rank = parts["generator"], f"{rank}." if rank else ""
-        if rank == 0 or f"{of_rank}cpu" in stored:
-            torch.set_rng_state(stored[f"{of_rank}cpu"])
-        if device.type == "cuda" and f"{of_rank}cuda" in stored:
-            torch.cuda.set_rng_state(stored[f"{of_rank}cuda"], device)
+        stored, prefix = parts["generator"], f"{rank}." if rank else ""
+        if rank == 0 or f"{prefix}cpu" in stored:
+            torch.set_rng_state(stored[f"{prefix}cpu"])
+        if device.type == "cuda" and f"{prefix}cuda" in stored:
+            torch.cuda.set_rng_state(stored[f"{prefix}cuda"], device)
         values: dict[str, Any] = parts["state"]
         values |= {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
         return State(**values, best={name: tensor.to(device) for name, tensor in parts.get("best", {}).items()})
     except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{found.path} does not fit this model: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{checkpoint.path} does not fit this model: {str(error).splitlines()[0]}") from None
 
 
 def save(
@@ -184,15 +184,15 @@ def save(
     optimizers: list[Optimizer],
     state: State,
     device: torch.device,
-    of_ranks: Sequence[dict[str, Tensor]] | None = None,
+    rank_states: Sequence[dict[str, Tensor]] | None = None,
 ) -> Path:
     """Write the checkpoint of a run after `state.step` updates, then remove all but the newest ones; gives its file.
 
-    Raises OSError where the disk fails; the checkpoints before are then as they were.
+    Raises OSError if the disk fails; earlier checkpoints are then unchanged.
     """
     folder = directory / FOLDER
     path = folder / f"step-{state.step}.safetensors"
-    tensors, about = capture(model, optimizers, state, device, of_ranks)
+    tensors, about = capture(model, optimizers, state, device, rank_states)
     # Sums over a tensor round differently in another memory layout, so the layout is part of the state.
     strides = {name: list(tensor.stride()) for name, tensor in tensors.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -207,37 +207,37 @@ def save(
 
 
 def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a run that is whole, and what is wrong with newer ones, a line each.
+    """The newest whole checkpoint of a run, and a line about each newer one that is damaged.
 
-    Those are put aside under the ending `.damaged`. None where there is none that is whole and no epoch was finished,
-    so that nothing is lost by starting over; ValueError, with all left as it was, if there should be one.
+    Damaged ones are renamed to end in `.damaged`. Without a whole checkpoint it is None if no epoch was finished, so
+    that nothing is lost by starting over; otherwise ValueError, and nothing is renamed.
     """
     folder = directory / FOLDER
     problems: list[str] = []
     aside: list[Path] = []
-    found = None
+    newest = None
     for path in reversed(_files(folder)):
         try:
-            found = read(path)
+            newest = read(path)
             break
         except ValueError as error:
             problems.append(str(error))
             aside += [path, path.with_suffix(".json")]
-    if found is None and (run.read_metrics(directory) or (directory / "evaluation.json").exists()):
+    if newest is None and (run.read_metrics(directory) or (directory / "evaluation.json").exists()):
         raise ValueError(f"{directory} has no whole checkpoint to resume from{''.join(f'; {p}' for p in problems)}")
-    for place in (directory, folder):
-        atomic.remove_unfinished(place)
+    for inside in (directory, folder):
+        atomic.remove_unfinished(inside)
     for path in aside:
         if path.exists():
             path.replace(path.with_name(f"{path.name}.damaged"))
-    instead = "starting over" if found is None else f"going back to {found.path.name}"
-    return found, [f"{problem}; {instead}" for problem in problems]
+    instead = "starting over" if newest is None else f"going back to {newest.path.name}"
+    return newest, [f"{problem}; {instead}" for problem in problems]
 
 
 def read(path: Path) -> Checkpoint:
-    """Read one checkpoint file; ValueError, naming it, unless it is to the byte what was written.
+    """Read one checkpoint file; ValueError, naming it, unless its bytes are those that were written.
 
-    Where the disk cannot be read it is an OSError, which says nothing of the file.
+    Raises OSError if the disk cannot be read, which says nothing about the file.
     """
     content = path.read_bytes()
     try:
@@ -254,7 +254,7 @@ def read(path: Path) -> Checkpoint:
         for name, tensor in tensors.items():
             tensors[name] = torch.empty_strided(tensor.shape, strides[name], dtype=tensor.dtype).copy_(tensor)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is no checkpoint of ours: {error}") from None
+        raise ValueError(f"{path} is not a checkpoint of tinycifar: {error}") from None
     return Checkpoint(path, tensors, about)
 
 
@@ -265,6 +265,6 @@ def _manifest(name: str, content: bytes) -> bytes:
 
 def _files(folder: Path) -> list[Path]:
     """Checkpoint files, oldest first; none if there is no folder, OSError if it cannot be read."""
-    inside = list(folder.iterdir()) if folder.exists() else []
-    found = [path for path in inside if re.fullmatch(r"step-\d+\.safetensors", path.name)]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
+    paths = list(folder.iterdir()) if folder.exists() else []
+    files = [path for path in paths if re.fullmatch(r"step-\d+\.safetensors", path.name)]
+    return sorted(files, key=lambda path: int(path.stem.removeprefix("step-")))

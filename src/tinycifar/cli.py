@@ -73,11 +73,11 @@ def main(arguments: list[str] | None = None) -> None:
         code = _code(error)
         if code is None:
             raise  # a bug, which needs its traceback
-        tell: bool | None = getattr(error, "tell", None)  # of a LostRankError
-        if tell is not None:
+        report: bool | None = getattr(error, "report", None)  # of a LostRankError
+        if report is not None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the processes that are left, as this one is
         message = terminal.problem(error) if isinstance(error, OSError) else str(error)
-        code = terminal.fail(message, code, tell)
+        code = terminal.fail(message, code, report)
     sys.exit(code)
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from tinycifar import catalog, inference, recipes, run, signals, trained
 from tinycifar.augment import Augmentation, Parameters
 from tinycifar.data import Dataset
+from tinycifar.environment import UsedModel
 from tinycifar.recipes import Recipe
 from tinycifar.trained import Trained
 
@@ -29,20 +30,20 @@ def load(source: str | Path, device: str = "auto") -> list[Trained]:
             raise ValueError(
                 f"{directory} was not trained to its end: `tinycifar train --resume {directory}` does that"
             )
-    return [trained.load(of, device) for of in runs] or [trained.load(source, device)]
+    return [trained.load(directory, device) for directory in runs] or [trained.load(source, device)]
 
 
-def about(teacher: Trained) -> dict[str, Any]:
+def about(teacher: Trained) -> UsedModel:
     """What is known of a teacher: recipe, source and digest; of a run also how it was trained, and its accuracy."""
-    known: dict[str, Any] = {name: getattr(teacher, name) for name in ("recipe", "source", "sha256")}
+    training: dict[str, Any] = {}
     directory = teacher.run
     if directory is not None:
         environment, history = run.read_environment(directory), run.read_metrics(directory)
         evaluation = run.read_evaluation(directory)
-        known |= {name: environment.get(name) for name in ("seed", "data", "limit", "git_revision")}
-        known |= {name: evaluation[name] for name in ("split", "accuracy")}
-        known |= {"epochs": len(history), "train_seconds": math.fsum(entry["train_seconds"] for entry in history)}
-    return known
+        training = {name: getattr(environment, name) for name in ("seed", "data", "limit", "git_revision")}
+        training |= {name: evaluation[name] for name in ("split", "accuracy")}
+        training |= {"epochs": len(history), "train_seconds": math.fsum(entry["train_seconds"] for entry in history)}
+    return UsedModel(recipe=teacher.recipe, source=teacher.source, sha256=teacher.sha256, training=training)
 
 
 def check(recipe: Recipe, teachers: Sequence[Trained]) -> None:
@@ -51,7 +52,7 @@ def check(recipe: Recipe, teachers: Sequence[Trained]) -> None:
         recipes.get(recipe.teacher)
         raise ValueError(
             f"{recipe.name} learns from a teacher: train one with `tinycifar train {recipe.teacher}` and name its run "
-            "with `teacher=` RUN; or learn from the labels with --set teacher="
+            "with `teacher=` RUN; or learn from the labels with `teacher=''`"
         )
     for teacher in teachers:
         if teacher.recipe != recipe.teacher or not recipe.teacher:
@@ -79,7 +80,7 @@ def check_data(recipe: Recipe, teachers: Sequence[Trained], dataset: Dataset) ->
 def check_record(recipe: Recipe, teachers: Sequence[Trained]) -> None:
     """Raise ValueError unless the teachers are whole runs of an unchanged recipe, from committed source."""
     for teacher in teachers:
-        known, directory = about(teacher), Path(teacher.source).parent
+        known, directory = about(teacher).training, Path(teacher.source).parent
         revision = str(known.get("git_revision"))
         if not (
             "epochs" in known
@@ -89,7 +90,7 @@ def check_record(recipe: Recipe, teachers: Sequence[Trained]) -> None:
             and not revision.endswith(("None", "-dirty"))
         ):
             raise ValueError(
-                f"--record needs teachers that are whole runs of the unchanged recipe {recipe.teacher} on all of "
+                f"`record=` needs teachers that are whole runs of the unchanged recipe {recipe.teacher} on all of "
                 f"CIFAR-10, from committed source; {teacher.name} is none"
             )
 
@@ -139,7 +140,7 @@ def teacher_logits(
         drawn = {name: values[rows].to(images.device) for name, values in parameters.items()}
         augmented = augmentation.apply(images[rows.to(images.device)], drawn)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            parts.append(torch.stack([inference.logits(of.model, augmented) for of in teachers]).mean(0))
+            parts.append(torch.stack([inference.logits(teacher.model, augmented) for teacher in teachers]).mean(0))
     return torch.cat(parts).to(images.device)
 
 

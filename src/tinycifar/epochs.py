@@ -149,9 +149,9 @@ def hardest(order: Tensor, losses: Tensor, count: int) -> Tensor:
     Leaving out what is learned already is from selective backpropagation (Jiang et al. 2019, arXiv:1910.00762); here
     the losses are those of an image's last time in training, which cost nothing.
     """
-    kept = torch.zeros(len(losses), dtype=torch.bool)
-    kept[losses.argsort(stable=True)[len(losses) - count :]] = True
-    return order[kept[order]]
+    is_hardest = torch.zeros(len(losses), dtype=torch.bool)
+    is_hardest[losses.argsort(stable=True)[len(losses) - count :]] = True
+    return order[is_hardest[order]]
 
 
 def _cosine(start: float, end: float, fraction: float) -> float:

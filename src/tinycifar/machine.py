@@ -8,13 +8,14 @@ import platform
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 MEASURED_ON = ("device", "instruction_set", "threads", "torch_version", "git_revision", "date")
-"""What a benchmark records of `environment`."""
+"""What a benchmark records of a `Machine`."""
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16 = ("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
 """Instruction sets of x86 that multiply bfloat16."""
@@ -48,6 +49,21 @@ INTEL_CORES = {
     140: "Tiger Lake", 141: "Tiger Lake", 151: "Alder Lake", 154: "Alder Lake", 183: "Raptor Lake", 186: "Raptor Lake",
     170: "Meteor Lake", 143: "Sapphire Rapids", 207: "Emerald Rapids", 173: "Granite Rapids",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a figure depends on besides the recipe: device, instructions, threads, versions, revision, date (UTC)."""
+
+    device: str
+    instruction_set: str | None = None
+    threads: int
+    torch_version: str = ""
+    python_version: str = ""
+    platform: str = ""
+    git_revision: str | None = None
+    date: str = ""
+    command: tuple[str, ...] = ()
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -187,16 +203,22 @@ def select_precision(name: str, device: torch.device) -> str:
     return "bfloat16" if native else "float32"
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on besides the recipe: device, instructions, threads, versions, revision, date (UTC)."""
-    return {
-        "device": f"{device.type}: {device_name(device)}",
-        "instruction_set": instruction_set() if device.type == "cpu" else None,
-        "threads": torch.get_num_threads(),
-        "torch_version": torch.__version__,
-        "python_version": platform.python_version(),
-        "platform": platform.platform(),
-        "git_revision": git_revision(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
+def current(device: torch.device) -> Machine:
+    """Describe this machine as it is now, computing on `device`."""
+    return Machine(
+        device=f"{device.type}: {device_name(device)}",
+        instruction_set=instruction_set() if device.type == "cpu" else None,
+        threads=torch.get_num_threads(),
+        torch_version=str(torch.__version__),
+        python_version=platform.python_version(),
+        platform=platform.platform(),
+        git_revision=git_revision(),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        command=(Path(sys.argv[0]).name, *sys.argv[1:]),
+    )
+
+
+def measured_on(device: torch.device) -> dict[str, Any]:
+    """What a benchmark on `device` records of this machine, by the names of `MEASURED_ON`."""
+    machine = current(device)
+    return {name: getattr(machine, name) for name in MEASURED_ON}

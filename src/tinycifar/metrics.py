@@ -13,7 +13,7 @@ from torch.nn import functional
 
 RELIABILITY_BINS = 15
 LEAST_OF_EACH = 5  # mistakes and right answers
-MANY_CLASSES = 30  # with more, the best and worst of them are told, and not the whole confusion matrix
+MANY_CLASSES = 30  # with more, reports show the best and worst of them instead of the whole confusion matrix
 
 
 def correct_count(logits: Tensor, labels: Tensor) -> int:
@@ -38,9 +38,9 @@ def wilson_interval(correct: int, count: int, z: float = 1.959964) -> tuple[floa
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Lower and upper end of Student's t-interval for the mean of which `values` are independent measurements.
+    """Lower and upper end of Student's t-interval for the mean of independent measurements.
 
-    Raises ValueError for fewer than two values, which tell nothing of their spread.
+    Raises ValueError for fewer than two values.
     """
     if len(values) < 2:
         raise ValueError("an interval of the mean needs at least two values")
@@ -113,7 +113,7 @@ def most_confused(confusion: Sequence[Sequence[int]], count: int = 10) -> list[t
     counts = torch.tensor(confusion)
     wrong = (counts - counts.diagonal().diag()).flatten()
     largest = wrong.argsort(descending=True, stable=True)[:count].tolist()
-    return [(*divmod(place, len(counts)), int(wrong[place])) for place in largest if wrong[place]]
+    return [(*divmod(index, len(counts)), int(wrong[index])) for index in largest if wrong[index]]
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
@@ -136,9 +136,11 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = RELIABILITY_BINS) ->
     """
     confidence, predicted = logits.double().softmax(1).max(1)
     inner_edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
-    places = torch.bucketize(confidence, inner_edges)
-    count = torch.bincount(places, minlength=bins)
-    sums = [torch.bincount(places, weights=w, minlength=bins) for w in (confidence, (predicted == labels).double())]
+    bin_indices = torch.bucketize(confidence, inner_edges)
+    count = torch.bincount(bin_indices, minlength=bins)
+    sums = [
+        torch.bincount(bin_indices, weights=w, minlength=bins) for w in (confidence, (predicted == labels).double())
+    ]
     means = [(total / count.clamp(min=1)).tolist() for total in sums]
     return [{"images": n, "confidence": c, "accuracy": a} for n, c, a in zip(count.tolist(), *means, strict=True)]
 
@@ -175,19 +177,19 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     from scipy.optimize import minimize_scalar
 
     exact = logits.double()
-    found = minimize_scalar(
+    result = minimize_scalar(
         lambda log: functional.cross_entropy(exact / math.exp(log), labels).item(),
         bounds=(math.log(0.05), math.log(20)),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return math.exp(found.x)
+    return math.exp(result.x)
 
 
 def crossfit_temperature(logits: Tensor, labels: Tensor) -> Tensor:
     """Logits (N, C), those at even places divided by the temperature that fits the others, and the other way round.
 
-    So calibration can be told of the very images that a temperature is fitted to, without flattering it.
+    So calibration can be reported for the images that the temperature is fitted to, without optimism.
     """
     scaled = torch.empty_like(logits)
     for half in range(2):
@@ -206,10 +208,10 @@ def prediction_interval(values: Sequence[float], confidence: float = 0.95) -> tu
 
 
 def mcnemar(first: Tensor, second: Tensor) -> tuple[int, int, float]:
-    """Which of two models is right more often on the same images, from whether each was right on each, bool (N,).
+    """Compare two models on the same images by whether each was right, bool (N,).
 
-    Gives how many images only the first and only the second has right, and the two-sided p-value of the exact McNemar
-    test (McNemar 1947): how often models that are equally good would differ by that much or more on such images.
+    Returns how many images only the first and only the second model gets right, and the two-sided p-value of the exact
+    McNemar test (McNemar 1947): how often equally good models would differ by that much or more on such images.
     """
     from scipy.stats import binomtest
 

@@ -200,10 +200,10 @@ def read(path: Path) -> Recipe:
 
     def at(field: str) -> str:
         """Where a field is set: `FILE, line N`."""
-        found = re.search(
+        match = re.search(
             rf"^[ \t]*[\"\']?{re.escape(field)}[\"\']?[ \t]*[=.\]]|^[ \t]*\[+[ \t]*{re.escape(field)}\b", text, re.M
         )
-        return f"{path}, line {text.count(chr(10), 0, found.start()) + 1}" if found else str(path)
+        return f"{path}, line {text.count(chr(10), 0, match.start()) + 1}" if match else str(path)
 
     known = {"name": "str", **SETTABLE}
     for key in content:

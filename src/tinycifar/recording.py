@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinycifar import checkpoint, inference, labels, metrics, run, trained
+from tinycifar import checkpoint, inference, labels, metrics, run, trained, typed
 from tinycifar.scale import live
 from tinycifar.setup import Job
 from tinycifar.words import counted
@@ -165,7 +165,7 @@ class Recorder:
             recipe=recipe.name,
             classes=dataset.classes,
             data=self._job.data_name,
-            data_digest=self._job.environment["data_digest"],
+            data_digest=self._job.environment.data_digest,
             validation_images=recipe.validation_images,
             temperature=temperature,
         )
@@ -190,13 +190,13 @@ def _closing_lines(job: Job) -> Iterator[str]:
         elif accuracy - last > WORTH_KEEPING:
             yield (
                 f"Epoch {best} was better on the validation images ({accuracy:.2%}, the last {last:.2%}): "
-                "--set keep_best=true keeps its weights"
+                "keep_best=true keeps its weights"
             )
     if recipe.skip_easiest and labels.is_due(1, recipe.epochs) and contradicted > labels.MOST_CONTRADICTED:
         yield (
             f"The model contradicts the labels of {contradicted:.0%} of the images it is surest about, so it was "
             "trained on random images instead of the hardest. If labels may be wrong, check the hardest images in "
-            "report.html first, and train with --set skip_easiest=0"
+            "report.html first, and train with skip_easiest=0"
         )
 
 
@@ -246,10 +246,14 @@ def _record(finished: Job, evaluation: dict[str, Any]) -> dict[str, Any]:
         "train_seconds": train_seconds,
         "wall_seconds": time.perf_counter() - finished.wall_start,
         "images_per_second": state.images_seen / train_seconds if state.images_seen else None,
-        **{name: environment[name] for name in ("device", "instruction_set", "threads", "precision", "torch_version")},
+        **{name: getattr(environment, name) for name in ("device", "instruction_set", "threads", "precision")},
+        "torch_version": environment.torch_version,
         "teachers": [
-            {name: value for name, value in teacher.items() if name != "source"} for teacher in environment["teachers"]
+            {name: value for name, value in typed.to_json(teacher).items() if name != "source"}
+            for teacher in environment.teachers
         ],
-        **{name: environment[name] for name in ("git_revision", "date", "resumes")},
+        "git_revision": environment.git_revision,
+        "date": environment.date,
+        "resumes": list(environment.resumes),
         "history": history,
     }

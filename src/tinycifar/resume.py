@@ -10,6 +10,7 @@ from typing import Any
 
 from tinycifar import data, distill, recipes, run, trained
 from tinycifar.data import Dataset, sources
+from tinycifar.environment import Environment, UsedModel
 from tinycifar.recipes import Recipe
 from tinycifar.scale import distributed
 from tinycifar.trained import Trained
@@ -66,7 +67,8 @@ def merged(request: Request) -> Start:
     if request.resume is not None and request.out is not None:
         raise ValueError("a run is resumed in its own directory: leave out resume, or out")
     device = distributed.here().device(request.device)
-    recipe, environment, directory = request.recipe, {}, request.resume
+    recipe, directory = request.recipe, request.resume
+    environment: Environment | None = None
     if directory is not None:
         if several := run.seeds(directory):
             raise ValueError(
@@ -80,36 +82,36 @@ def merged(request: Request) -> Start:
     recipe = replace(recipe, **request.changes)
 
     source, threads = request.data, request.threads
-    if directory is not None and source is None:
-        source = str(environment["data"])
+    if environment is not None and source is None:
+        source = environment.data
         if source not in data.NAMES and not sources.exists(source):
             raise ValueError(
                 f"{source} does not exist. {directory} was trained on it: say where it is now with `data=`"
             )
-    if directory is not None and threads is None and environment["threads"] <= (os.cpu_count() or 1):
-        threads = environment["threads"]  # another number would give other bits
+    if environment is not None and threads is None and environment.threads <= (os.cpu_count() or 1):
+        threads = environment.threads  # another number would give other bits
     if request.teachers is not None:
         teachers = [teacher for name in request.teachers for teacher in distill.load(name, device)]
     else:
-        known = environment.get("teachers") or []
+        known = environment.teachers if environment is not None else ()
         teachers = [_earlier(directory, teacher, device, "learned from", "`teacher=`") for teacher in known]
     init = None if request.init is None else trained.load(request.init, device)
-    if init is None and environment.get("init"):
-        init = _earlier(directory, environment["init"], device, "started from", "`init=`")
+    if init is None and environment is not None and environment.init is not None:
+        init = _earlier(directory, environment.init, device, "started from", "`init=`")
     return Start(
         recipe=recipe,
         data=source,
-        seed=environment.get("seed", 0) if request.seed is None else request.seed,
-        limit=environment.get("limit") if request.limit is None else request.limit,
+        seed=request.seed if request.seed is not None else environment.seed if environment is not None else 0,
+        limit=request.limit if request.limit is not None or environment is None else environment.limit,
         threads=threads,
         teachers=tuple(teachers),
         init=init,
     )
 
 
-def _earlier(directory: Path | None, model: dict[str, Any], device: str, verb: str, option: str) -> Trained:
+def _earlier(directory: Path | None, model: UsedModel, device: str, verb: str, option: str) -> Trained:
     """A model that a run used when it started."""
     try:
-        return trained.load(str(model.get("source")), device)
+        return trained.load(model.source, device)
     except ValueError as error:
         raise ValueError(f"{error}. {directory} {verb} it; say where it is now with {option}") from None

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from tinycifar import atomic, machine
+from tinycifar import atomic, machine, typed
 from tinycifar.data.dataset import Digests
+from tinycifar.environment import Environment
 from tinycifar.recipes import Recipe
 
 RUN_BYTES = 15_000_000  # logits, a report, and to spare
@@ -88,33 +89,9 @@ def read_recipe(directory: Path) -> Recipe:
         raise ValueError(f"{path} is no recipe that this version knows: {error}") from None
 
 
-def read_environment(directory: Path) -> dict[str, Any]:
-    """What `environment.json` says of a run; ValueError, naming the file, if it is missing or lacks what is needed."""
-    path = directory / "environment.json"
-    content = atomic.read_json(path)
-    kinds = {
-        "data": str,
-        "seed": int,
-        "train_images": int,
-        "threads": int,
-        "device": str,
-        "precision": str,
-        "resumes": list,
-    }
-    limit, teachers, init, digest = (
-        content.get(key) if isinstance(content, dict) else None for key in ("limit", "teachers", "init", "data_digest")
-    )
-    if not (
-        isinstance(content, dict)
-        and all(type(content.get(key)) is kind for key, kind in kinds.items())
-        and (limit is None or type(limit) is int)
-        and (digest is None or type(digest) is str)
-        and isinstance(teachers or [], list)
-        and isinstance(init or {}, dict)
-        and all(isinstance(of, dict) and type(of.get("source")) is str for of in teachers or [])
-    ):
-        raise ValueError(f"{path} does not name {', '.join(kinds)} of the run")
-    return content
+def read_environment(directory: Path) -> Environment:
+    """The `environment.json` of a run; ValueError, naming file and field, if it is missing or does not fit."""
+    return typed.read(Environment, directory / "environment.json")
 
 
 EVALUATION = {
@@ -135,7 +112,7 @@ EVALUATION = {
     "confusion": list,
     "reliability": list,
 }
-"""What an `evaluation.json` holds at least, and of which kind."""
+"""Required fields of an `evaluation.json`, and their types."""
 
 
 def read_evaluation(directory: Path) -> dict[str, Any]:
@@ -219,55 +196,62 @@ def read_hardest(directory: Path) -> list[tuple[int, float]]:
 
 def seeds(directory: Path) -> list[Path]:
     """The runs of a directory that `tinycifar train --seeds` filled, by seed; none if it is another one."""
-    found = [path for path in directory.glob("seed-*") if re.fullmatch(r"seed-\d+", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
+    runs = [path for path in directory.glob("seed-*") if re.fullmatch(r"seed-\d+", path.name) and path.is_dir()]
+    return sorted(runs, key=lambda path: int(path.name.removeprefix("seed-")))
 
 
-def start(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None:
+def start(directory: Path, recipe: Recipe, environment: Environment) -> None:
     """Write what is known before the first step: `recipe.json` and `environment.json`."""
     atomic.remove_unfinished(directory)
-    atomic.write_json(directory / "environment.json", details)
+    atomic.write_json(directory / "environment.json", typed.to_json(environment))
     atomic.write_json(directory / "recipe.json", asdict(recipe))
 
 
-def check_same(directory: Path, recipe: Recipe, details: dict[str, Any]) -> None:
+def check_same(directory: Path, recipe: Recipe, environment: Environment) -> None:
     """Raise ValueError, naming the fields, unless a run has this recipe and this seed and data."""
-    then, now = asdict(read_recipe(directory)), asdict(recipe)
-    told = {"expected_accuracy", "expected_minutes"}  # what a recipe gave, which later records may change
-    environment = read_environment(directory)
-    for fields, told_of in ((then, environment), (now, details)):
-        fields |= {name: told_of[name] for name in ("seed", "train_images")}
-        fields["data"] = told_of.get("data_digest") or told_of["data"]  # a folder that was moved is the same data
-        fields["teachers"] = [of.get("sha256") for of in told_of.get("teachers") or []]
-        fields["init"] = (told_of.get("init") or {}).get("sha256")
-    differing = [name for name in now if name not in told and then[name] != now[name]]
+    then = _identity(read_recipe(directory), read_environment(directory))
+    now = _identity(recipe, environment)
+    differing = [name for name in now if then[name] != now[name]]
     if differing:
-        words = ", ".join(f"{name} is {then[name]} there, not {now[name]}" for name in differing)
+        words = ", ".join(f"{name} was {then[name]}, not {now[name]}" for name in differing)
         longer = "epochs" in differing and now["epochs"] > then["epochs"]
         hint = f". To train its weights further, start a new run from them with `init=` {directory}" if longer else ""
         raise ValueError(f"{directory} was trained with different settings: {words}{hint}")
 
 
-def resumed(directory: Path, details: dict[str, Any], step: int) -> tuple[dict[str, Any], list[str]]:
+def _identity(recipe: Recipe, environment: Environment) -> dict[str, Any]:
+    """What must not change when a run is resumed, by name; expected values of recipes may."""
+    fields = {name: value for name, value in asdict(recipe).items() if not name.startswith("expected_")}
+    return fields | {
+        "seed": environment.seed,
+        "train_images": environment.train_images,
+        "data": environment.data_digest or environment.data,  # a folder that was moved is the same data
+        "teachers": [teacher.sha256 for teacher in environment.teachers],
+        "init": environment.init and environment.init.sha256,
+    }
+
+
+def resumed(directory: Path, now: Environment, step: int) -> tuple[Environment, list[str]]:
     """Note a resume after `step` in a run's `environment.json`; gives its content, and a line for each difference.
 
     What differs from the run's first process in device, instruction set, threads, precision or torch may change the
     bits. Runs of earlier versions name the processor without its family, and no instruction set.
     """
-    content = {"ranks": 1, "instruction_set": None} | read_environment(directory)
-    same = [details["device"].startswith(f"{content['device']} (") and "device"]
-    same += [content["instruction_set"] is None and "instruction_set"]
+    then = read_environment(directory)
+    same = [now.device.startswith(f"{then.device} (") and "device"]
+    same += [then.instruction_set is None and "instruction_set"]
     differing = {
-        name: details[name]
+        name: getattr(now, name)
         for name in ("device", "instruction_set", "threads", "ranks", "precision", "torch_version")
-        if name not in same and details[name] != content.get(name)
+        if name not in same and getattr(now, name) != getattr(then, name)
     }
-    entry = {"step": step, "date": details["date"], "git_revision": details["git_revision"], **differing}
-    content["resumes"] = [*content["resumes"], entry]
-    content["data"] = details["data"]  # where that lies now
-    atomic.write_json(directory / "environment.json", content)
-    told = [f"{name} was {content.get(name)} and is {value}: results may differ" for name, value in differing.items()]
-    return content, told
+    entry = {"step": step, "date": now.date, "git_revision": now.git_revision, **differing}
+    environment = replace(then, resumes=(*then.resumes, entry), data=now.data)  # where the data lies now
+    atomic.write_json(directory / "environment.json", typed.to_json(environment))
+    warnings = [
+        f"{name} was {getattr(then, name)} and is {value}: results may differ" for name, value in differing.items()
+    ]
+    return environment, warnings
 
 
 def record_path(recipe_name: str, name: str, device: torch.device) -> Path:
@@ -281,7 +265,7 @@ def record_path(recipe_name: str, name: str, device: torch.device) -> Path:
         raise ValueError(f"there is a record already: move {path} away first")
     revision = machine.git_revision()
     if revision is None or revision.endswith("-dirty"):
-        raise ValueError("--record needs tinycifar to run from a git checkout whose source is committed")
+        raise ValueError("`record=` needs tinycifar to run from a git checkout whose source is committed")
     return path
 
 

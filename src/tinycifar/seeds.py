@@ -54,7 +54,7 @@ class Several:
 
 
 def train(request: Request, display: Progress) -> Result:
-    """Train one run as it is asked for, new or resumed, and write its record if asked to. Writes no report."""
+    """Train one run, new or resumed, and write its record if requested. Writes no report."""
     start = resume.merged(request)
     record_path = _record_path(request, start, start.seed) if request.record else None
     return _train(request, start, display, record_path)
@@ -68,7 +68,7 @@ def train_several(request: Request, count: int, parallel: int, display: Progress
     whose process is killed is a problem of that seed.
     """
     if request.resume is not None:
-        raise ValueError("--resume takes one run: leave out --seeds, or name the folder of seeds with --out")
+        raise ValueError("`resume=` takes one run: leave out `seeds=`, or name the folder of seeds with `out=`")
     if isinstance(request.data, Dataset) and parallel > 1:
         raise ValueError("seeds in parallel are processes of their own, which need data from a file or folder")
     started = [path for path in run.seeds(request.out) if (path / "recipe.json").exists()] if request.out else []
@@ -102,7 +102,7 @@ def summarize(directory: Path) -> dict[str, Any]:
     return {
         "recipe": run.read_recipe(finished[0]).name,
         "split": evaluations[0]["split"],
-        "finished": [run.read_environment(path)["seed"] for path in finished],
+        "finished": [run.read_environment(path).seed for path in finished],
         "accuracies": accuracies,
         **spread(accuracies),
         "mean_train_seconds": statistics.mean(seconds),
@@ -183,16 +183,16 @@ def _record_path(request: Request, start: Start, seed: int) -> Path:
         or start.data not in (None, "cifar10")
     ):
         raise ValueError(
-            "--record is for whole, unchanged recipes on the cached data: leave out --epochs, --set, "
-            "--max-parameters, --init, --limit, --stop-after-epoch and --data"
+            "`record=` is for whole, unchanged recipes on the cached data: leave out changes of fields, "
+            "`max_parameters=`, `init=`, `limit=`, `stop_after_epoch=` and `data=`"
         )
     distill.check(recipe, start.teachers)
     distill.check_record(recipe, start.teachers)
     if request.resume is not None:
-        revision = str(run.read_environment(request.resume).get("git_revision"))
+        revision = str(run.read_environment(request.resume).git_revision)
         if revision.endswith(("None", "-dirty")):
             raise ValueError(
-                f"--record needs a run that was started from committed source, which {request.resume} was not"
+                f"`record=` needs a run that was started from committed source, which {request.resume} was not"
             )
     return run.record_path(recipe.name, f"seed-{seed}", machine.select_device(request.device))
 
@@ -207,7 +207,8 @@ def _directory(request: Request, start: Start, started: Sequence[Path]) -> Path:
     assert request.out is not None
     if request.record:
         raise ValueError(
-            f"{request.out} holds seeds already; resume each with --resume {started[0]} --record, or name a new --out"
+            f"{request.out} holds seeds already; resume each with `resume=` {started[0]} and `record=`, or name a new "
+            "folder with `out=`"
         )
     for path in started:
         known = run.read_recipe(path)
@@ -260,7 +261,7 @@ def _in_parallel(
     threads = torch.get_num_threads()
     if parallel > min(threads, len(numbers)):
         raise ValueError(
-            f"--jobs {parallel} is too many for {counted(threads, 'thread')} and {counted(len(numbers), 'seed')}"
+            f"`jobs=` {parallel} is too many for {counted(threads, 'thread')} and {counted(len(numbers), 'seed')}"
         )
     assert not isinstance(start.data, Dataset)
     share = replace(_explicit(request, start), threads=threads // parallel)
@@ -373,7 +374,7 @@ class Speed:
         """A line that says how much time the seeds take in parallel."""
         ratio = self.alone / self.together
         change = f"{abs(1 - ratio):.0%} {'more' if ratio > 1 else 'less'} time"
-        advice = ": leave out --jobs to be faster" if ratio > 1 else ""
+        advice = ": one after the other is faster" if ratio > 1 else ""
         return (
             f"{self.jobs} in parallel, {counted(self.threads // self.jobs, 'thread')} each, train "
             f"{self.together:,.0f} images/s; one alone with {counted(self.threads, 'thread')} {self.alone:,.0f}. "
@@ -409,7 +410,7 @@ def compare_speed(
                 )
                 for number in range(count)
             ]
-            ended = list(jobs.run_all(WORK, [{"request": _to_json(one)} for one in requests], count, stop))
+            ended = list(jobs.run_all(WORK, [{"request": _to_json(request)} for request in requests], count, stop))
         for child in ended:
             if child.code == 2:
                 raise ValueError(child.problem)

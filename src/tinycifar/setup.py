@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -34,6 +33,7 @@ from tinycifar.augment import Augmentation
 from tinycifar.checkpoint import State
 from tinycifar.data import Dataset
 from tinycifar.data.dataset import Digests
+from tinycifar.environment import Environment
 from tinycifar.epochs import Plan, plan
 from tinycifar.models import Classifier
 from tinycifar.recipes import Recipe
@@ -90,7 +90,7 @@ class Job:
     state: State
     directory: Path
     data_name: str
-    environment: dict[str, Any]
+    environment: Environment
     ranks: Ranks
     stop: signals.StopSignal
     events: live.View
@@ -309,22 +309,22 @@ def _optimizers(model: Classifier, recipe: Recipe) -> list[Optimizer]:
 
 def _environment(
     device: torch.device, precision: str, data_source: str, dataset: Dataset, options: Options, ranks: Ranks
-) -> dict[str, Any]:
-    """The content of `environment.json`: machine, versions, data, seed, and models that the run started from."""
-    return machine.environment(device) | {
-        "ranks": ranks.world,
-        "precision": precision,
-        "seed": options.seed,
-        "data": data_source,
-        "data_digest": dataset.data_digest,
-        "limit": options.limit,
-        **({"skipped_images": dict(dataset.skipped)} if dataset.skipped else {}),
-        "train_images": len(dataset.train_images) if options.limit is None else options.limit,
-        "teachers": list(map(distill.about, options.teachers)),
-        "resumes": [],
-        "torchrun": sorted({*ranks.exchange(ranks.launch)} - {""}),
-        "init": {"name": options.init.name, **distill.about(options.init)} if options.init else None,
-    }
+) -> Environment:
+    return Environment(
+        **vars(machine.current(device)),
+        ranks=ranks.world,
+        precision=precision,
+        seed=options.seed,
+        data=data_source,
+        data_digest=dataset.data_digest,
+        limit=options.limit,
+        skipped_images=dict(dataset.skipped),
+        train_images=len(dataset.train_images) if options.limit is None else options.limit,
+        teachers=tuple(map(distill.about, options.teachers)),
+        resumes=(),
+        torchrun=tuple(sorted({*ranks.exchange(ranks.launch)} - {""})),
+        init=replace(distill.about(options.init), name=options.init.name) if options.init else None,
+    )
 
 
 def _heading(job: Job) -> Iterator[str]:
@@ -332,7 +332,7 @@ def _heading(job: Job) -> Iterator[str]:
     environment, ranks = job.environment, job.ranks
     yield f"{job.recipe.name}, seed {job.options.seed}: {job.size.parameters:,} parameters, {len(job.images):,} images"
     processes = f"{ranks.world} processes of " if ranks.world > 1 else ""
-    yield f"{environment['device']}, {processes}{counted(environment['threads'], 'thread')}, {job.precision}"
+    yield f"{environment.device}, {processes}{counted(environment.threads, 'thread')}, {job.precision}"
     yield f"Run directory: {job.directory}"
     if job.options.max_parameters is not None:
         yield f"Width {job.recipe.width:g} is the largest with at most {job.options.max_parameters:,} parameters"
@@ -343,7 +343,7 @@ def _advice(job: Job) -> Iterator[str]:
     if job.dataset.data_digest and isinstance(job.model, models.MirroredNet):
         yield (
             f"{job.recipe.model} answers an image and its mirror image alike; for classes that differ in nothing else "
-            "train reference-30 --set augmentation=translate"
+            "train reference-30 with augmentation=translate"
         )
     counts = job.labels.bincount(minlength=len(job.dataset.classes)).tolist()
     rare, common = min(count for count in counts if count), max(counts)

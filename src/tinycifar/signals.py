@@ -10,7 +10,7 @@ from typing import Any
 
 
 class StopSignal:
-    """While it is entered, the first Ctrl-C, SIGTERM or SIGHUP sets `.received`; a second one acts at once.
+    """While it is entered, the first Ctrl-C, SIGTERM or SIGHUP sets `.received`; a second one acts immediately.
 
     A signal that the process was started to ignore stays ignored. Outside the main thread, where Python allows no
     signal handler, nothing is caught. With `quiet` nothing is printed when a signal comes.
@@ -35,7 +35,7 @@ class StopSignal:
         self.__exit__()
         with contextlib.suppress(OSError):  # the terminal may be gone
             if not self._quiet:
-                os.write(2, b"\nStopping after this step and saving; a second signal ends at once\n")
+                os.write(2, b"\nStopping after this step and saving; a second signal ends immediately\n")
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():

@@ -89,7 +89,7 @@ def receptive_field(layers: Sequence[Mapping[str, int]]) -> int:
     view = View()
     for layer in layers:
         if "k" not in layer or not layer.keys() <= {"k", "s", "d"}:
-            raise ValueError(f"a layer has the keys k, s and d, of which s and d may be left out, not {dict(layer)}")
+            raise ValueError(f"a layer has the key k, and may have s and d, not {dict(layer)}")
         if not all(isinstance(value, int) and value >= 1 for value in layer.values()):
             raise ValueError(f"k, s and d must be whole numbers of at least 1, not {dict(layer)}")
         view = view.window(layer["k"], layer.get("s", 1), layer.get("d", 1))

@@ -74,7 +74,7 @@ class Trained:
         if self.data_digest and not self.data_path:
             raise ValueError(
                 f"{self.name} was trained on {self.data}, and weights alone do not say where that is; name it with "
-                "--data"
+                "`data=`"
             )
         try:
             dataset = data.load(source, image_size=self.image_size, fit=self.fit, display=display)
@@ -141,7 +141,7 @@ def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bo
     if own.keys() != weights.keys() or any(own[name].shape != tensor.shape for name, tensor in taken.items()):
         raise ValueError(
             f"{init.name} is a {init.model_name} of width {init.width:g}, which the model of this recipe is not; take "
-            f"the recipe with --set model={init.model_name} --set width={init.width:g}, without `max_parameters=`"
+            f"the recipe with `model={init.model_name}` and `width={init.width:g}`, without `max_parameters=`"
         )
     model.load_state_dict(own | taken)
     return same
@@ -246,7 +246,7 @@ def _data(data: str, data_digest: str, file: Path) -> tuple[str, str]:
     """The name of what weights were trained on, and its path if that is known; earlier versions stored the path."""
     path = data if Path(data).is_absolute() else ""
     if file.name == "model.safetensors" and (file.parent / "environment.json").is_file():
-        path = run.read_environment(file.parent)["data"]
+        path = run.read_environment(file.parent).data
     name = Path(data).name or data
     return (name if data_digest or name == "sample" else "cifar10"), path
 

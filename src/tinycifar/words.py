@@ -22,8 +22,12 @@ def printable(name: str) -> str:
 
 
 def as_options(message: str) -> str:
-    """A message with the Python API's arguments, written as `name=`, as options of the command line."""
-    return re.sub(r"`([a-z0-9_]+)=`", lambda match: f"--{match[1].replace('_', '-')}", message)
+    """A message with the Python API's arguments as options of the command line.
+
+    Messages write an argument as `name=`, and a recipe field as `name=value`.
+    """
+    message = re.sub(r"`([a-z0-9_]+)=`", lambda match: f"--{match[1].replace('_', '-')}", message)
+    return re.sub(r"`([a-z0-9_]+=[^`\s]+)`", r"--set \1", message)
 
 
 def counted(number: int, noun: str) -> str:

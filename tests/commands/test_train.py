@@ -17,7 +17,7 @@ def test_pictures_of_ones_own_are_trained_on_and_their_classes_told(tinycifar: A
     assert "Validation accuracy: " in done.out  # there is a folder val
     evaluation = json.loads(Path("run/evaluation.json").read_text())
     assert [row["class"] for row in evaluation["classes"]] == ["car", "cat", "dog"]
-    assert (evaluation["images"], run.read_environment(Path("run"))["data"]) == (15, str(own))
+    assert (evaluation["images"], run.read_environment(Path("run")).data) == (15, str(own))
     assert tinycifar("evaluate", "run", "--json").json["accuracy"] == evaluation["accuracy"]
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from conftest import environment
 from tinycifar import atomic, recipes, run
 from tinycifar.recipes import Recipe
 from tinycifar.report import compare, text
@@ -13,14 +14,12 @@ from tinycifar.report import compare, text
 RECIPE = recipes.get("reference-30")
 OTHER = replace(RECIPE, weight_decay=0.1)
 LABELS = torch.arange(1000) % 10
-ABOUT: dict[str, Any] = {"data": "cifar10", "train_images": 50_000, "threads": 2, "device": "cpu: x"}
-ABOUT |= {"precision": "float32", "resumes": []}
 
 
 def make(directory: Path, recipe: Recipe, right: range | list[int], seed: int = 0, **changes: Any) -> Path:
     """A run that has those of the 1,000 images right that `right` says."""
     directory.mkdir(parents=True)
-    run.start(directory, recipe, {**ABOUT, "seed": seed})
+    run.start(directory, recipe, environment(data="cifar10", train_images=50_000, seed=seed))
     accuracy = len(right) / 1000
     for epoch in (1, 2):
         entry = {"epoch": epoch, "train_accuracy": 0.3, "test_accuracy": accuracy * epoch / 2, "train_seconds": 5.0}

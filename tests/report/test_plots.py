@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from conftest import environment
 from tinycifar import data, heatmaps, inference, models, recipes, run, summary
 from tinycifar.report import plots
 
@@ -36,7 +37,7 @@ def test_curves_show_each_split_that_was_looked_at_with_axes_named() -> None:
 
 
 def test_a_run_gets_its_two_plots_and_one_without_an_epoch_gets_none(tmp_path: Path) -> None:
-    run.start(tmp_path, recipes.get("reference-30"), {})
+    run.start(tmp_path, recipes.get("reference-30"), environment())
     assert plots.save_curves(tmp_path) == []
     for entry in HISTORY:
         run.append_metrics(tmp_path, entry)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conftest import Own
+from conftest import Own, environment
 from tinycifar import atomic, data, inference, recipes, run, trained, training
 from tinycifar.data import cifar10
 from tinycifar.data.dataset import CLASSES
@@ -99,16 +99,7 @@ def test_the_names_of_classes_and_folders_cannot_become_markup(tmp_path: Path) -
 
 
 def test_a_run_that_was_stopped_is_reported_as_far_as_it_went(tmp_path: Path) -> None:
-    about: dict[str, Any] = {
-        "data": "sample",
-        "seed": 0,
-        "train_images": 300,
-        "threads": 1,
-        "device": "cpu",
-        "precision": "float32",
-    }
-    about["resumes"] = []
-    run.start(tmp_path, RECIPE, about)
+    run.start(tmp_path, RECIPE, environment())
     assert "0 <small>epochs: stopped before the first" in run_page.write(tmp_path).read_text()
     entry = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.2, "learning_rate": 0.1, "train_seconds": 3.0}
     run.append_metrics(tmp_path, entry)
@@ -123,9 +114,9 @@ def test_a_run_that_ended_early_does_not_pass_as_whole(tmp_path: Path) -> None:
 
 def test_runs_of_before_there_were_teachers_are_reported(finished: Path, tmp_path: Path) -> None:
     old = shutil.copytree(finished, tmp_path / "old")
-    environment = run.read_environment(old)
-    del environment["teachers"]
-    atomic.write_json(old / "environment.json", environment)
+    content = json.loads((old / "environment.json").read_text())
+    del content["teachers"]
+    atomic.write_json(old / "environment.json", content)
     assert "How it was obtained" in run_page.write(old).read_text()
 
 
@@ -134,8 +125,8 @@ def test_a_report_begins_no_download(finished: Path, tmp_path: Path) -> None:
     model = trained.load(finished)
     about = {"model_name": model.model_name, "recipe": model.recipe, "classes": model.classes, "data": "cifar10"}
     trained.save_weights(tmp_path / "run" / "model.safetensors", model.model, **about, validation_images=100)  # type: ignore[arg-type]
-    environment = {**run.read_environment(finished), "data": "cifar10"}
-    (tmp_path / "run/environment.json").write_text(json.dumps(environment))
+    content = json.loads((finished / "environment.json").read_text()) | {"data": "cifar10"}
+    (tmp_path / "run/environment.json").write_text(json.dumps(content))
     assert "CIFAR-10 is not in the cache" in run_page.write(tmp_path / "run").read_text()
 
 
@@ -147,8 +138,9 @@ def test_a_report_names_no_path_of_this_machine(finished: Path, tmp_path: Path) 
         "sha256": "00",
         "data": "/home/j.doe",
     }
-    environment = run.read_environment(finished) | {"teachers": [about], "init": {"name": "a", **about}}
-    (tmp_path / "run/environment.json").write_text(json.dumps({**environment, "data": "/home/j.doe/patients"}))
+    content = json.loads((finished / "environment.json").read_text())
+    content |= {"teachers": [about], "init": {"name": "a", **about}, "data": "/home/j.doe/patients"}
+    (tmp_path / "run/environment.json").write_text(json.dumps(content))
     page = run_page.write(tmp_path / "run").read_text()
     assert "j.doe" not in page
     assert "patients" in page

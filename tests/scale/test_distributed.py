@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -221,9 +222,9 @@ def test_a_run_of_several_ranks_is_resumed_to_the_same_bits_and_all_have_the_sam
         assert found is not None
         assert not torch.equal(found.tensors["generator.cpu"], found.tensors["generator.1.cpu"])
     environment = run.read_environment(tmp_path / "minute")
-    assert environment["ranks"] == ranks
-    _, told = run.resumed(tmp_path / "minute", environment | {"ranks": 1}, 1)
-    assert told == [f"ranks was {ranks} and is 1: results may differ"]
+    assert environment.ranks == ranks
+    _, warnings = run.resumed(tmp_path / "minute", replace(environment, ranks=1), 1)
+    assert warnings == [f"ranks was {ranks} and is 1: results may differ"]
 
 
 def failures(folder: Path, ports: list[int]) -> list[tuple[str, str]]:
@@ -274,12 +275,12 @@ def test_what_is_wrong_on_one_rank_ends_all_and_only_the_first_prints(tmp_path: 
     words = [
         "several processes need a run directory that all of them know",
         "used is in use",
-        "rank 1 was started otherwise than rank 0: seed is 1 there, not 0",
+        "rank 1 was started with different settings than rank 0: seed is 1, not 0",
         "rank 1: no device 'cuda:7' here" if not torch.cuda.is_available() else "rank 1: ",
         "2 processes cannot share a batch of 1 image: each needs at least 2",
         "No space left on device: stopped at step 3, what was saved before is as it was",
-        "rank 1 was started otherwise than rank 0: stop_after_epoch is 2 there, not 1",
-        "rank 1 was started otherwise than rank 0: out is None there, not ",
+        "rank 1 was started with different settings than rank 0: stop_after_epoch is 2, not 1",
+        "rank 1 was started with different settings than rank 0: out is None, not ",
         "alone is at step 8 after 45 images, and not at the end of a batch of this version with 2 processes",
     ]
     for (kind, message), expected in zip(first[:9], words, strict=True):

@@ -99,8 +99,8 @@ def test_ranges_are_read_as_the_fields_types() -> None:
         (["learning_rate=1:0.1"], "the first end must be below the second"),
         (["learning_rate=0.1:nan"], "must lie between"),
         (["learning_rate=0.1:1000"], "max_learning_rate must lie between 1e-09 and 100, not 1000"),
-        (["learning_rate=0.1:1:lin"], "--vary takes"),
-        (["learning_rate=0.1:1:log:log"], "--vary takes"),
+        (["learning_rate=0.1:1:lin"], "`vary=` takes"),
+        (["learning_rate=0.1:1:log:log"], "`vary=` takes"),
         (["learning_rate=a:b"], "takes a number, not 'a'"),
         (["batch_size=2.5:8"], "takes a whole number, not '2.5'"),
         (["weight_decay=0:0.1:log"], "lies above 0"),
@@ -149,16 +149,16 @@ def test_a_folder_takes_the_same_study_again_and_names_how_another_differs() -> 
     study = study_in(Path("a"))
     assert study_in(Path("a")) == study == sweep_study.read(Path("a"))
     for options, told in (
-        ({"recipe": replace(RECIPE, epochs=5)}, "epochs is 4 there, not 5"),
-        ({"vary": ("learning_rate=0.01:2:log",)}, "--vary is max_learning_rate=0.01:10.0:log label_smoothing=0.0:0.2"),
-        ({"seed": 1}, "seed is 0 there, not 1"),
-        ({"validation_images": 7}, "validation images is 6 there, not 7"),
+        ({"recipe": replace(RECIPE, epochs=5)}, "epochs is 4, not 5"),
+        ({"vary": ("learning_rate=0.01:2:log",)}, "`vary=` is max_learning_rate=0.01:10.0:log label_smoothing=0.0:0.2"),
+        ({"seed": 1}, "seed is 0, not 1"),
+        ({"validation_images": 7}, "validation images is 6, not 7"),
     ):
         with pytest.raises(ValueError, match="a holds another sweep: ") as refused:
             study_in(Path("a"), **options)  # type: ignore[arg-type]
         assert told in str(refused.value)
     other = replace(tiny(), name="mine", train_images=255 - tiny().train_images)
-    with pytest.raises(ValueError, match=r"data is \w+ there, not \w+"):
+    with pytest.raises(ValueError, match=r"data is \w+, not \w+"):
         sweep_study.create(RECIPE, ranges.parse(VARY, RECIPE), other, out=Path("a"))
 
 
@@ -374,10 +374,10 @@ def test_the_caveats_are_told() -> None:
     told = "\n".join(sweep_outcome.lines(study, found))
     assert "Best of 5 trials (2 complete, 1 pruned, 1 diverged, 1 running): trial 1, 84.00% on 50 valid" in told
     assert "one standard error is 5.18 points" in told
-    assert "4.00 points above the recipe as it is (trial 0, 80.00%)" in told
+    assert "4.00 points above the unchanged recipe (trial 0, 80.00%)" in told
     assert "with several seeds" in told
     assert [sweep_outcome.line(of) for of in trials[:4]] == [
-        "Trial 0 (the recipe as it is): 80.00%, 1.0 s; max_learning_rate 0.1",
+        "Trial 0 (the unchanged recipe): 80.00%, 1.0 s; max_learning_rate 0.1",
         "Trial 1: 84.00%, 1.0 s; max_learning_rate 0.2",
         "Trial 2: pruned at 50.00% after epoch 4, 1.0 s; max_learning_rate 0.3",
         "Trial 3: diverged, 1.0 s; max_learning_rate 0.4",

@@ -140,27 +140,26 @@ def bench_infer(names: Sequence[str], *, rounds: int = ROUNDS, accuracy: bool = 
         models = [trained.load(name, "cpu") for name in names]
         subjects = [subject for model in models for subject in _ours(model, Path(folder), accuracy)]
         subjects += [subject for name in PUBLISHED for subject in _published(name, Path(folder))]
-        one, many = images[:1], images
+        single, batch = images[:1], images
         seconds: list[tuple[list[float], list[float]]] = [([], []) for _ in subjects]
         for turn in range(WARM_UP + rounds):
             for (_, call), (singles, batches) in zip(subjects, seconds, strict=True):
-                single, batch = _time(call, one, CALLS), _time(call, many, 1)
+                timings = _time(call, single, CALLS), _time(call, batch, 1)
                 if turn >= WARM_UP:
-                    singles.append(single)
-                    batches.append(batch)
+                    singles.append(timings[0])
+                    batches.append(timings[1])
     rows = [
         replace(row, latency_ms=1e3 * median(singles), images_per_second=BATCH / median(batches))
         for (row, _), (singles, batches) in zip(subjects, seconds, strict=True)
     ]
     import onnxruntime
 
-    known = machine.environment(torch.device("cpu"))
     return InferBench(
         rows,
         rounds,
         onnxruntime_version=onnxruntime.__version__,
         processor=machine.processor(),
-        **{name: known[name] for name in machine.MEASURED_ON},
+        **machine.measured_on(torch.device("cpu")),
     )
 
 

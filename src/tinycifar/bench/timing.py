@@ -206,10 +206,10 @@ def bench_train(
 ) -> TrainBench:
     """Train a recipe in full `runs` times, with real reference steps before, between and after, all on the CPU.
 
-    Each time `steps` of them are timed after a few that are not, in the reference's precision and, where the recipe
-    trains in another one, in that too, so that what the precision gains is told apart. They train the reference on the
-    same images with its augmentation, as its recipe does. The trainings have seeds 0, 1, ... and open the test set at
-    their end. Raises ValueError for fewer than 1 run or 2 steps, and Stopped where a signal ends a training.
+    Each time `steps` of them are timed after a few that are not, in the reference's precision and, if the recipe
+    trains in another one, in that too, so that the gain of the precision is known separately. They train the reference
+    on the same images with its augmentation, as its recipe does. The trainings have seeds 0, 1, ... and open the test
+    set at their end. Raises ValueError for fewer than 1 run or 2 steps, and Stopped if a signal ends a training.
     """
     if runs < 1 or steps < 2:
         raise ValueError("at least 1 run and 2 steps are needed")
@@ -250,7 +250,6 @@ def bench_train(
     reference_seconds = {name: median(values) * steps_in_all for name, values in seconds.items()}
     train_seconds = mean(training["train_seconds"] for training in trainings)
     ratios = {name: whole / train_seconds for name, whole in reference_seconds.items()}
-    environment = machine.environment(cpu)
     return TrainBench(
         ratio=ratios[own_precision],
         ratios=ratios,
@@ -264,7 +263,7 @@ def bench_train(
         runs=trainings,
         wall_seconds=time.perf_counter() - wall_start,
         processor=machine.processor(),
-        **{name: environment[name] for name in machine.MEASURED_ON},
+        **machine.measured_on(cpu),
     )
 
 
@@ -315,7 +314,7 @@ class _Batches:
         self.taken = 0
 
     def next(self) -> tuple[Tensor, Tensor, float]:
-        """Inputs, labels and seconds of the next batch; from the last image on it goes on with the first."""
+        """Inputs, labels and seconds of the next batch; from the last image on it continues with the first."""
         start = time.perf_counter()
         rows = self.order[torch.arange(self.taken, self.taken + self.batch_size) % len(self.order)]
         drawn = {name: values[rows] for name, values in self.drawn.items()}

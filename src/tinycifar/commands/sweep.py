@@ -95,7 +95,7 @@ def sweep_command(
     display = terminal.display(as_json)
     dataset = data.load(source, image_size=recipe.image_size, fit=recipe.fit, display=display)
     study = sweep_study.create(recipe, searched, dataset, out=out, validation_images=validation_images, seed=seed)
-    ended = sum(of["state"] != "running" for of in search.entries(study, search.open_study(study)))
+    ended = sum(trial["state"] != "running" for trial in search.entries(study, search.open_study(study)))
     jobs = min(jobs, trials)
     each = max(1, torch.get_num_threads() // jobs)
     code = 0
@@ -118,15 +118,15 @@ def sweep_command(
             code = 128 + stopped.signal
         except search.WorkersDied as died:
             code = terminal.fail(str(died), 1)
-    found = sweep_outcome.outcome(study, search.entries(study, search.open_study(study)))
-    sweep_outcome.save(study, found)
-    states = [of["state"] for of in found["trials"]]
-    elsewhere = 0 if code else states.count("running")  # in order, this command leaves none of its own
+    outcome = sweep_outcome.outcome(study, search.entries(study, search.open_study(study)))
+    sweep_outcome.save(study, outcome)
+    states = [trial["state"] for trial in outcome["trials"]]
+    elsewhere = 0 if code else states.count("running")  # a command that succeeds leaves none of its own
     unfinished = len(states) - states.count("running") + elsewhere < trials
     if as_json:
-        terminal.print_json(found)
+        terminal.print_json(outcome)
     else:
-        for line in sweep_outcome.lines(study, found, source):
+        for line in sweep_outcome.lines(study, outcome, source):
             click.echo(line)
     if elsewhere:
         terminal.console(as_json).print(
@@ -149,4 +149,4 @@ def sweep_command(
         ):
             words += [] if value is None else [name, str(value)]
         terminal.console(as_json).print(f"Resume with: {shlex.join(words)}")
-    return code or int(unfinished or (found["best"] is None and not elsewhere))
+    return code or int(unfinished or (outcome["best"] is None and not elsewhere))

@@ -142,11 +142,11 @@ def problem(error: OSError) -> str:
     return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
-def fail(message: str, code: int, tell: bool | None = None) -> int:
+def fail(message: str, code: int, report: bool | None = None) -> int:
     """Print one line about an error to standard error, and return the exit code.
 
-    Of several processes that torchrun started only the first prints, unless `tell` says which.
+    Of several processes that torchrun started only the first prints, unless `report` says which.
     """
-    if _first() if tell is None else tell:
+    if _first() if report is None else report:
         click.echo(f"tinycifar: {words.printable(' '.join(words.as_options(message).splitlines()))}", err=True)
     return code

@@ -84,8 +84,8 @@ def _glass_blur(x: Pixels, parameters: tuple[float, int, int], rng: Generator) -
 def _defocus_blur(x: Pixels, parameters: tuple[float, float], rng: Generator) -> Pixels:
     radius, sigma = parameters
     reach = 3  # of the largest disk and its soft edge
-    place = np.arange(-reach, reach + 1)
-    disk = (place**2 + place[:, None] ** 2 <= radius**2).astype(float)
+    offsets = np.arange(-reach, reach + 1)
+    disk = (offsets**2 + offsets[:, None] ** 2 <= radius**2).astype(float)
     edge = np.exp(-(np.arange(-1, 2) ** 2) / (2 * sigma**2))
     kernel = ndimage.convolve(disk / disk.sum(), np.outer(edge, edge) / edge.sum() ** 2, mode="mirror")
     weight = torch.from_numpy(kernel).expand(3, 1, -1, -1)
@@ -103,12 +103,12 @@ def _smear(x: Pixels, radius: int, sigma: float, degrees: NDArray[np.float64]) -
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     angles = np.deg2rad(degrees)
     side = x.shape[2]
-    place, image = np.arange(side), np.arange(len(x))[:, None, None]
+    positions, image = np.arange(side), np.arange(len(x))[:, None, None]
     blurred = np.zeros_like(x)
     for step, weight in zip(steps, weights / weights.sum(), strict=True):
         down, right = (np.ceil(step * part - 0.5).astype(int) for part in (np.sin(angles), np.cos(angles)))
-        rows = np.clip(place + down[:, None], 0, side - 1)[:, :, None]
-        columns = np.clip(place + right[:, None], 0, side - 1)[:, None, :]
+        rows = np.clip(positions + down[:, None], 0, side - 1)[:, :, None]
+        columns = np.clip(positions + right[:, None], 0, side - 1)[:, None, :]
         blurred += weight * x[image, :, rows, columns].transpose(0, 3, 1, 2)
     return blurred
 
@@ -205,17 +205,17 @@ def _elastic(x: Pixels, parameters: tuple[float, float, float], rng: Generator) 
     # The affine map that takes each moved corner, (x, y, 1), back to where it was.
     back = np.linalg.solve(np.concatenate([moved, np.ones((count, 3, 1))], 2), np.broadcast_to(corners, moved.shape))
     row, column = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
-    places = np.stack([column, row, np.ones_like(row)], -1) @ back[:, None]
+    coordinates = np.stack([column, row, np.ones_like(row)], -1) @ back[:, None]
     warped = functional.grid_sample(
         torch.from_numpy(x),
-        torch.from_numpy(places * 2 / (side - 1) - 1),
+        torch.from_numpy(coordinates * 2 / (side - 1) - 1),
         padding_mode="reflection",
         align_corners=True,
     )
     shifts = rng.uniform(-1, 1, size=(count, 2, side, side))
     shifts = ndimage.gaussian_filter(shifts, (0, 0, sigma, sigma), mode="reflect", truncate=3) * amount
-    places = np.stack([column, row], -1) + shifts.transpose(0, 2, 3, 1)
-    grid = torch.from_numpy((2 * places + 1) / side - 1)
+    coordinates = np.stack([column, row], -1) + shifts.transpose(0, 2, 3, 1)
+    grid = torch.from_numpy((2 * coordinates + 1) / side - 1)
     return functional.grid_sample(warped, grid, padding_mode="reflection", align_corners=False).numpy()
 
 

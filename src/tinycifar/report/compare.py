@@ -35,7 +35,7 @@ class Evaluated:
     classes: int
     train_images: int
     precision: str
-    place: tuple[str, ...]
+    machine: tuple[str, int, str, str | None]
     split: str
     history: list[dict[str, Any]]
     train_seconds: float
@@ -81,27 +81,30 @@ class Comparison:
         rows = [
             ["", "seeds", "split", "accuracy", "95% interval", "ECE", "ECE, scaled", "parameters", "MACs", "seconds"]
         ]
-        for of in self.contenders:
-            low, high = of.interval
+        for contender in self.contenders:
+            low, high = contender.interval
             rows.append(
                 [
-                    f"{of.letter}  {of.label}",
-                    str(len(of.runs)),
-                    of.split,
-                    f"{of.accuracy:.2%}",
+                    f"{contender.letter}  {contender.label}",
+                    str(len(contender.runs)),
+                    contender.split,
+                    f"{contender.accuracy:.2%}",
                     f"{low:.2%} to {high:.2%}",
-                    f"{of.ece:.4f}",
-                    "-" if of.ece_calibrated is None else f"{of.ece_calibrated:.4f}",
-                    f"{of.parameters:,}",
-                    f"{of.macs:,}",
-                    f"{of.train_seconds:,.1f}",
+                    f"{contender.ece:.4f}",
+                    "-" if contender.ece_calibrated is None else f"{contender.ece_calibrated:.4f}",
+                    f"{contender.parameters:,}",
+                    f"{contender.macs:,}",
+                    f"{contender.train_seconds:,.1f}",
                 ]
             )
         return rows
 
     def lines(self) -> list[str]:
         """Table, curves and verdicts as text."""
-        series = [(f"{of.letter} {plots.SPLITS[watched(of)][0]}", *curve(of)) for of in self.contenders]
+        series = [
+            (f"{contender.letter} {plots.SPLITS[watched(contender)][0]}", *curve(contender))
+            for contender in self.contenders
+        ]
         verdicts = [verdict["text"] for verdict in self.verdicts]
         return [*table(self.table()), "", *text.chart(series), "", *verdicts, *self.remarks()]
 
@@ -110,7 +113,7 @@ class Comparison:
         remarks = ["Interval: Wilson's over images for a single run, Student's over seeds for the mean of several."]
         if len(self.verdicts) > 1:
             remarks.append(f"Each of the {len(self.verdicts)} comparisons takes noise for more once in 20 times.")
-        if len({member.place for of in self.contenders for member in of.runs}) > 1:
+        if len({member.machine for contender in self.contenders for member in contender.runs}) > 1:
             remarks.append("Not all of these runs are of the same device, thread count, torch and revision.")
         remarks += [f"{path} was not finished and is left out." for path in self.unfinished]
         return remarks
@@ -119,9 +122,9 @@ class Comparison:
         """Contenders and verdicts as plain values."""
         fields = ("letter", "label", "split", "parameters", "macs", "accuracy", "interval", "ece", "ece_calibrated")
         contenders = [
-            {name: getattr(of, name) for name in (*fields, "train_seconds")}
-            | {"runs": [str(member.directory) for member in of.runs]}
-            for of in self.contenders
+            {name: getattr(contender, name) for name in (*fields, "train_seconds")}
+            | {"runs": [str(member.directory) for member in contender.runs]}
+            for contender in self.contenders
         ]
         unfinished = [str(path) for path in self.unfinished]
         return {"contenders": contenders, "verdicts": list(self.verdicts), "unfinished": unfinished}
@@ -141,7 +144,6 @@ def _read(directory: Path) -> Evaluated:
     )
     if not (directory / "evaluation.json").exists():
         raise ValueError(f"{directory} was not evaluated; `tinycifar evaluate` does that")
-    init = environment.get("init") or {}
     stored = run_page.read_logits(directory / "evaluation.safetensors")
     evaluation = run.read_evaluation(directory)
     low, high = evaluation["accuracy_interval"]
@@ -149,15 +151,15 @@ def _read(directory: Path) -> Evaluated:
     return Evaluated(
         directory=directory,
         recipe=recipe,
-        seed=environment["seed"],
+        seed=environment.seed,
         data=str(evaluation["data"]),
         data_digest=str(evaluation.get("data_digest", "")),
-        init=init.get("sha256"),
-        init_name=str(init.get("name")),
+        init=environment.init.sha256 if environment.init else None,
+        init_name=environment.init.name if environment.init else "",
         classes=len(evaluation["classes"]),
-        train_images=environment["train_images"],
-        precision=environment["precision"],
-        place=tuple(str(environment.get(name)) for name in ("device", "threads", "torch_version", "git_revision")),
+        train_images=environment.train_images,
+        precision=environment.precision,
+        machine=(environment.device, environment.threads, environment.torch_version, environment.git_revision),
         split=str(evaluation["split"]),
         history=history,
         train_seconds=float(sum(entry["train_seconds"] for entry in history)),
@@ -255,20 +257,20 @@ def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
     more = (
         f"{abs(100 * difference):.2f} points {'above' if difference > 0 else 'below'}" if difference else "level with"
     )
-    found: dict[str, Any] = {"first": first.letter, "second": other.letter, "difference": difference, "test": None}
+    verdict: dict[str, Any] = {"first": first.letter, "second": other.letter, "difference": difference, "test": None}
     start = f"{other.letter} is {more} {first.letter}"
-    one, two = first.runs[0], other.runs[0]
-    if not torch.equal(one.labels, two.labels) or _data(one) != _data(two):
-        return found | {"text": f"{start}, but on other images: that says little."}
+    first_run, other_run = first.runs[0], other.runs[0]
+    if not torch.equal(first_run.labels, other_run.labels) or _data(first_run) != _data(other_run):
+        return verdict | {"text": f"{start}, but on other images: that says little."}
     if len(first.runs) == len(other.runs) == 1:
-        only_first, only_second, p = metrics.mcnemar(one.right, two.right)
+        only_first, only_second, p = metrics.mcnemar(first_run.right, other_run.right)
         shown = f"p = {p:.2g}" if p > 1e-4 else "p < 0.0001"
         words = (
             f"{start}: {_noise(p < 0.05)} (McNemar {shown}; only {first.letter} has {only_first:,} images right, "
             f"only {other.letter} {only_second:,}). One seed each: of the recipes it says less, as another moves both."
         )
         figures = {"test": "mcnemar", "only_first": only_first, "only_second": only_second, "p": p}
-        return found | figures | {"significant": p < 0.05, "text": words}
+        return verdict | figures | {"significant": p < 0.05, "text": words}
     if min(len(first.runs), len(other.runs)) < 2:
         several, single = (first, other) if len(first.runs) > 1 else (other, first)
         low, high = _in_range(metrics.prediction_interval([member.accuracy for member in several.runs]))
@@ -278,44 +280,46 @@ def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
             f"{high:.2%}). Of {single.letter} there is one seed only."
         )
         figures = {"test": "prediction", "interval": [low, high], "significant": significant}
-        return found | figures | {"text": words}
-    before, after = ([member.accuracy for member in of.runs] for of in (first, other))
+        return verdict | figures | {"text": words}
+    before, after = ([member.accuracy for member in contender.runs] for contender in (first, other))
     low, high = metrics.welch_interval(before, after)
     significant = low > 0 or high < 0
     words = (
         f"{start}: {_noise(significant)} (Welch's 95% interval of the difference over seeds: {100 * low:+.2f} to "
         f"{100 * high:+.2f} points)."
     )
-    return found | {"test": "welch", "interval": [low, high], "significant": significant, "text": words}
+    return verdict | {"test": "welch", "interval": [low, high], "significant": significant, "text": words}
 
 
 def _noise(significant: bool) -> str:
     return "more than noise" if significant else "within noise"
 
 
-def curve(of: Contender) -> tuple[list[int], list[float]]:
+def curve(contender: Contender) -> tuple[list[int], list[float]]:
     """Epochs and, in per cent, the mean over the runs of the accuracy on the split that was watched."""
-    name = f"{watched(of)}_accuracy"
-    epochs = [entry["epoch"] for entry in of.runs[0].history]
+    name = f"{watched(contender)}_accuracy"
+    epochs = [entry["epoch"] for entry in contender.runs[0].history]
     return epochs, [
         100 * statistics.mean(entry[name] for entry in entries)
-        for entries in zip(*(member.history for member in of.runs), strict=True)
+        for entries in zip(*(member.history for member in contender.runs), strict=True)
     ]
 
 
-def watched(of: Contender) -> str:
+def watched(contender: Contender) -> str:
     """The split whose accuracy is known after every epoch: that of the evaluation, or else "train"."""
-    return of.split if f"{of.split}_accuracy" in of.runs[0].history[-1] else "train"
+    return contender.split if f"{contender.split}_accuracy" in contender.runs[0].history[-1] else "train"
 
 
-def write(found: Comparison, path: Path) -> None:
+def write(comparison: Comparison, path: Path) -> None:
     """Write a comparison as one self-contained page."""
     runs = [
-        (number, of.letter, watched(of), member.history)
-        for number, of in enumerate(found.contenders)
-        for member in of.runs
+        (number, contender.letter, watched(contender), member.history)
+        for number, contender in enumerate(comparison.contenders)
+        for member in contender.runs
     ]
     figure = plots.svg("curves", plots.compared_curves, runs)
-    page = run_page.render("compare.html", found=found, rows=found.table(), figure=figure, remarks=found.remarks())
+    page = run_page.render(
+        "compare.html", comparison=comparison, rows=comparison.table(), figure=figure, remarks=comparison.remarks()
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(path, page.encode())

@@ -171,7 +171,7 @@ def confusion(evaluation: Mapping[str, Any]) -> Figure:
 
 
 def reliability(evaluation: Mapping[str, Any]) -> Figure:
-    """Accuracy against confidence in 15 bins, as it is and at the temperature; areas show how many images."""
+    """Accuracy against confidence in 15 bins, without and with the temperature; areas show how many images."""
 
     def gap(rows: Sequence[Mapping[str, float]]) -> float:
         total = sum(row["images"] for row in rows)
@@ -317,8 +317,8 @@ def receptive_fields(table: Summary, field: Tensor, example: Tensor, label: str)
 
 def effective_side(field: Tensor, centre: float, share: float = 0.95) -> int:
     """Side, in pixels, of the smallest square around (centre, centre) that holds `share` of a field (H, W)."""
-    places = np.abs(np.arange(field.shape[0]) - centre)
-    distance = np.maximum(places[:, None], places[None, :])
+    offsets = np.abs(np.arange(field.shape[0]) - centre)
+    distance = np.maximum(offsets[:, None], offsets[None, :])
     values = field.double().numpy()
     sides = range(1, 2 * int(distance.max()) + 3)
     return next(side for side in sides if values[distance <= side / 2].sum() >= share * values.sum())

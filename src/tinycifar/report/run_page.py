@@ -9,15 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from jinja2 import PackageLoader, StrictUndefined, UndefinedError
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tinycifar import atomic, heatmaps, inference, metrics, recipes, run, trained
+from tinycifar import atomic, heatmaps, inference, metrics, recipes, run, trained, typed
 from tinycifar.data import Dataset, cifar10, pictures
+from tinycifar.environment import Environment
 from tinycifar.epochs import plan
 from tinycifar.recipes import Recipe
 from tinycifar.report import plots, text
@@ -32,7 +34,7 @@ def render(template: str, **content: Any) -> str:
 
     Raises KeyError for something that the template uses and `content` lacks.
     """
-    environment = Environment(
+    environment = jinja2.Environment(
         loader=PackageLoader("tinycifar.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -87,11 +89,12 @@ def _page(directory: Path, dataset: Dataset | None) -> str:
     return render(
         "report.html",
         recipe=recipe,
-        environment=_without_paths(environment),
+        environment=environment,
+        environment_shown=_without_paths(environment),
         history=history,
         table=summarize(recipe.build(classes)),
         changed=recipes.changed(recipe),
-        data=Path(environment["data"]).name or environment["data"],
+        data=Path(environment.data).name or environment.data,
         classes=classes,
         evaluation=evaluation,
         many=many,
@@ -114,17 +117,17 @@ def _page(directory: Path, dataset: Dataset | None) -> str:
 
 def _figures(
     recipe: Recipe,
-    environment: dict[str, Any],
+    environment: Environment,
     history: Sequence[dict[str, Any]],
     evaluation: dict[str, Any] | None,
 ) -> dict[str, dict[str, str]]:
-    """The page's figures by name, those of which the run knows enough."""
+    """The page's figures by name; those that the run lacks data for are left out."""
     figures = {}
     if history:
         for quantity in ("accuracy", "loss"):
             title = f"{quantity.capitalize()} after each epoch"
             figures[quantity] = plots.svg(quantity, plots.curves, history, quantity, title)
-    epochs, rates = _learning_rates(recipe, environment["train_images"])
+    epochs, rates = _learning_rates(recipe, environment.train_images)
     figures["rate"] = plots.svg("rate", plots.learning_rates, epochs, rates)
     if evaluation is not None:
         if len(evaluation["classes"]) <= metrics.MANY_CLASSES:
@@ -151,18 +154,13 @@ def _learning_rates(recipe: Recipe, images: int) -> tuple[list[float], dict[str,
     return [passed[step] for step in steps], rates
 
 
-def _without_paths(environment: dict[str, Any]) -> dict[str, Any]:
+def _without_paths(environment: Environment) -> dict[str, Any]:
     """An environment as a page shows it to others: data and models by name, not by where they lie."""
-    kept = {name: value for name, value in environment.items() if name not in ("teachers", "init")}
-    models = {name: environment.get(name) for name in ("teachers", "init")}
-    for name, value in models.items():
-        shown = [{key: of for key, of in model.items() if key not in ("source", "data")} for model in _listed(value)]
-        kept[name] = shown if name == "teachers" else next(iter(shown), None)
-    return kept | {"data": Path(environment["data"]).name or environment["data"]}
-
-
-def _listed(value: Any) -> list[dict[str, Any]]:
-    return value if isinstance(value, list) else [value] if value else []
+    shown: dict[str, Any] = typed.to_json(environment)
+    for model in (*shown["teachers"], shown["init"] or {}):
+        for name in ("source", "data"):
+            model.pop(name, None)
+    return shown | {"data": Path(environment.data).name or environment.data}
 
 
 class _MissingError(Exception):
@@ -204,10 +202,10 @@ def _mistakes(directory: Path, evaluation: dict[str, Any], dataset: Dataset) -> 
     if not len(worst):
         return []
     heats = heatmaps.heat_maps(model.model, images[worst], predicted[worst])
-    found = []
+    mistakes = []
     for index, heat in zip(worst.tolist(), heats, strict=True):
         picture = pictures.to_image(images[index])
-        found.append(
+        mistakes.append(
             {
                 "name": names[index] if names else f"#{index}",
                 "image": _data_uri(picture),
@@ -217,7 +215,7 @@ def _mistakes(directory: Path, evaluation: dict[str, Any], dataset: Dataset) -> 
                 "probability": float(confidence[index]),
             }
         )
-    return found
+    return mistakes
 
 
 def _hardest(directory: Path, dataset: Dataset) -> list[dict[str, Any]]:

@@ -146,7 +146,7 @@ def subsets(evaluation: dict[str, Any]) -> list[str]:
 
 
 def calibration(evaluation: dict[str, Any]) -> str:
-    """Calibration as it is, and what a temperature makes of it."""
+    """Calibration without and with a temperature."""
     plain = f"ECE {evaluation['ece']:.4f}, NLL {evaluation['loss']:.4f}, Brier {evaluation['brier']:.4f}"
     after = evaluation["calibrated"]
     if after is None:

@@ -26,29 +26,30 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from tinycifar import atomic, signals
+from tinycifar import signals, typed
+from tinycifar.environment import Environment
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# A process that dies is noticed at once, as its connections end; this is for a machine that is lost without a word. It
+# A process that dies is noticed at once, as its connections end; this is for a machine that is lost without notice. It
 # must be longer than what rank 0 does alone: filling the cache, an evaluation.
 TIMEOUT = datetime.timedelta(minutes=30)
-FAILURES = (ValueError, OSError, FloatingPointError)  # what a command tells in one line
+FAILURES = (ValueError, OSError, FloatingPointError)  # what a command reports in one line
 
 
 class LostRankError(RuntimeError):
-    """Another process of the run has ended; `tell` on one of those that are left."""
+    """Another process of the run has ended; `report` is set on one of those that are left."""
 
     exit_code = 1
 
-    def __init__(self, message: str, tell: bool) -> None:
+    def __init__(self, message: str, report: bool) -> None:
         super().__init__(message)
-        self.tell = tell
+        self.report = report
 
 
-class _ToldError(Exception):
-    """An error that all ranks know of by now."""
+class _SharedError(Exception):
+    """An error that all ranks know."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -57,10 +58,11 @@ class _ToldError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What the processes know together after a backward pass.
+    """The result of a backward pass of all processes.
 
     Tensors (N,) have a value for each image of the batch: the loss trained on, the loss against the label, and whether
-    the label was predicted. `signal` is the number of one that came to any process, `checkpoint_due` what rank 0 asks.
+    the label was predicted. `signal` is the number of one that any process received, `checkpoint_due` what rank 0
+    decided.
     """
 
     losses: Tensor
@@ -78,7 +80,7 @@ class Ranks:
     world: int = 1
     local_rank: int = 0
     launch: str = ""
-    """What tells this start of torchrun on this machine from all others; the same when it starts processes again."""
+    """Identifies this start of torchrun on this machine; the same when it starts processes again."""
 
     @property
     def first(self) -> bool:
@@ -100,29 +102,29 @@ class Ranks:
         if name not in ("cuda", own):
             raise ValueError(f"each of several processes takes the GPU of its own number: give cuda, not {name}")
         if self.local_rank >= gpus:
-            raise ValueError(f"more processes on this machine than GPUs, of which it has {gpus}: start as many")
+            raise ValueError(f"this machine has {gpus} GPUs, fewer than processes: start at most {gpus} processes here")
         torch.cuda.set_device(self.local_rank)
         return own
 
     def exchange(self, value: Any = None, error: Exception | None = None) -> list[Any]:
-        """Wait for all ranks and give the `value` of each; what ended one of them is raised on all instead."""
+        """Wait for all ranks and return the `value` of each; an error of one rank is raised on all instead."""
         if self.world == 1:
             return [value]
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, (value, error))
-        for rank, (_, failure) in enumerate(found):
+        answers: list[Any] = [None] * self.world
+        dist.all_gather_object(answers, (value, error))
+        for rank, (_, failure) in enumerate(answers):
             if failure is not None:
-                raise _ToldError(_of_rank(rank, failure))
-        return [value for value, _ in found]
+                raise _SharedError(_of_rank(rank, failure))
+        return [value for value, _ in answers]
 
     def signal(self, stop: signals.StopSignal) -> int | None:
-        """The number of the signal that has come to any of the ranks, the same on all of them."""
+        """The number of the signal that any of the ranks received, the same on all of them."""
         return max(self.exchange(stop.received or 0)) or None
 
     def began(self, out: Path | None) -> bool:
         """Whether this very start of torchrun began the run in `out`, and has started the processes again since."""
-        begun = out is not None and self.launch != "" and (out / "recipe.json").exists()
-        launches = atomic.read_json(out / "environment.json").get("torchrun", []) if begun and out is not None else []
+        started = out is not None and self.launch != "" and (out / "recipe.json").exists()
+        launches = typed.read(Environment, out / "environment.json").torchrun if started and out is not None else ()
         return any(self.exchange(self.launch in launches))
 
     def share(self, rows: Tensor) -> Tensor:
@@ -146,16 +148,16 @@ class Ranks:
         """
         share = len(losses) * self.world / images  # processes average their gradients, and shares may differ in size
         (losses.mean() * share).backward()  # type: ignore[no-untyped-call]
-        of_share = losses.detach(), label_losses.detach(), correct
+        share_values = losses.detach(), label_losses.detach(), correct
         (losses, label_losses, correct), (number, due) = self.gather(
-            images, of_share, (signal or 0, int(checkpoint_due))
+            images, share_values, (signal or 0, int(checkpoint_due))
         )
         return Step(losses, label_losses, correct, number or None, bool(due))
 
     def gather(
         self, count: int, values: Sequence[Tensor], flags: Sequence[int]
     ) -> tuple[Sequence[Tensor], Sequence[int]]:
-        """Put together what the ranks found for a batch of `count` images, of which rank r has `rows[r::world]`.
+        """Combine the results of the ranks for a batch of `count` images, of which rank r has `rows[r::world]`.
 
         `values` are tensors of a value for each of this rank's images; gives them for the whole batch, (count,), in its
         order, and of each of the `flags` the largest of any rank.
@@ -163,14 +165,16 @@ class Ranks:
         if self.world == 1:
             return values, flags
         longest, header = -(-count // self.world), len(flags)
-        own = torch.zeros(header + len(values) * longest, device=values[0].device)
-        own[:header] = torch.tensor(flags)
-        own[header:].view(len(values), longest)[:, : len(values[0])] = torch.stack([value.to(own) for value in values])
-        found = [torch.empty_like(own) for _ in range(self.world)]
-        dist.all_gather(found, own)
-        of_all = torch.stack(found)
-        columns = of_all[:, header:].view(self.world, len(values), longest).permute(1, 2, 0).flatten(1)[:, :count]
-        return list(columns), [int(flag) for flag in of_all[:, :header].amax(0).tolist()]
+        packed = torch.zeros(header + len(values) * longest, device=values[0].device)
+        packed[:header] = torch.tensor(flags)
+        packed[header:].view(len(values), longest)[:, : len(values[0])] = torch.stack(
+            [value.to(packed) for value in values]
+        )
+        parts = [torch.empty_like(packed) for _ in range(self.world)]
+        dist.all_gather(parts, packed)
+        stacked = torch.stack(parts)
+        columns = stacked[:, header:].view(self.world, len(values), longest).permute(1, 2, 0).flatten(1)[:, :count]
+        return list(columns), [int(flag) for flag in stacked[:, :header].amax(0).tolist()]
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """`model` so that a backward pass leaves on every rank the mean of all ranks' gradients.
@@ -182,7 +186,7 @@ class Ranks:
         index = next(model.parameters()).device.index
         parallel = DistributedDataParallel(model, device_ids=None if index is None else [index])
         parallel.register_comm_hook(None, lambda _, bucket: _mean_in_order(bucket))
-        # Told of 1x1 filters; what it costs is nothing for such small models.
+        # Reported for 1x1 filters; it costs nothing for such small models.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return parallel
 
@@ -195,15 +199,15 @@ class Ranks:
     def check_alike(self, **settings: Any) -> None:
         """Raise ValueError, naming what differs, unless all ranks were started with the same settings."""
         first, *others = self.exchange(settings)
-        for rank, found in enumerate(others, 1):
-            differing = [name for name in first if found[name] != first[name]]
+        for rank, theirs in enumerate(others, 1):
+            differing = [name for name in first if theirs[name] != first[name]]
             if differing:
-                words = ", ".join(f"{name} is {found[name]} there, not {first[name]}" for name in differing)
-                raise ValueError(f"rank {rank} was started otherwise than rank 0: {words}")
+                words = ", ".join(f"{name} is {theirs[name]}, not {first[name]}" for name in differing)
+                raise ValueError(f"rank {rank} was started with different settings than rank 0: {words}")
 
     @contextlib.contextmanager
     def one_a_machine_first(self) -> Iterator[None]:
-        """Have one process of each machine go through a block before the others: it fills the machine's cache."""
+        """Let one process of each machine run a block before the others: it fills the machine's cache."""
         if self.local_rank:
             self.exchange()
         yield
@@ -212,7 +216,7 @@ class Ranks:
 
 
 def here() -> Ranks:
-    """The ranks as torchrun's environment variables tell them; one without it."""
+    """The ranks, from torchrun's environment variables; one rank without them."""
     numbers = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     rank, world, local_rank = (0 if number is None else int(number) for number in numbers)
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # LOGS/RUN_RANDOM/attempt_N/RANK/error.json
@@ -221,10 +225,10 @@ def here() -> Ranks:
 
 
 def as_one(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function that all ranks call end on all of them where it ends on one.
+    """Make a function that all ranks call end on all of them if it ends on one.
 
     The ranks are connected while it runs. ValueError, OSError and FloatingPointError of one are raised on each, with
-    "rank N: " before their words unless it is rank 0's; LostRankError where another process has ended.
+    "rank N: " in front unless it is rank 0's; LostRankError if another process has ended.
     """
 
     @functools.wraps(function)
@@ -244,8 +248,8 @@ def as_one(function: Callable[P, R]) -> Callable[P, R]:
                 with contextlib.suppress(RuntimeError):  # the others may have ended
                     ranks.exchange(error=error)
                 raise
-        except _ToldError as told:
-            raise told.error from None
+        except _SharedError as shared:
+            raise shared.error from None
         except RuntimeError as error:
             if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
@@ -287,16 +291,16 @@ def _mean_in_order(bucket: Any) -> Any:
     """The mean of the ranks' gradients, always added in the order of the ranks.
 
     By default the order follows from the place in the bucket, and gradients are packed anew after the first step, so
-    that with three ranks or more a resume would come to other bits.
+    that with three ranks or more a resume would give other bits.
     """
     gradients = bucket.buffer()
-    of_all = [torch.empty_like(gradients) for _ in range(dist.get_world_size())]
-    done = dist.all_gather(of_all, gradients, async_op=True).get_future()
-    return done.then(lambda _: functools.reduce(torch.add, of_all) / len(of_all))
+    parts = [torch.empty_like(gradients) for _ in range(dist.get_world_size())]
+    done = dist.all_gather(parts, gradients, async_op=True).get_future()
+    return done.then(lambda _: functools.reduce(torch.add, parts) / len(parts))
 
 
 def _of_rank(rank: int, error: Exception) -> Exception:
-    """An error as the other ranks tell it."""
+    """An error as the other ranks report it."""
     if rank == 0:
         return error
     if isinstance(error, OSError):
@@ -305,12 +309,12 @@ def _of_rank(rank: int, error: Exception) -> Exception:
 
 
 def _lost(rank: int, store: Store | None) -> LostRankError:
-    """What the ranks that are left raise; the first of them to come here is the one to tell."""
-    tell = True
+    """What the ranks that are left raise; the first of them reports it."""
+    report = True
     with contextlib.suppress(RuntimeError):  # the store may have ended too
-        tell = store is None or store.add("lost", 1) == 1
+        report = store is None or store.add("lost", 1) == 1
     return LostRankError(
-        f"{f'rank {rank}: ' if rank else ''}another process of this run has ended, and so does the run. "
-        "Its last checkpoint is whole: go on from it with --resume, or have torchrun do that with --max-restarts",
-        tell,
+        f"{f'rank {rank}: ' if rank else ''}another process of this run has ended, so this one ends too. "
+        "The last checkpoint is whole: resume with `resume=`, or have torchrun restart with --max-restarts",
+        report,
     )

@@ -1,7 +1,7 @@
 """Child processes that each do a piece of work: several seeds or trials in parallel.
 
-A child gets one JSON object on its standard input and answers with one on its standard output. It stops in order when
-its standard input ends, so none outlives the process that it works for.
+A child gets one JSON object on its standard input and answers with one on its standard output. It writes a
+checkpoint and stops when its standard input ends, so none outlives the process that it works for.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Processes:
         return len(self._running)
 
     def stop(self) -> None:
-        """Ask all children to stop in order, with a checkpoint."""
+        """Ask all children to write a checkpoint and stop."""
         for child in self._running.values():
             _close(child)
 

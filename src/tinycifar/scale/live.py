@@ -1,4 +1,4 @@
-"""A training while it goes on, as TensorBoard's event files in its run directory."""
+"""A running training as TensorBoard's event files in its run directory."""
 
 from __future__ import annotations
 

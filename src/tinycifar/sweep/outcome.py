@@ -1,4 +1,4 @@
-"""What a sweep came to: `sweep.json`, the picture `sweep.png`, the best recipe as `best.toml`, and lines of text."""
+"""The results of a sweep: `sweep.json`, the picture `sweep.png`, the best recipe as `best.toml`, and lines of text."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ LOOKS = {  # of the trials in each state: marker, colour, size
 
 
 def outcome(study: Study, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A sweep as plain values: what was searched, every trial, the best, and how much to make of it.
+    """A sweep as plain values: what was searched, every trial, the best, and how far to trust it.
 
-    `gain` is how far the best is above trial 0, the recipe as it is. `standard_error` is that of the best accuracy on
+    `gain` is how far the best is above trial 0, the unchanged recipe. `standard_error` is that of the best accuracy on
     so many validation images, and `luck` how far above their mean the best of so many complete trials would stand if
-    all were equally good and each off by one such error. All are fractions, None where there is no complete trial.
+    all were equally good and each off by one such error. All are fractions, None if no trial is complete.
     """
-    complete = [of for of in entries if of["state"] == "complete"]
-    best = max(complete, key=lambda of: (of["validation_accuracy"], -of["number"]), default=None)
-    baseline = next((of["validation_accuracy"] for of in complete if of["number"] == 0), None)
+    complete = [trial for trial in entries if trial["state"] == "complete"]
+    best = max(complete, key=lambda trial: (trial["validation_accuracy"], -trial["number"]), default=None)
+    baseline = next((trial["validation_accuracy"] for trial in complete if trial["number"] == 0), None)
     error = luck = gain = None
     if best is not None:
         accuracy = best["validation_accuracy"]
@@ -48,7 +48,7 @@ def outcome(study: Study, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "data": study.data,
         "validation_images": study.scored_on,
         "seed": study.seed,
-        "ranges": [of.as_json() for of in study.ranges],
+        "ranges": [varied.as_json() for varied in study.ranges],
         "best": best,
         "as_it_is": {"parameters": study.as_it_is(), "validation_accuracy": baseline},
         "gain": gain,
@@ -59,22 +59,22 @@ def outcome(study: Study, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def expected_largest(count: int) -> float:
-    """Of so many draws from a standard normal distribution, by Blom's approximation (1958), good to 0.02."""
+    """Expected largest of `count` standard normal draws, by Blom's approximation (1958), correct within 0.02."""
     return statistics.NormalDist().inv_cdf((count - 0.375) / (count + 0.25)) if count > 1 else 0.0
 
 
-def save(study: Study, found: dict[str, Any]) -> None:
-    """Write `sweep.json` and, where a trial was complete, `sweep.png` and `best.toml`, each whole or not at all.
+def save(study: Study, outcome: dict[str, Any]) -> None:
+    """Write `sweep.json` and, if a trial is complete, `sweep.png` and `best.toml`, each whole or not at all.
 
     The recipe in `best.toml` holds out as many validation images as the one that was varied.
     """
-    atomic.write_json(study.folder / "sweep.json", found)
-    if found["best"] is not None:
-        best = replace(study.recipe, **found["best"]["parameters"])
-        if found["best"]["number"]:
+    atomic.write_json(study.folder / "sweep.json", outcome)
+    if outcome["best"] is not None:
+        best = replace(study.recipe, **outcome["best"]["parameters"])
+        if outcome["best"]["number"]:
             best = replace(best, name=f"{study.recipe.name[:94]}-sweep")
         atomic.write_bytes(study.folder / "best.toml", recipes.to_toml(best).encode())
-        plots.save(study.folder / "sweep.png", picture, study, found)
+        plots.save(study.folder / "sweep.png", picture, study, outcome)
 
 
 # --- text ---------------------------------------------------------------------------------------------------------
@@ -91,67 +91,66 @@ def line(entry: Mapping[str, Any]) -> str:
     elif result == "failed":
         result = f"failed: {entry['problem']}"
     seconds = "" if entry["train_seconds"] is None else f", {entry['train_seconds']:,.1f} s"
-    which = " (the recipe as it is)" if entry["number"] == 0 else ""
+    which = " (the unchanged recipe)" if entry["number"] == 0 else ""
     return f"Trial {entry['number']}{which}: {result}{seconds}; {_values(entry['parameters'])}"
 
 
 def _values(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {value:.4g}" if _is_number(value) else f"{name} {value}" for name, value in parameters.items()
-    )
+    return ", ".join(f"{name} {_shown(value)}" for name, value in parameters.items())
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _shown(value: object) -> str:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{value:.4g}" if is_number else str(value)
 
 
-def lines(study: Study, found: Mapping[str, Any], source: str | None = None) -> list[str]:
-    """What a sweep says at its end; `source` is what its data was read from, as the command has it."""
-    best, count = found["best"], len(found["trials"])
-    states = [of["state"] for of in found["trials"]]
+def lines(study: Study, outcome: Mapping[str, Any], source: str | None = None) -> list[str]:
+    """The closing lines of a sweep; `source` is where its data was read from, as given to the command."""
+    best, count = outcome["best"], len(outcome["trials"])
+    states = [trial["state"] for trial in outcome["trials"]]
     counted = ", ".join(
         f"{states.count(state)} {state}"
         for state in ("complete", "pruned", "diverged", "failed", "running")
         if state in states
     )
     if best is None:
-        return [f"No trial was complete ({counted or 'none was begun'})"]
-    error, luck, images = found["standard_error"], found["luck"], found["validation_images"]
-    told = [
+        return [f"No trial was complete ({counted or 'none was started'})"]
+    error, luck, images = outcome["standard_error"], outcome["luck"], outcome["validation_images"]
+    text = [
         f"Best of {count} trials ({counted}): trial {best['number']}, {best['validation_accuracy']:.2%} on "
-        f"{images:,} validation images, of which one standard error is {100 * error:.2f} points"
+        f"{images:,} validation images (one standard error: {100 * error:.2f} points)"
     ]
     rows = [["field", "best", "recipe"]]
-    for name, value in found["as_it_is"]["parameters"].items():
-        rows.append([name, *(f"{of:.4g}" if _is_number(of) else str(of) for of in (best["parameters"][name], value))])
-    told += table(rows)
+    for name, value in outcome["as_it_is"]["parameters"].items():
+        rows.append([name, *map(_shown, (best["parameters"][name], value))])
+    text += table(rows)
     if best["number"] == 0:
-        told.append("No trial was better than the recipe as it is.")
-    elif found["gain"] is not None:
-        baseline = found["as_it_is"]["validation_accuracy"]
-        told.append(f"That is {100 * found['gain']:.2f} points above the recipe as it is (trial 0, {baseline:.2%}).")
+        text.append("No trial was better than the unchanged recipe.")
+    elif outcome["gain"] is not None:
+        baseline = outcome["as_it_is"]["validation_accuracy"]
+        text.append(f"That is {100 * outcome['gain']:.2f} points above the unchanged recipe (trial 0, {baseline:.2%}).")
     if luck:
         complete = states.count("complete")
-        told.append(
+        text.append(
             f"The best of many is chosen for its luck too: if {complete} trials were equally good and each off by one "
             f"standard error, the best would stand {100 * luck:.2f} points above their mean. Train both recipes with "
             "several seeds and compare them before you believe it."
         )
-    told.append(f"Trials, picture, best recipe: sweep.json, sweep.png, best.toml in {study.folder}")
-    holds_out = study.recipe.validation_images or not study.validation_images  # as the recipe or the data has it
+    text.append(f"Trials, picture, best recipe: sweep.json, sweep.png, best.toml in {study.folder}")
+    holds_out = study.recipe.validation_images or not study.validation_images  # of the recipe or the data
     opens = "" if holds_out else " (which evaluates the test images)"
     words = ["tinycifar", "train", str(study.folder / "best.toml"), *(["--data", source] if source else [])]
-    told.append(f"Train it with: {shlex.join(words)}{opens}")
-    return told
+    text.append(f"Train it with: {shlex.join(words)}{opens}")
+    return text
 
 
 # --- picture ------------------------------------------------------------------------------------------------------
 
 
-def picture(study: Study, found: Mapping[str, Any]) -> Figure:
+def picture(study: Study, outcome: Mapping[str, Any]) -> Figure:
     """Validation accuracy over each varied field, and over the trials with the best so far."""
-    trials = [of for of in found["trials"] if of["state"] in LOOKS]
-    low, high = limits(found)
+    trials = [trial for trial in outcome["trials"] if trial["state"] in LOOKS]
+    low, high = limits(outcome)
     panels = len(study.ranges) + 1
     columns = 2 if panels == 4 else min(panels, 3)
     rows = -(-panels // columns)
@@ -159,11 +158,11 @@ def picture(study: Study, found: Mapping[str, Any]) -> Figure:
     axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for panel in axes[panels:]:
         panel.set_axis_off()
-    best, error = found["best"], 100 * found["standard_error"]
-    gain = "" if not found["gain"] else f", {100 * found['gain']:.2f} points above the recipe as it is"
+    best, error = outcome["best"], 100 * outcome["standard_error"]
+    gain = "" if not outcome["gain"] else f", {100 * outcome['gain']:.2f} points above the unchanged recipe"
     figure.suptitle(
-        f"{study.recipe.name}: best of {len(found['trials'])} trials {best['validation_accuracy']:.2%} on "
-        f"{found['validation_images']:,} validation images{gain}",
+        f"{study.recipe.name}: best of {len(outcome['trials'])} trials {best['validation_accuracy']:.2%} on "
+        f"{outcome['validation_images']:,} validation images{gain}",
         wrap=True,
     )
     for number, panel in enumerate(axes[:panels]):
@@ -178,11 +177,11 @@ def picture(study: Study, found: Mapping[str, Any]) -> Figure:
             label="best, one standard error",
         )
         for state, (marker, colour, size) in LOOKS.items():
-            shown = [of for of in trials if of["state"] == state]
+            shown = [trial for trial in trials if trial["state"] == state]
             if shown:
                 panel.scatter(
-                    [_place(varied, of) for of in shown],
-                    [max(low, _height(of)) for of in shown],
+                    [_place(varied, trial) for trial in shown],
+                    [max(low, _height(trial)) for trial in shown],
                     size,
                     colour,
                     marker=marker,
@@ -191,15 +190,15 @@ def picture(study: Study, found: Mapping[str, Any]) -> Figure:
                     clip_on=False,
                     zorder=3,
                 )
-        for of, marker, colour, label in (
-            (next((of for of in trials if of["number"] == 0), None), "s", "#009e73", "the recipe as it is"),
+        for trial, marker, colour, label in (
+            (next((trial for trial in trials if trial["number"] == 0), None), "s", "#009e73", "the unchanged recipe"),
             (best, "*", plots.COLOURS[4], "best"),
         ):
-            if of is not None:
+            if trial is not None:
                 area = 220 if marker == "*" else 70
                 panel.scatter(
-                    [_place(varied, of)],
-                    [max(low, _height(of))],
+                    [_place(varied, trial)],
+                    [max(low, _height(trial))],
                     area,
                     marker=marker,
                     facecolors=colour if marker == "*" else "none",
@@ -218,20 +217,20 @@ def picture(study: Study, found: Mapping[str, Any]) -> Figure:
     axes[0].set_ylim(low, high)
     named = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named)), fontsize=9)
-    if any(_height(of) < low for of in trials):
+    if any(_height(trial) < low for trial in trials):
         axes[0].annotate(
             "marks at the lower edge lie below it", (0.02, 0.03), xycoords="axes fraction", fontsize=8, color="#555555"
         )
     return figure
 
 
-def limits(found: Mapping[str, Any]) -> tuple[float, float]:
+def limits(outcome: Mapping[str, Any]) -> tuple[float, float]:
     """The lowest and the highest accuracy that a picture shows, in per cent.
 
     They follow the noise and the better half of the complete trials, so that what failed does not flatten the rest.
     """
-    values = [100 * of["validation_accuracy"] for of in found["trials"] if of["state"] == "complete"]
-    best, error = max(values), max(100 * found["standard_error"], 0.05)
+    values = [100 * trial["validation_accuracy"] for trial in outcome["trials"] if trial["state"] == "complete"]
+    best, error = max(values), max(100 * outcome["standard_error"], 0.05)
     spread = max(best - statistics.median(values), error)
     return max(max(min(values), best - 3 * spread) - error, 0), min(best + 2 * error, 100 + error)
 
@@ -254,7 +253,7 @@ def _place(varied: Range | None, entry: Mapping[str, Any]) -> float:
 def _name_values(panel: Axes, varied: Range, as_it_is: Any) -> None:
     panel.set_xlabel(varied.field)
     if varied.kind == "choice":
-        names = [str(of) for of in (*varied.values, *([] if varied.contains(as_it_is) else [as_it_is]))]
+        names = [str(value) for value in (*varied.values, *([] if varied.contains(as_it_is) else [as_it_is]))]
         panel.set_xticks(range(len(names)), names)
         panel.set_xlim(-0.5, len(names) - 0.5)
         return
@@ -274,10 +273,10 @@ def _name_values(panel: Axes, varied: Range, as_it_is: Any) -> None:
 def _best_so_far(panel: Axes, trials: Sequence[Mapping[str, Any]]) -> None:
     numbers: list[int] = []
     heights: list[float] = []
-    for of in trials:
-        if of["state"] == "complete":
-            numbers.append(of["number"])
-            heights.append(max([100 * of["validation_accuracy"], *heights[-1:]]))
+    for trial in trials:
+        if trial["state"] == "complete":
+            numbers.append(trial["number"])
+            heights.append(max([100 * trial["validation_accuracy"], *heights[-1:]]))
     panel.step(
         [*numbers, trials[-1]["number"]], [*heights, heights[-1]], where="post", color=plots.BLUE, label="best so far"
     )

@@ -1,4 +1,4 @@
-"""What a sweep varies: ranges and choices of recipe fields, as `--vary` takes them."""
+"""What a sweep varies: ranges and choices of recipe fields, as texts like `FIELD=LOW:HIGH`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Range:
     """Values of one recipe field.
 
     `kind` is "float" or "int", and `values` the lowest and the highest of them, drawn evenly or, with `log`, evenly by
-    their logarithm; or it is "choice", and `values` are all there are.
+    their logarithm; or it is "choice", and `values` are the choices.
     """
 
     field: str
@@ -35,7 +35,7 @@ class Range:
         return bool(self.values[0] <= value <= self.values[1])
 
     def as_json(self) -> dict[str, Any]:
-        """Its fields as JSON gives them back."""
+        """The fields as JSON returns them."""
         return {**asdict(self), "values": list(self.values)}
 
     def __str__(self) -> str:
@@ -49,38 +49,38 @@ def _text(value: Any) -> str:
 
 
 def from_json(content: dict[str, Any]) -> Range:
-    """A range from what `as_json` gave."""
+    """A range from the result of `as_json`."""
     return Range(**{**content, "values": tuple(content["values"])})
 
 
 def parse(texts: Iterable[str], recipe: Recipe) -> tuple[Range, ...]:
-    """The ranges that these texts ask for, of fields of `recipe`.
+    """The ranges of fields of `recipe` that these texts describe.
 
     Raises ValueError, saying what is allowed, for another form, an unknown field or one that is named twice, a range
     that is empty, and ends or choices that the recipe does not take, alone or two of them together.
     """
-    found = tuple(_range(text, recipe) for text in texts)
-    if not found:
-        raise ValueError(f"a sweep varies fields of the recipe: name them with --vary {FORMS}")
-    for one, other in combinations(found, 2):
-        if one.field == other.field:
-            raise ValueError(f"--vary names {one.field} twice; name each field once")
-        for values in product(one.values, other.values):
+    parsed = tuple(_range(text, recipe) for text in texts)
+    if not parsed:
+        raise ValueError(f"a sweep varies fields of the recipe: name them with `vary=` {FORMS}")
+    for first, second in combinations(parsed, 2):
+        if first.field == second.field:
+            raise ValueError(f"`vary=` names {first.field} twice; name each field once")
+        for values in product(first.values, second.values):
             try:
-                replace(recipe, **dict(zip((one.field, other.field), values, strict=True)))
+                replace(recipe, **dict(zip((first.field, second.field), values, strict=True)))
             except ValueError as error:
                 words = " with ".join(
-                    f"{of.field}={_text(value)}" for of, value in zip((one, other), values, strict=True)
+                    f"{varied.field}={_text(value)}" for varied, value in zip((first, second), values, strict=True)
                 )
-                raise ValueError(f"--vary allows {words}, and then {error}") from None
-    return found
+                raise ValueError(f"`vary=` allows {words}, and then {error}") from None
+    return parsed
 
 
 def _range(text: str, recipe: Recipe) -> Range:
     name, _, values = text.partition("=")
     field = ALIASES.get(name, name)
     if not values:
-        raise ValueError(f"--vary takes {FORMS}, not {text!r}")
+        raise ValueError(f"`vary=` takes {FORMS}, not {text!r}")
     allowed = [known for known in SETTABLE if known not in FIXED]
     if field not in allowed:
         what = "cannot be varied" if field in FIXED else "is no field of a recipe"
@@ -93,17 +93,17 @@ def _range(text: str, recipe: Recipe) -> Range:
     if len(parts) == 1:
         choices = tuple(map(value, values.split(",")))
         if len(set(choices)) < max(2, len(choices)):
-            raise ValueError(f"--vary {text}: give at least two choices, each once (one value: --set)")
+            raise ValueError(f"`vary=` {text}: give at least two choices, each once")
         return Range(field, "choice", choices)
     if field == "image_size":
-        raise ValueError(f"--vary {text}: models take some sizes only, give choices: image_size=24,32")
+        raise ValueError(f"`vary=` {text}: models take some sizes only, give choices: image_size=24,32")
     if SETTABLE[field] not in ("int", "float"):
-        raise ValueError(f"--vary {text}: {field} is no number, give choices: {field}=A,B")
+        raise ValueError(f"`vary=` {text}: {field} is no number, give choices: {field}=A,B")
     if len(parts) > 3 or parts[2:] not in ([], ["log"]):
-        raise ValueError(f"--vary takes {FORMS}, not {text!r}")
+        raise ValueError(f"`vary=` takes {FORMS}, not {text!r}")
     low, high = map(value, parts[:2])
     if not low < high:
-        raise ValueError(f"--vary {text}: the first end must be below the second")
+        raise ValueError(f"`vary=` {text}: the first end must be below the second")
     if parts[2:] and low <= 0:
-        raise ValueError(f"--vary {text}: a range by logarithm lies above 0")
+        raise ValueError(f"`vary=` {text}: a range by logarithm lies above 0")
     return Range(field, SETTABLE[field], (low, high), log=bool(parts[2:]))

@@ -18,7 +18,7 @@ from tinycifar.sweep.ranges import Range
 
 @dataclass(frozen=True)
 class Study:
-    """What is searched, on what, and where it is kept.
+    """What is searched, on which data, and where it is stored.
 
     Of the training images the last `validation_images` are held out; 0 where the data brings its own. `scored_on` is
     how many images a trial is judged by. `data` is the digest of own data, or the name of known data.
@@ -38,7 +38,7 @@ class Study:
 
     def as_it_is(self) -> dict[str, Any]:
         """What the unchanged recipe has for the varied fields."""
-        return {of.field: getattr(self.recipe, of.field) for of in self.ranges}
+        return {varied.field: getattr(self.recipe, varied.field) for varied in self.ranges}
 
 
 def create(
@@ -50,7 +50,7 @@ def create(
     validation_images: int | None = None,
     seed: int = 0,
 ) -> Study:
-    """Make a study's folder, `out` or a new dated one under `sweeps/`; where it holds this very study, that goes on.
+    """Make a study's folder, `out` or a new dated one under `sweeps/`; if it holds this very study, that is resumed.
 
     `validation_images` is by default the recipe's own number, else 5,000 of CIFAR-10 and a tenth of other data; data
     that brings validation images is judged by those. Raises ValueError for a recipe with a teacher, where no validation
@@ -58,7 +58,7 @@ def create(
     """
     if recipe.teacher:
         raise ValueError(
-            f"{recipe.name} learns from a teacher, and a sweep has none; learn from the labels with --set teacher="
+            f"{recipe.name} learns from a teacher, and a sweep has none; learn from the labels with `teacher=''`"
         )
     if dataset.validation_images is None:
         if validation_images is None:
@@ -81,14 +81,16 @@ def create(
     )
     study.trained({})  # the recipe takes that many validation images
     path = out / "study.json"
-    if out.exists() and not (out.is_dir() and (path.exists() or all(of.name[0] == "." for of in out.iterdir()))):
-        raise ValueError(f"{out} is in use and holds no sweep; name a new or an empty folder with --out")
+    if out.exists() and not (
+        out.is_dir() and (path.exists() or all(inside.name[0] == "." for inside in out.iterdir()))
+    ):
+        raise ValueError(f"{out} is in use and holds no sweep; name a new or an empty folder with `out=`")
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock"):
         if path.exists():
             _check_same(study, read(out))
         else:
-            content = {**asdict(study), "ranges": [of.as_json() for of in varied]}
+            content = {**asdict(study), "ranges": [item.as_json() for item in varied]}
             atomic.write_json(path, {name: value for name, value in content.items() if name != "folder"})
     return study
 
@@ -104,13 +106,22 @@ def read(folder: Path) -> Study:
         raise ValueError(f"{path} is no study that this version knows: {error}") from None
 
 
-def _check_same(asked: Study, there: Study) -> None:
-    then, now = ({**asdict(of.recipe), "data": of.data, "seed": of.seed} for of in (there, asked))
-    for fields, of in ((then, there), (now, asked)):
-        fields["validation images"] = of.scored_on
-        fields["--vary"] = " ".join(map(str, of.ranges))
-    told = {"expected_accuracy", "expected_minutes", "validation_images"}
-    differing = [name for name in now if name not in told and then[name] != now[name]]
+def _check_same(study: Study, stored: Study) -> None:
+    """Raise ValueError, naming the fields, unless a stored study searches the same."""
+    then, now = _identity(stored), _identity(study)
+    differing = [name for name in now if then[name] != now[name]]
     if differing:
-        words = ", ".join(f"{name} is {then[name]} there, not {now[name]}" for name in differing)
-        raise ValueError(f"{asked.folder} holds another sweep: {words}")
+        words = ", ".join(f"{name} is {then[name]}, not {now[name]}" for name in differing)
+        raise ValueError(f"{study.folder} holds another sweep: {words}")
+
+
+def _identity(study: Study) -> dict[str, Any]:
+    """What must not change when a study is resumed, by name; expected values of recipes may."""
+    left_out = ("expected_accuracy", "expected_minutes", "validation_images")
+    fields = {name: value for name, value in asdict(study.recipe).items() if name not in left_out}
+    return fields | {
+        "data": study.data,
+        "seed": study.seed,
+        "validation images": study.scored_on,
+        "`vary=`": " ".join(map(str, study.ranges)),
+    }

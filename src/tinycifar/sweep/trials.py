@@ -1,4 +1,4 @@
-"""The trials of a sweep: what Optuna keeps of them, and how one is trained."""
+"""The trials of a sweep: how Optuna stores them, and how one is trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from tinycifar.sweep.study import Study
 
 MOST_STARTS = 3  # of a trial whose process was killed each time in one epoch: perhaps it wants more memory
 # The worst quarter at a check is pruned. While the learning rate is high, accuracies say little of where trials end:
-# with half of them, as Optuna has it, `minute` as it is would have been pruned after its second epoch (docs/LOG.md).
+# with half of them, as is Optuna's default, the unchanged `minute` would have been pruned after
+# its second epoch (docs/LOG.md).
 KEPT_PERCENT = 75.0
 PRUNING_CHECKS = 10  # of a trial, about; each costs a start of the training loop
 STATES = {
@@ -37,7 +38,7 @@ STATES = {
 
 
 class Stopped(Exception):  # noqa: N818  (no error)
-    """A search that a signal, of that number, ended; what it was at is checkpointed."""
+    """A search that a signal, of that number, ended; its trial has a checkpoint."""
 
     def __init__(self, signal: int) -> None:
         super().__init__("stopped")
@@ -59,28 +60,28 @@ class _JournalLock:
 
 
 def open_study(study: Study) -> optuna.Study:
-    """Optuna's side of a study, with trial 0, the recipe as it is, in waiting if there is none."""
+    """Optuna's side of a study, with trial 0, the unchanged recipe, waiting if there is no trial."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = study.folder / "study.journal"
     lock = _JournalLock(study.folder / ".journal.lock")
     lock.acquire()
     content = path.read_bytes() if path.exists() else b""
-    if content and not content.endswith(b"\n"):  # a full disk leaves half a line; what came after it would be lost
+    if content and not content.endswith(b"\n"):  # a full disk leaves half a line; later lines would be lost
         os.truncate(path, content.rfind(b"\n") + 1)
     lock.release()
     with FileLock(study.folder / ".lock"):
-        found = optuna.create_study(
+        stored = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(path), lock_obj=lock)),  # type: ignore[arg-type]
             study_name="sweep",
             direction="maximize",
             load_if_exists=True,
             pruner=optuna.pruners.PercentilePruner(KEPT_PERCENT),
         )
-        if not found.get_trials(deepcopy=False):
+        if not stored.get_trials(deepcopy=False):
             as_it_is = study.as_it_is()
-            inside = all(of.contains(as_it_is[of.field]) for of in study.ranges)
-            found.enqueue_trial(as_it_is if inside else {})
-    return found
+            inside = all(varied.contains(as_it_is[varied.field]) for varied in study.ranges)
+            stored.enqueue_trial(as_it_is if inside else {})
+    return stored
 
 
 def _sampler(study: Study, number: int) -> optuna.samplers.TPESampler:
@@ -91,16 +92,16 @@ def _sampler(study: Study, number: int) -> optuna.samplers.TPESampler:
         return optuna.samplers.TPESampler(seed=int(seed), constant_liar=True)
 
 
-def _suggest(trial: optuna.Trial, of: Range) -> Any:
-    if of.kind == "choice":
-        return trial.suggest_categorical(of.field, of.values)
-    suggest = trial.suggest_int if of.kind == "int" else trial.suggest_float
-    return suggest(of.field, *of.values, log=of.log)
+def _suggest(trial: optuna.Trial, varied: Range) -> Any:
+    if varied.kind == "choice":
+        return trial.suggest_categorical(varied.field, varied.values)
+    suggest = trial.suggest_int if varied.kind == "int" else trial.suggest_float
+    return suggest(varied.field, *varied.values, log=varied.log)
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """A trial that this process is at, and holds the lock of; `reported` are the epochs that the study knows of."""
+class _Started:
+    """A trial that this process trains and has locked; `reported` are the epochs that the study knows."""
 
     trial: optuna.Trial
     lock: FileLock
@@ -109,24 +110,26 @@ class _Begun:
     reported: frozenset[int]
 
 
-def _begin(study: Study, kept: optuna.Study, trials: int) -> _Begun | None:
-    """Take a trial whose process died, or else a new one; None where the study has as many as it shall have."""
+def _begin(study: Study, stored: optuna.Study, trials: int) -> _Started | None:
+    """Take a trial whose process died, or else a new one; None if the study has all its trials."""
     with FileLock(study.folder / ".lock"):
-        found = kept.get_trials(deepcopy=False)
-        for of in found:
-            lock = _lock_of(study, of.number) if of.state == TrialState.RUNNING else None
+        trials_so_far = stored.get_trials(deepcopy=False)
+        for known in trials_so_far:
+            lock = _lock_of(study, known.number) if known.state == TrialState.RUNNING else None
             if lock is None:
                 continue
-            trial, directory = optuna.Trial(kept, of._trial_id), _directory(study, of.number)
-            if of.user_attrs.get("starts", 0) < MOST_STARTS or _epochs(directory) > of.user_attrs.get("epochs", 0):
+            trial, directory = optuna.Trial(stored, known._trial_id), _directory(study, known.number)
+            if known.user_attrs.get("starts", 0) < MOST_STARTS or _epochs(directory) > known.user_attrs.get(
+                "epochs", 0
+            ):
                 break
             trial.set_user_attr("problem", f"its process was killed {MOST_STARTS} times")
-            kept.tell(trial, state=TrialState.FAIL)
+            stored.tell(trial, state=TrialState.FAIL)
             lock.release()
         else:
-            if sum(of.state != TrialState.WAITING for of in found) >= trials:
+            if sum(known.state != TrialState.WAITING for known in trials_so_far) >= trials:
                 return None
-            trial = kept.ask()
+            trial = stored.ask()
             lock = _lock_of(study, trial.number)
             assert lock is not None
         directory = _directory(study, trial.number)
@@ -134,13 +137,13 @@ def _begin(study: Study, kept: optuna.Study, trials: int) -> _Begun | None:
         trial.set_user_attr("starts", 1 + (before.get("starts", 0) if epochs == before.get("epochs", 0) else 0))
         trial.set_user_attr("epochs", epochs)  # finished before this start
         as_it_is = study.as_it_is()
-        if trial.number == 0 and not all(of.contains(as_it_is[of.field]) for of in study.ranges):
+        if trial.number == 0 and not all(varied.contains(as_it_is[varied.field]) for varied in study.ranges):
             values = as_it_is  # nothing that the sampler could learn from
         else:
-            kept.sampler = _sampler(study, trial.number)
-            values = {of.field: _suggest(trial, of) for of in study.ranges}
-        reported = kept.get_trials(deepcopy=False)[trial.number].intermediate_values
-    return _Begun(trial, lock, directory, values, frozenset(reported))
+            stored.sampler = _sampler(study, trial.number)
+            values = {varied.field: _suggest(trial, varied) for varied in study.ranges}
+        reported = stored.get_trials(deepcopy=False)[trial.number].intermediate_values
+    return _Started(trial, lock, directory, values, frozenset(reported))
 
 
 def _directory(study: Study, number: int) -> Path:
@@ -148,14 +151,14 @@ def _directory(study: Study, number: int) -> Path:
 
 
 def _epochs(directory: Path) -> int:
-    """How many epochs of a trial are checkpointed; its metrics, which a crash may leave half, are made to fit."""
+    """How many epochs of a trial are checkpointed; its metrics, which a crash may have cut off, are made to match."""
     if not (directory / "recipe.json").exists():
         return 0
     try:
-        found, _ = checkpoint.latest(directory)
+        newest, _ = checkpoint.latest(directory)
     except ValueError:  # no checkpoint is whole, as the training will say
         return 0
-    history: list[dict[str, Any]] = [] if found is None else found.about["state.history"]
+    history: list[dict[str, Any]] = [] if newest is None else newest.about["state.history"]
     run.rewrite_metrics(directory, history)
     return len(history)
 
@@ -171,27 +174,27 @@ def _lock_of(study: Study, number: int) -> FileLock | None:
     return lock
 
 
-def entries(study: Study, kept: optuna.Study) -> list[dict[str, Any]]:
-    """Each trial that was begun: its number, parameters, state, validation accuracy, epochs, seconds, run, problem.
+def entries(study: Study, stored: optuna.Study) -> list[dict[str, Any]]:
+    """Each trial that was started: its number, parameters, state, validation accuracy, epochs, seconds, run, problem.
 
     The state is "complete", "pruned" (ended early, as three quarters of those before were better then), "diverged",
     "failed" or "running"; the accuracy is that after the last epoch, None before the first.
     """
-    return [_entry(study, of) for of in kept.get_trials(deepcopy=False) if of.state != TrialState.WAITING]
+    return [_entry(study, trial) for trial in stored.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
 
-def _entry(study: Study, of: FrozenTrial) -> dict[str, Any]:
-    problem = of.user_attrs.get("problem")
-    state = "diverged" if of.state == TrialState.PRUNED and problem else STATES[of.state]
-    epochs = max(of.intermediate_values, default=0)
+def _entry(study: Study, trial: FrozenTrial) -> dict[str, Any]:
+    problem = trial.user_attrs.get("problem")
+    state = "diverged" if trial.state == TrialState.PRUNED and problem else STATES[trial.state]
+    epochs = max(trial.intermediate_values, default=0)
     return {
-        "number": of.number,
-        "parameters": dict(of.params) if of.number else study.as_it_is(),
+        "number": trial.number,
+        "parameters": dict(trial.params) if trial.number else study.as_it_is(),
         "state": state,
-        "validation_accuracy": of.value if state == "complete" else of.intermediate_values.get(epochs),
+        "validation_accuracy": trial.value if state == "complete" else trial.intermediate_values.get(epochs),
         "epochs": epochs,
-        "train_seconds": of.user_attrs.get("train_seconds"),
-        "run": str(study.folder / "trials" / str(of.number)),
+        "train_seconds": trial.user_attrs.get("train_seconds"),
+        "run": str(study.folder / "trials" / str(trial.number)),
         "problem": problem,
     }
 
@@ -200,47 +203,49 @@ def _entry(study: Study, of: FrozenTrial) -> dict[str, Any]:
 
 
 def work(study: Study, dataset: Dataset, *, trials: int, source: str | None, device: str) -> Iterator[int]:
-    """Train trial after trial until the study has so many, and give the number of each that ended.
+    """Train trial after trial until the study has that many, and give the number of each that ended.
 
     `dataset` is the data as it was read from `source` for the recipe's image size. Raises Stopped at a signal.
     """
-    kept = open_study(study)
+    stored = open_study(study)
     datasets = {(dataset.image_size, study.recipe.fit): dataset}
-    while (begun := _begin(study, kept, trials)) is not None:
+    while (started := _begin(study, stored, trials)) is not None:
         try:
             try:
-                recipe = study.trained(begun.values)
+                recipe = study.trained(started.values)
             except ValueError as error:
-                _fail(kept, begun, error)  # a value between two that the recipe takes, perhaps
+                _fail(stored, started, error)  # a value between two that the recipe takes, perhaps
             else:
                 seen_as = recipe.image_size, recipe.fit
                 if seen_as not in datasets:
                     datasets[seen_as] = data.load(source, image_size=recipe.image_size, fit=recipe.fit)
-                _train(study, kept, begun, recipe, datasets[seen_as], device)
+                _train(study, stored, started, recipe, datasets[seen_as], device)
         except (Stopped, KeyboardInterrupt, SystemExit):
-            if kept.get_trials(deepcopy=False)[begun.trial.number].state == TrialState.RUNNING:
-                starts = begun.trial.user_attrs["starts"]
-                begun.trial.set_user_attr("starts", starts - 1)  # it ended in order
+            if stored.get_trials(deepcopy=False)[started.trial.number].state == TrialState.RUNNING:
+                starts = started.trial.user_attrs["starts"]
+                started.trial.set_user_attr("starts", starts - 1)  # it was stopped, not killed
             raise
         finally:
-            begun.lock.release()
-        yield begun.trial.number
+            started.lock.release()
+        yield started.trial.number
 
 
-def _train(study: Study, kept: optuna.Study, begun: _Begun, recipe: Recipe, dataset: Dataset, device: str) -> None:
-    """Train a trial to its end, or until it is pruned; a run directory that was begun is gone on with."""
-    trial, directory, reported = begun.trial, begun.directory, set(begun.reported)
-    varied_epochs = any(of.field == "epochs" for of in study.ranges)
+def _train(
+    study: Study, stored: optuna.Study, started: _Started, recipe: Recipe, dataset: Dataset, device: str
+) -> None:
+    """Train a trial to its end, or until it is pruned; a run directory that exists is resumed."""
+    trial, directory, reported = started.trial, started.directory, set(started.reported)
+    varied_epochs = any(varied.field == "epochs" for varied in study.ranges)
     for stop in [recipe.epochs] if trial.number == 0 or varied_epochs else stops(recipe.epochs):
         stopped_by = None
-        if stop == recipe.epochs or begun.trial.user_attrs["epochs"] < stop:
-            begun_before = (directory / "recipe.json").exists()
+        if stop == recipe.epochs or started.trial.user_attrs["epochs"] < stop:
+            resumed = (directory / "recipe.json").exists()
             try:
                 result = training.train(
                     recipe,
                     dataset,
-                    out=None if begun_before else directory,
-                    resume=directory if begun_before else None,
+                    out=None if resumed else directory,
+                    resume=directory if resumed else None,
                     seed=study.seed,
                     device=device,
                     stop_after_epoch=stop,
@@ -248,12 +253,12 @@ def _train(study: Study, kept: optuna.Study, begun: _Begun, recipe: Recipe, data
                 )
             except (FloatingPointError, torch.OutOfMemoryError) as error:
                 trial.set_user_attr("problem", str(error).splitlines()[0])
-                _tell(kept, begun, TrialState.PRUNED)  # the sampler passes over what failed, and learns from this
+                _tell(stored, started, TrialState.PRUNED)  # the sampler passes over what failed, and learns from this
                 return
             except ValueError as error:
-                if not begun_before:
+                if not resumed:
                     raise
-                _fail(kept, begun, error)  # what it left cannot be gone on with
+                _fail(stored, started, error)  # its directory cannot be resumed
                 return
             if not result.complete:
                 raise Stopped(result.stopped_by or signal.SIGTERM)
@@ -263,9 +268,9 @@ def _train(study: Study, kept: optuna.Study, begun: _Begun, recipe: Recipe, data
                 trial.report(entry["validation_accuracy"], entry["epoch"])
                 reported.add(entry["epoch"])
         if stop == recipe.epochs:
-            _tell(kept, begun, TrialState.COMPLETE, result.record["validation_accuracy"])
+            _tell(stored, started, TrialState.COMPLETE, result.record["validation_accuracy"])
         elif trial.should_prune():
-            _tell(kept, begun, TrialState.PRUNED)
+            _tell(stored, started, TrialState.PRUNED)
             stop = recipe.epochs
         if stopped_by:
             raise Stopped(stopped_by)
@@ -273,18 +278,18 @@ def _train(study: Study, kept: optuna.Study, begun: _Begun, recipe: Recipe, data
             return
 
 
-def _fail(kept: optuna.Study, begun: _Begun, error: ValueError) -> None:
-    begun.trial.set_user_attr("problem", str(error).splitlines()[0])
-    kept.tell(begun.trial, state=TrialState.FAIL)
+def _fail(stored: optuna.Study, started: _Started, error: ValueError) -> None:
+    started.trial.set_user_attr("problem", str(error).splitlines()[0])
+    stored.tell(started.trial, state=TrialState.FAIL)
 
 
-def _tell(kept: optuna.Study, begun: _Begun, state: TrialState, value: float | None = None) -> None:
-    history = run.read_metrics(begun.directory)
-    begun.trial.set_user_attr("train_seconds", sum(entry["train_seconds"] for entry in history))
-    kept.tell(begun.trial, value, state)
+def _tell(stored: optuna.Study, started: _Started, state: TrialState, value: float | None = None) -> None:
+    history = run.read_metrics(started.directory)
+    started.trial.set_user_attr("train_seconds", sum(entry["train_seconds"] for entry in history))
+    stored.tell(started.trial, value, state)
 
 
 def stops(epochs: int) -> list[int]:
-    """After which epochs a trial of so many is held against the others, from a third of them on, and the last one."""
+    """After which epochs a trial of that many is compared with the others: from a third of them on, and at the last."""
     first = -(-epochs // 3)
     return [*range(first, epochs, max(1, (epochs - first) // PRUNING_CHECKS)), epochs]
