@@ -30,7 +30,7 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
         raise ValueError(f"{directory} changed its recipe")
     environment, evaluation = run.read_environment(directory), run.read_evaluation(directory)
     record = atomic.read_json(ROOT / "results" / recipe.name / "seed-0.json")
-    if (environment.seed, evaluation["accuracy"]) != (0, record["test_accuracy"]):
+    if (environment.seed, evaluation.accuracy) != (0, record["test_accuracy"]):
         raise ValueError(f"{directory} is not seed 0 with the test accuracy of its record, {record['test_accuracy']}")
     if not recipes.same(run.read_recipe(twin), replace(recipe, validation_images=VALIDATION_IMAGES)):
         raise ValueError(f"{twin} is not the same recipe with {VALIDATION_IMAGES} validation images")
@@ -45,7 +45,7 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
     images = 50_000 - VALIDATION_IMAGES
     if (of_twin.seed, of_twin.data, of_twin.train_images) != (0, "cifar10", images):
         raise ValueError(f"{twin} is not of seed 0 on {images} images of CIFAR-10")
-    if (held_out["split"], len(run.read_metrics(twin))) != ("validation", recipe.epochs):
+    if (held_out.split, len(run.read_metrics(twin))) != ("validation", recipe.epochs):
         raise ValueError(f"{twin} was not trained to its end and evaluated on its validation images")
 
     model = trained.load(directory, "cpu")
@@ -59,7 +59,7 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
         classes=model.classes,
         data=model.data,
         validation_images=0,
-        temperature=held_out["temperature"],
+        temperature=held_out.temperature,
     )
     table = summarize(model.model)
     content = {
@@ -67,15 +67,15 @@ def ship(directory: Path, twin: Path) -> dict[str, Any]:
         "parameters": table.parameters,
         "macs": table.macs,
         "classes": list(model.classes),
-        "test_accuracy": evaluation["accuracy"],
-        "test_accuracy_interval": evaluation["accuracy_interval"],
-        "test_subsets": {name: found["accuracy"] for name, found in (evaluation.get("subsets") or {}).items()},
-        "temperature": held_out["temperature"],
+        "test_accuracy": evaluation.accuracy,
+        "test_accuracy_interval": list(evaluation.accuracy_interval),
+        "test_subsets": {name: subset.accuracy for name, subset in evaluation.subsets.items()},
+        "temperature": held_out.temperature,
         "temperature_from": {
             "validation_images": VALIDATION_IMAGES,
-            "validation_accuracy": held_out["accuracy"],
-            "ece": held_out["ece"],
-            "ece_calibrated": held_out["calibrated"]["ece"],
+            "validation_accuracy": held_out.accuracy,
+            "ece": held_out.ece,
+            "ece_calibrated": held_out.calibrated.ece if held_out.calibrated else None,
         },
         "bytes": file.stat().st_size,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from tinycifar.data import Dataset
     from tinycifar.environment import Environment
+    from tinycifar.scores import Scores
 
 # Tests are small: more threads gain nothing, and beside other processes they wait for each other.
 # tests/processors.py sets another number.
@@ -56,6 +57,16 @@ def environment(**fields: Any) -> Environment:
 
     others = {"device": "cpu: x", "threads": 1, "precision": "float32", "data": "sample", "train_images": 300}
     return Environment(**{**others, "seed": 0, "resumes": (), **fields})
+
+
+def scores(**fields: Any) -> Scores:
+    """The scores of a model, of which a test cares only for these fields."""
+    from tinycifar.scores import Scores
+
+    others = {"data": "cifar10", "split": "test", "images": 1000, "correct": 500, "accuracy_interval": (0.1, 0.2)}
+    others |= dict.fromkeys(("classes", "confusion", "reliability"), ())
+    names = ("accuracy", "loss", "accuracy_tta", "top2_accuracy", "top3_accuracy", "brier", "ece", "images_per_second")
+    return Scores(**{**others, **dict.fromkeys(names, 0.5), **fields})
 
 
 def distance(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> float:

@@ -429,7 +429,7 @@ def test_an_evaluation_is_saved_even_if_its_reader_goes_away(trained: Path) -> N
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         process.stdout.close()
-    assert run.read_evaluation(trained)["images"] == 200
+    assert run.read_evaluation(trained).images == 200
 
 
 def test_a_run_that_is_stopped_and_resumed_by_command_comes_to_the_same_accuracy(tinycifar: Any) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,9 +7,10 @@ from PIL import Image
 
 from conftest import Own
 from test_trained import ABOUT
-from tinycifar import atomic, data, inference, models, trained
+from tinycifar import atomic, data, inference, models, run, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
+from tinycifar.scores import Robustness
 
 
 @pytest.fixture
@@ -91,30 +93,31 @@ def test_of_hundreds_of_files_the_unreadable_ones_are_named_and_the_others_predi
 def test_on_test_images_a_given_temperature_is_applied_and_on_validation_images_one_is_fitted() -> None:
     torch.manual_seed(0)
     model, sample = models.build("c1c2c3c4o"), data.sample()
-    assert inference.evaluate(model, sample).content["calibrated"] is None
+    assert inference.evaluate(model, sample).scores.calibrated is None
     given = inference.evaluate(model, sample, 3.0)
     scaled = torch.nn.functional.cross_entropy(given.logits.double() / 3.0, given.labels)
-    assert given.content["temperature"] == 3.0
-    assert given.content["calibrated"]["loss"] == pytest.approx(scaled.item(), abs=1e-6)
-    fitted = inference.evaluate(model, sample.split(100), 3.0).content
-    assert fitted["temperature"] != 3.0
+    assert given.scores.temperature == 3.0
+    assert given.scores.calibrated is not None
+    assert given.scores.calibrated.loss == pytest.approx(scaled.item(), abs=1e-6)
+    fitted = inference.evaluate(model, sample.split(100), 3.0).scores
+    assert fitted.temperature != 3.0
 
 
 def test_a_model_with_validation_images_opens_these_alone(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     trained.save_weights(path, models.build("c1c2c3c4o"), **{**ABOUT, "validation_images": 100})
-    content = inference.evaluate_model(trained.load(path)).content
-    assert (content["split"], content["images"]) == ("validation", 100)
+    scores = inference.evaluate_model(trained.load(path)).scores
+    assert (scores.split, scores.images) == ("validation", 100)
 
 
 def test_an_evaluation_keeps_what_was_measured_on_corrupted_images_of_the_same_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, sample = models.build("c1c2c3c4o"), data.sample()
-    found = inference.evaluate(model, sample)
-    found.content["robustness"] = {"images": 5}
-    found.save(tmp_path)
+    evaluation = inference.evaluate(model, sample)
+    measured = Robustness(5, 0.8, 0.5, {"fog": (0.5,) * 5})
+    replace(evaluation, scores=replace(evaluation.scores, robustness=measured)).save(tmp_path)
     inference.evaluate(model, sample).save(tmp_path)
-    assert atomic.read_json(tmp_path / "evaluation.json")["robustness"] == {"images": 5}
+    assert run.read_evaluation(tmp_path).robustness == measured
     inference.evaluate(models.build("c1c2c3c4o"), sample).save(tmp_path)
     assert "robustness" not in atomic.read_json(tmp_path / "evaluation.json")
 

@@ -1,6 +1,7 @@
 """What a model says about the labels that it is trained on, and which epoch's weights are kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tinycifar import checkpoint, data, labels, recipes, recording, run, trained, training
+from tinycifar.scores import Accuracy
 
 SHORT = ["epochs=5", "batch_size=32", "precision=float32", "validation_images=60"]
 
@@ -77,8 +79,8 @@ def scores(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> None:
     answers = iter(accuracies)
     summarize = recording.metrics.summarize
 
-    def scored(*arguments: Any) -> dict[str, Any]:
-        return {**summarize(*arguments), "accuracy": next(answers)}
+    def scored(*arguments: Any) -> Accuracy:
+        return replace(summarize(*arguments), accuracy=next(answers))
 
     monkeypatch.setattr(recording.metrics, "summarize", scored)
 

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from tinycifar import metrics
 from tinycifar.metrics import correct_count, mean_interval, summarize, wilson_interval
+from tinycifar.scores import ClassScores
 
 
 def test_those_logits_count_as_correct_where_the_largest_logit_is_the_label() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0], [0.0, 5.0, 1.0], [1.0, 0.0, 0.0]])
     labels = torch.tensor([0, 2, 0, 1])
     assert correct_count(logits, labels) == 2
-    assert summarize(logits, labels)["accuracy"] == 0.5
+    assert summarize(logits, labels).accuracy == 0.5
 
 
 def test_the_wilson_interval_equals_a_published_example() -> None:
@@ -38,8 +39,8 @@ def test_an_impossible_count_has_no_interval(correct: int, count: int) -> None:
 def test_a_summary_gives_loss_in_nats() -> None:
     logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
     result = summarize(logits, torch.tensor([0, 0]))
-    assert result["loss"] == pytest.approx((-math.log(0.75) - math.log(0.5)) / 2)
-    assert (result["images"], result["correct"], result["accuracy"]) == (2, 2, 1.0)
+    assert result.loss == pytest.approx((-math.log(0.75) - math.log(0.5)) / 2)
+    assert (result.images, result.correct, result.accuracy) == (2, 2, 1.0)
 
 
 def test_the_interval_of_a_mean_equals_a_published_example() -> None:
@@ -70,17 +71,19 @@ def test_confusion_and_scores_of_classes_equal_scikit_learns() -> None:
     predicted = logits.argmax(1)
     confusion = metrics.confusion_matrix(logits, labels)
     assert confusion.tolist() == sklearn.metrics.confusion_matrix(labels, predicted, labels=range(5)).tolist()
-    rows = metrics.per_class(confusion)
+    classes = metrics.per_class(confusion, "abcde")
+    assert [row.name for row in classes] == list("abcde")
     expected = sklearn.metrics.precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=0)
     for name, values in zip(("precision", "recall", "f1", "images"), expected, strict=True):
-        assert [row[name] for row in rows] == pytest.approx(values.tolist())
+        assert [getattr(row, name) for row in classes] == pytest.approx(values.tolist())
 
 
 def test_balanced_scores_equal_scikit_learns() -> None:
     logits, labels = noisy()
-    predicted, found = logits.argmax(1), metrics.balanced(metrics.confusion_matrix(logits, labels))
-    assert found["balanced_accuracy"] == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predicted))
-    assert found["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
+    predicted = logits.argmax(1)
+    accuracy, f1 = metrics.balanced(metrics.confusion_matrix(logits, labels))
+    assert accuracy == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predicted))
+    assert f1 == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -95,9 +98,9 @@ def test_loss_and_brier_score_equal_scikit_learns() -> None:
     logits, labels = noisy()
     probabilities = logits.double().softmax(1).numpy()
     found = metrics.calibration(logits, labels)
-    assert found["loss"] == pytest.approx(sklearn.metrics.log_loss(labels, probabilities, labels=range(5)))
+    assert found.loss == pytest.approx(sklearn.metrics.log_loss(labels, probabilities, labels=range(5)))
     by_class = [sklearn.metrics.brier_score_loss(labels == c, probabilities[:, c]) for c in range(5)]
-    assert found["brier"] == pytest.approx(sum(by_class))
+    assert found.brier == pytest.approx(sum(by_class))
 
 
 def test_calibration_error_of_a_hand_worked_example() -> None:
@@ -106,8 +109,8 @@ def test_calibration_error_of_a_hand_worked_example() -> None:
     logits = torch.stack([confidence.log(), (1 - confidence).log()], dim=1)
     labels = torch.tensor([0, 0, 1, 0])
     rows = metrics.reliability(logits, labels)
-    assert [row["images"] for row in rows] == [0] * 8 + [1] + [0] * 4 + [3, 0]
-    assert rows[13] == pytest.approx({"images": 3, "confidence": 0.9, "accuracy": 2 / 3})
+    assert [row.images for row in rows] == [0] * 8 + [1] + [0] * 4 + [3, 0]
+    assert (rows[13].confidence, rows[13].accuracy) == pytest.approx((0.9, 2 / 3))
     expected = 3 / 4 * (0.9 - 2 / 3) + 1 / 4 * (1 - 0.6)
     assert metrics.expected_calibration_error(logits, labels) == pytest.approx(expected)
 
@@ -120,8 +123,8 @@ def test_the_fitted_temperature_is_the_one_that_logits_were_sharpened_by() -> No
     before, after = (
         metrics.calibration(logits, labels) for logits in (honest * 3, metrics.crossfit_temperature(honest * 3, labels))
     )
-    assert after["ece"] < 0.02 < before["ece"]
-    assert after["loss"] < before["loss"]
+    assert after.ece < 0.02 < before.ece
+    assert after.loss < before.loss
 
 
 def test_a_temperature_is_told_only_by_mistakes_and_right_answers() -> None:
@@ -172,10 +175,10 @@ def test_the_prediction_interval_is_wider_than_that_of_the_mean_by_the_root_of_n
 
 
 def test_the_best_and_the_worst_classes_share_none_and_leave_out_those_without_images() -> None:
-    rows = [{"images": 10, "f1": index / 20} for index in range(12)] + [{"images": 0, "f1": 0.0}]
-    best, worst = metrics.best_and_worst(rows)
-    assert [row["f1"] for row in best] == [index / 20 for index in range(11, 1, -1)]
-    assert [row["f1"] for row in worst] == [0.0, 0.05]
+    classes = [ClassScores(str(index), 10, 0.5, 0.5, index / 20) for index in range(12)]
+    best, worst = metrics.best_and_worst([*classes, ClassScores("none", 0, 0.0, 0.0, 0.0)])
+    assert [row.f1 for row in best] == [index / 20 for index in range(11, 1, -1)]
+    assert [row.f1 for row in worst] == [0.0, 0.05]
 
 
 def test_the_most_confused_pairs_are_told_by_count_and_right_answers_are_not() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tinycifar
-from tinycifar import data, recipes, run, seeds, signals, training
+from tinycifar import data, recipes, run, seeds, signals, speed, training
 from tinycifar.resume import Request
 from tinycifar.scale import jobs
 
@@ -56,19 +56,19 @@ def test_a_request_survives_the_way_to_a_child() -> None:
     request = Request(
         recipe=recipes.get("nano"), data="sample", resume=Path("a b/ü"), teachers=("x", "y"), seed=3, limit=5
     )
-    assert seeds._from_json(json.loads(json.dumps(seeds._to_json(request)))) == request
+    assert Request.from_json(json.loads(json.dumps(request.to_json()))) == request
 
 
 @pytest.mark.parametrize(
     ("together", "told"),
     [
         (2000.0, "In parallel takes 50% less time than in turn"),
-        (800.0, "In parallel takes 25% more time than in turn: leave out --jobs to be faster"),
+        (800.0, "In parallel takes 25% more time than in turn: one after the other is faster"),
     ],
 )
 def test_whether_parallel_is_faster_is_said(together: float, told: str) -> None:
-    speed = seeds.Speed(alone=1000.0, together=together, jobs=2, threads=2)
-    assert speed.describe() == (
+    measured = speed.Speed(alone=1000.0, together=together, jobs=2, threads=2)
+    assert measured.describe() == (
         f"2 in parallel, 1 thread each, train {together:,.0f} images/s; one alone with 2 threads 1,000. {told}"
     )
 
@@ -88,7 +88,7 @@ def test_a_seed_that_is_killed_is_reported_and_no_other_ones_result_is_its(
                 yield jobs.Ended(index, 0, json.loads(json.dumps(content)), "")
 
     monkeypatch.setattr(jobs, "run_all", run_all)
-    monkeypatch.setattr(seeds, "compare_speed", lambda *arguments, **options: None)
+    monkeypatch.setattr(seeds, "speed_in_parallel", lambda *arguments, **options: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     done = tinycifar("train", "--data", "sample", "--limit", "32", "--seeds", "3", "--out", "many", "--jobs", "2")
@@ -110,10 +110,10 @@ def test_a_trial_of_speed_opens_no_test_image_and_one_that_diverges_is_no_reason
     request = Request(recipe=recipes.get("reference-30"), data="sample")
     with signals.StopSignal() as stop:
         code = 1
-        assert seeds.compare_speed(request, images=100, threads=2, parallel=2, stop=stop) is None
+        assert speed.speed_in_parallel(seeds.WORK, request, images=100, threads=2, parallel=2, stop=stop) is None
         code = 2
         with pytest.raises(ValueError, match="because"):
-            seeds.compare_speed(request, images=100, threads=2, parallel=2, stop=stop)
+            speed.speed_in_parallel(seeds.WORK, request, images=100, threads=2, parallel=2, stop=stop)
     assert {(of["evaluate"], of["recipe"]["watch_test"], of["stop_after_epoch"]) for of in asked} == {(False, False, 1)}
 
 

@@ -38,7 +38,7 @@ def test_a_run_is_shipped_with_the_temperature_of_its_twin(runs: tuple[Path, Pat
     directory, twin = runs
     content = ship.ship(directory, twin)
     model = trained.load("minute")
-    assert model.temperature == run.read_evaluation(twin)["temperature"]
+    assert model.temperature == run.read_evaluation(twin).temperature
     assert content == catalog.shipped()["minute"]
     images = data.sample().test_images
     own = inference.logits(trained.load(directory).model, images)

@@ -20,7 +20,20 @@ from safetensors.torch import load_file
 
 import faults
 from conftest import distance, float64
-from tinycifar import augment, checkpoint, data, inference, models, optim, recipes, recording, run, trained, training
+from tinycifar import (
+    augment,
+    checkpoint,
+    data,
+    inference,
+    models,
+    optim,
+    recipes,
+    recording,
+    run,
+    trained,
+    training,
+    typed,
+)
 from tinycifar.data.dataset import CLASSES
 from tinycifar.epochs import epoch_generator
 from tinycifar.epochs import hardest as hardest_of
@@ -347,7 +360,7 @@ def test_the_record_has_every_field_and_the_run_directory_every_file(tmp_path: P
 def test_evaluating_a_run_repeats_its_test_accuracy_to_the_last_image(tmp_path: Path) -> None:
     result = training.train(SMALL, data.sample(), out=tmp_path / "run", limit=64)
     before = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    after = inference.evaluate_model(trained.load(tmp_path / "run")).content
+    after = typed.to_json(inference.evaluate_model(trained.load(tmp_path / "run")).scores)
     assert after.keys() == before.keys()
     assert after | {"images_per_second": 0} == before | {"images_per_second": 0}
     assert (after["images"], after["accuracy"]) == (200, result.record["test_accuracy"])

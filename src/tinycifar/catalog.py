@@ -1,4 +1,4 @@
-"""Models, augmentations and shipped weights by name, known without loading PyTorch.
+"""Models, augmentations, export formats and shipped weights by name, known without loading PyTorch.
 
 The command line lists and checks names before it needs a model. `tests/test_catalog.py` compares what stands here with
 `models` and `augment`.
@@ -49,6 +49,20 @@ AUGMENTATIONS = (
     "albumentations",
     "albumentations-as-run",
 )
+
+FORMATS = {
+    "onnx": ".onnx",
+    "onnx-int8": "-int8.onnx",
+    "tflite": "-int8.tflite",
+    "tflite-float": ".tflite",
+    "c": "-c",
+    "web": "-web",
+}
+"""Export formats, with the ending of their default output."""
+FOLDERS = ("c", "web")
+"""Export formats that are a folder."""
+INT8_VARIANTS = ("u8s7", "u8u8", "s8s8")
+"""Types of activations and weights in int8 ONNX files."""
 
 
 def check_image_size(model: str, sizes: range, image_size: int) -> None:

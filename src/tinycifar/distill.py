@@ -41,7 +41,7 @@ def about(teacher: Trained) -> UsedModel:
         environment, history = run.read_environment(directory), run.read_metrics(directory)
         evaluation = run.read_evaluation(directory)
         training = {name: getattr(environment, name) for name in ("seed", "data", "limit", "git_revision")}
-        training |= {name: evaluation[name] for name in ("split", "accuracy")}
+        training |= {"split": evaluation.split, "accuracy": evaluation.accuracy}
         training |= {"epochs": len(history), "train_seconds": math.fsum(entry["train_seconds"] for entry in history)}
     return UsedModel(recipe=teacher.recipe, source=teacher.source, sha256=teacher.sha256, training=training)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from rich.progress import Progress
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tinycifar import atomic, data, metrics, predictions, run
+from tinycifar import atomic, data, metrics, predictions, run, typed
 from tinycifar.data import Dataset
 from tinycifar.evaluation import subsets
 from tinycifar.models import Classifier
+from tinycifar.scores import Robustness, Scores
 from tinycifar.trained import Trained, count_seen
 
 COMPARED = ("data", "split", "images", "correct", "loss")  # what tells one evaluation from another
@@ -72,11 +73,11 @@ def evaluation_split(dataset: Dataset, test: bool = False) -> tuple[str, Tensor,
 class Evaluation:
     """What is known of a model on the images open for evaluation.
 
-    `content` is that of an `evaluation.json`; `logits` (N, C) and `logits_tta`, averaged over an image and its mirror
+    `scores` go into `evaluation.json`; `logits` (N, C) and `logits_tta`, averaged over an image and its mirror
     image, are float32, `labels` (N,) int64.
     """
 
-    content: dict[str, Any]
+    scores: Scores
     logits: Tensor
     logits_tta: Tensor
     labels: Tensor
@@ -86,15 +87,15 @@ class Evaluation:
 
         What was measured there on corrupted images before is kept where the rest is as it was.
         """
-        content, path = self.content, directory / "evaluation.json"
-        if "robustness" not in content and path.exists():
+        scores, path = self.scores, directory / "evaluation.json"
+        if scores.robustness is None and path.exists():
             with contextlib.suppress(ValueError):
                 earlier = run.read_evaluation(directory)
-                same = all(earlier.get(key) == content[key] for key in COMPARED)
-                content = {**content, **{key: earlier[key] for key in ("robustness",) if same and key in earlier}}
+                if all(getattr(earlier, name) == getattr(scores, name) for name in COMPARED):
+                    scores = replace(scores, robustness=earlier.robustness)
         tensors = {"logits": self.logits, "logits_tta": self.logits_tta, "labels": self.labels}
         atomic.write_bytes(directory / "evaluation.safetensors", save(tensors))
-        atomic.write_json(path, content)
+        atomic.write_json(path, typed.to_json(scores))
 
 
 def evaluate(
@@ -117,7 +118,7 @@ def evaluate(
     flipped = logits(model, images, flip=True)
     tta = metrics.summarize(flipped, labels)
     confusion = metrics.confusion_matrix(plain, labels)
-    named = zip(dataset.classes, metrics.per_class(confusion), strict=True)
+    balanced_accuracy, macro_f1 = metrics.balanced(confusion)
     scaled = None
     if split == "validation":
         temperature = None
@@ -126,40 +127,39 @@ def evaluate(
             scaled = metrics.crossfit_temperature(plain, labels)
     elif temperature is not None:
         scaled = plain / temperature
-    content = {
-        "data": dataset.known or dataset.name,
-        "data_digest": dataset.data_digest,
-        **({"skipped_images": dict(dataset.skipped)} if dataset.skipped else {}),
-        "split": split,
-        **metrics.summarize(plain, labels),
-        **metrics.balanced(confusion),
-        "accuracy_tta": tta["accuracy"],
-        "loss_tta": tta["loss"],
-        "subsets": subsets.scores(plain, images, labels) if split == "test" else {},
-        "top2_accuracy": metrics.top_k_accuracy(plain, labels, 2),
-        "top3_accuracy": metrics.top_k_accuracy(plain, labels, 3),
-        **metrics.calibration(plain, labels),
-        "temperature": temperature,
-        "calibrated": None if scaled is None else metrics.calibration(scaled, labels),
-        "images_per_second": len(labels) / seconds,
-        "classes": [{"class": name, **row} for name, row in named],
-        "confusion": confusion.tolist(),
-        "reliability": metrics.reliability(plain, labels),
-        "reliability_calibrated": None if scaled is None else metrics.reliability(scaled, labels),
-    }
-    return Evaluation(content, plain, flipped, labels)
+    scores = Scores(
+        data=dataset.known or dataset.name,
+        data_digest=dataset.data_digest,
+        skipped_images=dict(dataset.skipped),
+        split=split,
+        **vars(metrics.summarize(plain, labels)),
+        balanced_accuracy=balanced_accuracy,
+        macro_f1=macro_f1,
+        accuracy_tta=tta.accuracy,
+        loss_tta=tta.loss,
+        subsets=subsets.scores(plain, images, labels) if split == "test" else {},
+        top2_accuracy=metrics.top_k_accuracy(plain, labels, 2),
+        top3_accuracy=metrics.top_k_accuracy(plain, labels, 3),
+        brier=metrics.brier_score(plain, labels),
+        ece=metrics.expected_calibration_error(plain, labels),
+        temperature=temperature,
+        calibrated=None if scaled is None else metrics.calibration(scaled, labels),
+        images_per_second=len(labels) / seconds,
+        classes=metrics.per_class(confusion, dataset.classes),
+        confusion=tuple(map(tuple, confusion.tolist())),
+        reliability=metrics.reliability(plain, labels),
+        reliability_calibrated=None if scaled is None else metrics.reliability(scaled, labels),
+    )
+    return Evaluation(scores, plain, flipped, labels)
 
 
 def robustness(
     model: Classifier, dataset: Dataset, count: int = 2_000, seed: int = 0, *, test: bool = False
-) -> dict[str, Any]:
+) -> Robustness:
     """Accuracy on `count` images, corrupted as in `tinycifar.evaluation.corruptions`.
 
-    They are the first that are open for evaluation, or the first `test` images.
-
-    `images` is how many there were, `clean_accuracy` that on them as they are, `accuracy` has by corruption those at
-    severities 1 to 5, and `mean_corruption_accuracy` is the mean of all of these, which is not CIFAR-10-C's: frost of
-    its fifteen is missing, and three of its extra ones are in.
+    They are the first that are open for evaluation, or the first `test` images. The mean is not CIFAR-10-C's: frost of
+    its fifteen corruptions is missing, and three of its extra ones are in.
     """
     from tinycifar.evaluation import corruptions  # SciPy's filters take a quarter of a second to load
 
@@ -169,16 +169,16 @@ def robustness(
     def accuracy(changed: Tensor) -> float:
         return metrics.correct_count(logits(model, changed), labels) / len(labels)
 
-    found = {
-        name: [accuracy(corruptions.corrupt(images, name, severity, seed)) for severity in corruptions.SEVERITIES]
+    accuracies = {
+        name: tuple(accuracy(corruptions.corrupt(images, name, severity, seed)) for severity in corruptions.SEVERITIES)
         for name in corruptions.CORRUPTIONS
     }
-    return {
-        "images": len(labels),
-        "clean_accuracy": accuracy(images),
-        "mean_corruption_accuracy": sum(map(sum, found.values())) / sum(map(len, found.values())),
-        "accuracy": found,
-    }
+    return Robustness(
+        images=len(labels),
+        clean_accuracy=accuracy(images),
+        mean_corruption_accuracy=sum(map(sum, accuracies.values())) / sum(map(len, accuracies.values())),
+        accuracy=accuracies,
+    )
 
 
 def evaluate_model(
@@ -211,10 +211,11 @@ def evaluate_model(
             display.console.print(line)
     if not test and trained.trained_on(dataset):
         dataset = dataset.split(trained.validation_images)
-    found = evaluate(trained.model, dataset, trained.temperature, test=test)
-    if corrupted:
-        found.content["robustness"] = robustness(trained.model, dataset, corrupted, test=test)
-    return found
+    evaluation = evaluate(trained.model, dataset, trained.temperature, test=test)
+    if not corrupted:
+        return evaluation
+    measured = robustness(trained.model, dataset, corrupted, test=test)
+    return replace(evaluation, scores=replace(evaluation.scores, robustness=measured))
 
 
 def _load_to_score(trained: Trained, source: str | Path, display: Progress | None) -> Dataset:

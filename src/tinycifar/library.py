@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from tinycifar import atomic, inference, predictions, recipes, run, trained
+from tinycifar import atomic, catalog, inference, predictions, recipes, run, trained, typed
 from tinycifar.data import Dataset, loading
 from tinycifar.data.pictures import find as find_pictures
 from tinycifar.models import Classifier
@@ -34,15 +34,6 @@ if TYPE_CHECKING:
 
 Source = str | Path | Result
 """A trained model: the name of a shipped one, a run directory, a weights file, or the result of `train`."""
-FORMATS = {  # the endings of default outputs
-    "onnx": ".onnx",
-    "onnx-int8": "-int8.onnx",
-    "tflite": "-int8.tflite",
-    "tflite-float": ".tflite",
-    "c": "-c",
-    "web": "-web",
-}
-FOLDERS = ("c", "web")  # formats that are a folder
 
 
 @overload
@@ -166,7 +157,9 @@ def evaluate(
     that the model was trained on. If that data has validation images, the model is scored on these, unless `test`
     opens the test images.
     """
-    return inference.evaluate_model(trained.load(_source(model), device), source=data, test=test).content
+    evaluation = inference.evaluate_model(trained.load(_source(model), device), source=data, test=test)
+    content: dict[str, Any] = typed.to_json(evaluation.scores)
+    return content
 
 
 def predict(
@@ -238,16 +231,18 @@ def export(
     Returns the paths, sizes and parity of what was written. Raises ValueError for an unknown format, and for an output
     that exists already, unless `overwrite` is set; ParityError, writing nothing, if the results differ.
     """
-    if format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}; allowed are: {', '.join(FORMATS)}")
+    if format not in catalog.FORMATS:
+        raise ValueError(f"unknown format {format!r}; allowed are: {', '.join(catalog.FORMATS)}")
     if int8 is not None and format != "onnx-int8":
         raise ValueError("`int8=` is for the format onnx-int8")
     loaded = trained.load(_source(model), "cpu")
-    path = Path("exports", output_name(loaded) + FORMATS[format]) if out is None else Path(out)
+    path = Path("exports", output_name(loaded) + catalog.FORMATS[format]) if out is None else Path(out)
     if path.resolve() == Path(loaded.source):
         raise ValueError(f"`out=` names the weights themselves, {path}; name another file")
-    if path.exists() and path.is_dir() != (format in FOLDERS):
-        raise ValueError(f"`out=` {path} must be a {'folder' if format in FOLDERS else 'file'} for the format {format}")
+    if path.exists() and path.is_dir() != (format in catalog.FOLDERS):
+        raise ValueError(
+            f"`out=` {path} must be a {'folder' if format in catalog.FOLDERS else 'file'} for the format {format}"
+        )
     from tinycifar.formats import c_source, onnx_file, tflite, web
 
     for file in c_source.paths(path, loaded.name) if format == "c" else [] if format == "web" else [path]:

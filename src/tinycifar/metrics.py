@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from tinycifar.scores import Accuracy, Bin, Calibration, ClassScores
 
 RELIABILITY_BINS = 15
 LEAST_OF_EACH = 5  # mistakes and right answers
@@ -52,16 +53,16 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean - half, mean + half
 
 
-def summarize(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Images, accuracy with its 95% Wilson interval, and mean cross-entropy loss in nats, of logits (N, C)."""
+def summarize(logits: Tensor, labels: Tensor) -> Accuracy:
+    """Images, accuracy with its interval, and loss of logits (N, C)."""
     correct = correct_count(logits, labels)
-    return {
-        "images": len(labels),
-        "correct": correct,
-        "accuracy": correct / len(labels),
-        "accuracy_interval": list(wilson_interval(correct, len(labels))),
-        "loss": functional.cross_entropy(logits.double(), labels).item(),
-    }
+    return Accuracy(
+        images=len(labels),
+        correct=correct,
+        accuracy=correct / len(labels),
+        accuracy_interval=wilson_interval(correct, len(labels)),
+        loss=functional.cross_entropy(logits.double(), labels).item(),
+    )
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
@@ -70,41 +71,39 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
 
 
-def per_class(confusion: Tensor) -> list[dict[str, float]]:
-    """Each class's `images`, `precision`, `recall` and `f1` from a confusion matrix (C, C); 0 instead of 0 by 0."""
-    hits, true, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    return [
-        {
-            "images": n,
-            "precision": hit / guesses if guesses else 0.0,
-            "recall": hit / n if n else 0.0,
-            "f1": 2 * hit / (n + guesses) if n + guesses else 0.0,
-        }
-        for hit, n, guesses in zip(hits.tolist(), true.tolist(), predicted.tolist(), strict=True)
-    ]
+def per_class(confusion: Tensor, names: Sequence[str]) -> tuple[ClassScores, ...]:
+    """The scores of each class from a confusion matrix (C, C) and the names of its C classes; 0 instead of 0 / 0."""
+    hits, true, predicted = (counts.tolist() for counts in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
+    return tuple(
+        ClassScores(
+            name,
+            images=n,
+            precision=hit / guesses if guesses else 0.0,
+            recall=hit / n if n else 0.0,
+            f1=2 * hit / (n + guesses) if n + guesses else 0.0,
+        )
+        for name, hit, n, guesses in zip(names, hits, true, predicted, strict=True)
+    )
 
 
-def balanced(confusion: Tensor) -> dict[str, float]:
-    """Scores that count each class alike, from a confusion matrix (C, C).
+def balanced(confusion: Tensor) -> tuple[float, float]:
+    """Balanced accuracy and macro F1, which count each class alike, from a confusion matrix (C, C).
 
-    `balanced_accuracy` is the mean recall of the classes that have images (Brodersen et al. 2010), `macro_f1` the mean
-    F1 of those that have images or are predicted.
+    They are the mean recall of the classes that have images (Brodersen et al. 2010), and the mean F1 of those that have
+    images or are predicted.
     """
     hits, true, predicted = (counts.double() for counts in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
     recall, f1 = hits / true, 2 * hits / (true + predicted)
-    return {
-        "balanced_accuracy": recall[true > 0].mean().item(),
-        "macro_f1": f1[true + predicted > 0].mean().item(),
-    }
+    return recall[true > 0].mean().item(), f1[true + predicted > 0].mean().item()
 
 
-def best_and_worst(rows: Sequence[dict[str, Any]], count: int = 10) -> tuple[list[Any], list[Any]]:
-    """The `count` classes with the largest F1 and those with the smallest, worst first, of rows as of `per_class`.
+def best_and_worst(classes: Sequence[ClassScores], count: int = 10) -> tuple[list[ClassScores], list[ClassScores]]:
+    """The `count` classes with the largest F1, and those with the smallest, worst first.
 
     Classes without images are left out; of those that are alike, the ones with more images come first.
     """
-    ranked = sorted((row for row in rows if row["images"]), key=lambda row: (-row["f1"], -row["images"]))
-    worst = sorted(ranked[count:], key=lambda row: (row["f1"], -row["images"]))
+    ranked = sorted((row for row in classes if row.images), key=lambda row: (-row.f1, -row.images))
+    worst = sorted(ranked[count:], key=lambda row: (row.f1, -row.images))
     return ranked[:count], worst[:count]
 
 
@@ -129,10 +128,10 @@ def brier_score(logits: Tensor, labels: Tensor) -> float:
     return ((probabilities - truth) ** 2).sum(1).mean().item()
 
 
-def reliability(logits: Tensor, labels: Tensor, bins: int = RELIABILITY_BINS) -> list[dict[str, float]]:
+def reliability(logits: Tensor, labels: Tensor, bins: int = RELIABILITY_BINS) -> tuple[Bin, ...]:
     """Images by the probability of their predicted class, in bins of equal width that hold their upper edge.
 
-    A bin has `images`, and the means over them of `confidence`, that probability, and `accuracy`; 0 where it is empty.
+    Confidence and accuracy of an empty bin are 0.
     """
     confidence, predicted = logits.double().softmax(1).max(1)
     inner_edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
@@ -142,22 +141,22 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = RELIABILITY_BINS) ->
         torch.bincount(bin_indices, weights=w, minlength=bins) for w in (confidence, (predicted == labels).double())
     ]
     means = [(total / count.clamp(min=1)).tolist() for total in sums]
-    return [{"images": n, "confidence": c, "accuracy": a} for n, c, a in zip(count.tolist(), *means, strict=True)]
+    return tuple(Bin(*values) for values in zip(count.tolist(), *means, strict=True))
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = RELIABILITY_BINS) -> float:
     """Mean distance of confidence and accuracy over the bins of `reliability`, by images (Guo et al. 2017)."""
     rows = reliability(logits, labels, bins)
-    return sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / len(labels)
+    return sum(row.images * abs(row.confidence - row.accuracy) for row in rows) / len(labels)
 
 
-def calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """How far probabilities can be believed: `loss` (NLL, nats), `brier` and `ece`, all better where lower."""
-    return {
-        "loss": functional.cross_entropy(logits.double(), labels).item(),
-        "brier": brier_score(logits, labels),
-        "ece": expected_calibration_error(logits, labels),
-    }
+def calibration(logits: Tensor, labels: Tensor) -> Calibration:
+    """Loss, Brier score and expected calibration error of logits (N, C)."""
+    return Calibration(
+        loss=functional.cross_entropy(logits.double(), labels).item(),
+        brier=brier_score(logits, labels),
+        ece=expected_calibration_error(logits, labels),
+    )
 
 
 def tells_temperature(logits: Tensor, labels: Tensor) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tinycifar import checkpoint, inference, labels, metrics, run, trained, typed
 from tinycifar.scale import live
+from tinycifar.scores import Scores
 from tinycifar.setup import Job
 from tinycifar.words import counted
 
@@ -90,8 +91,8 @@ class Recorder:
         split, held_images, held_labels = inference.evaluation_split(self._job.dataset)
         if ranks.first and (recipe.watch_test or split == "validation"):
             scores = metrics.summarize(inference.logits(self._job.model, held_images), held_labels)
-            _check_finite(f"loss on the {split} images", scores["loss"], self._job)
-            entry |= {f"{split}_loss": scores["loss"], f"{split}_accuracy": scores["accuracy"]}
+            _check_finite(f"loss on the {split} images", scores.loss, self._job)
+            entry |= {f"{split}_loss": scores.loss, f"{split}_accuracy": scores.accuracy}
         entry = ranks.exchange(entry)[0]
         state.next_epoch(entry)
         if recipe.keep_best and best_epoch(state.history) == state.epoch:
@@ -121,20 +122,18 @@ class Recorder:
             if ranks.first:
                 with checkpoint.saving(state.step):
                     run.write_hardest(self._job.directory, labels.hardest(state.last_losses, HARDEST))
-        evaluation: dict[str, Any] = {}
+        scores: Scores | None = None
         if complete and evaluate and ranks.first:
-            scored = inference.evaluate(self._job.model, self._job.dataset)
-            evaluation = scored.content
-            _check_finite(f"loss on the {evaluation['split']} images", evaluation["loss"], self._job)
+            evaluation = inference.evaluate(self._job.model, self._job.dataset)
+            scores = evaluation.scores
+            _check_finite(f"loss on the {scores.split} images", scores.loss, self._job)
             with checkpoint.saving(state.step):
-                scored.save(self._job.directory)
-                self._save_weights(evaluation["temperature"])
-        evaluation, stopped_by = ranks.exchange(evaluation)[0], ranks.signal(self._job.stop)
+                evaluation.save(self._job.directory)
+                self._save_weights(scores.temperature)
+        scores, stopped_by = ranks.exchange(scores)[0], ranks.signal(self._job.stop)
         for task in self._tasks:
             self._job.display.remove_task(task)
-        return Result(
-            self._job.directory, _record(self._job, evaluation), complete, stopped_by, tuple(self._job.warnings)
-        )
+        return Result(self._job.directory, _record(self._job, scores), complete, stopped_by, tuple(self._job.warnings))
 
     def _save(self) -> None:
         """Write a checkpoint and the weights, if they are finite; all processes wait until they are on the disk."""
@@ -221,11 +220,10 @@ def log_line(entry: dict[str, Any], epochs: int) -> str:
     return line
 
 
-def _record(finished: Job, evaluation: dict[str, Any]) -> dict[str, Any]:
+def _record(finished: Job, scores: Scores | None) -> dict[str, Any]:
     """The content of a record in `results/`."""
     state, environment, history = finished.state, finished.environment, finished.state.history
-    by_split = {evaluation.get("split"): evaluation}
-    validation, test = by_split.get("validation", {}), by_split.get("test", {})
+    validation, test = (scores if scores and scores.split == split else None for split in ("validation", "test"))
     watched = [entry["test_accuracy"] for entry in history if "test_accuracy" in entry]
     train_seconds = state.train_seconds
     return {
@@ -237,12 +235,12 @@ def _record(finished: Job, evaluation: dict[str, Any]) -> dict[str, Any]:
         "macs": finished.size.macs,
         "train_images": len(finished.images),
         "train_accuracy": history[-1]["train_accuracy"] if history else None,
-        "validation_accuracy": validation.get("accuracy"),
-        "test_accuracy": test.get("accuracy"),
-        "test_accuracy_tta": test.get("accuracy_tta"),
-        "test_subsets": {name: scores["accuracy"] for name, scores in test.get("subsets", {}).items()},
+        "validation_accuracy": validation and validation.accuracy,
+        "test_accuracy": test and test.accuracy,
+        "test_accuracy_tta": test and test.accuracy_tta,
+        "test_subsets": {name: subset.accuracy for name, subset in test.subsets.items()} if test else {},
         "best_test_accuracy": max(watched, default=None),
-        "test_loss": test.get("loss"),
+        "test_loss": test and test.loss,
         "train_seconds": train_seconds,
         "wall_seconds": time.perf_counter() - finished.wall_start,
         "images_per_second": state.images_seen / train_seconds if state.images_seen else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,17 @@ class Request:
     evaluate: bool = True
     tensorboard: bool = False
     record: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The request for a child process; its data must not be in memory."""
+        return {**asdict(self), "out": self.out and str(self.out), "resume": self.resume and str(self.resume)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Request:
+        """The request that `to_json` wrote, as JSON returns it."""
+        paths = {name: content[name] and Path(content[name]) for name in ("out", "resume")}
+        teachers = content["teachers"] and tuple(content["teachers"])
+        return cls(**{**content, **paths, "recipe": Recipe(**content["recipe"]), "teachers": teachers})
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tinycifar import atomic, machine, typed
 from tinycifar.data.dataset import Digests
 from tinycifar.environment import Environment
 from tinycifar.recipes import Recipe
+from tinycifar.scores import Scores
 
 RUN_BYTES = 15_000_000  # logits, a report, and to spare
 SEEN = "seen.npy"
@@ -94,34 +95,9 @@ def read_environment(directory: Path) -> Environment:
     return typed.read(Environment, directory / "environment.json")
 
 
-EVALUATION = {
-    "data": str,
-    "split": str,
-    "images": int,
-    "correct": int,
-    "accuracy": float,
-    "accuracy_interval": list,
-    "loss": float,
-    "accuracy_tta": float,
-    "top2_accuracy": float,
-    "top3_accuracy": float,
-    "ece": float,
-    "brier": float,
-    "images_per_second": float,
-    "classes": list,
-    "confusion": list,
-    "reliability": list,
-}
-"""Required fields of an `evaluation.json`, and their types."""
-
-
-def read_evaluation(directory: Path) -> dict[str, Any]:
-    """What `evaluation.json` says of a run; ValueError, naming the file, if it is missing or lacks what is needed."""
-    path = directory / "evaluation.json"
-    content = atomic.read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in EVALUATION.items()):
-        raise ValueError(f"{path} is not as tinycifar writes it: evaluate the run again")
-    return content
+def read_evaluation(directory: Path) -> Scores:
+    """The `evaluation.json` of a run; ValueError, naming file and field, if it is missing or does not fit."""
+    return typed.read(Scores, directory / "evaluation.json")
 
 
 def append_metrics(directory: Path, entry: dict[str, Any]) -> None:

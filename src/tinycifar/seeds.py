@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 import statistics
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,14 +16,14 @@ from rich.progress import Progress
 
 from tinycifar import atomic, data, distill, machine, metrics, recipes, resume, run, signals, training
 from tinycifar.data import Dataset
-from tinycifar.recipes import Recipe
 from tinycifar.recording import Result
 from tinycifar.report import plots, run_page, text
 from tinycifar.resume import Request, Start
 from tinycifar.scale import distributed, jobs
+from tinycifar.speed import speed_in_parallel
 from tinycifar.words import counted
 
-TRIED_STEPS = 40  # by which speeds are compared: some seconds
+TRIED_STEPS = 40  # on which speeds are compared: some seconds
 WORK = "tinycifar.seeds:work"
 
 
@@ -97,11 +95,11 @@ def summarize(directory: Path) -> dict[str, Any]:
     if not finished:
         return {"finished": []}
     evaluations = [run.read_evaluation(path) for path in finished]
-    accuracies = [evaluation["accuracy"] for evaluation in evaluations]
+    accuracies = [evaluation.accuracy for evaluation in evaluations]
     seconds = [math.fsum(entry["train_seconds"] for entry in run.read_metrics(path)) for path in finished]
     return {
         "recipe": run.read_recipe(finished[0]).name,
-        "split": evaluations[0]["split"],
+        "split": evaluations[0].split,
         "finished": [run.read_environment(path).seed for path in finished],
         "accuracies": accuracies,
         **spread(accuracies),
@@ -120,14 +118,6 @@ def spread(accuracies: Sequence[float]) -> dict[str, Any]:
         "max": max(accuracies),
         "interval": [max(0.0, low), min(1.0, high)] if several else None,
     }
-
-
-def resume_hint(several: Several, request: Request) -> str:
-    """A line that says how to resume seeds that were stopped."""
-    folder = shlex.quote(str(several.directory))
-    if request.record:  # a record needs a run of its own
-        return f"Resume each seed with: tinycifar train --record --resume {folder}/seed-N"
-    return f"Resume with the same command and --out {folder}"
 
 
 # --- one ----------------------------------------------------------------------------------------------------------
@@ -272,12 +262,12 @@ def _in_parallel(
     problems: list[Problem] = []
     with signals.StopSignal() as stop:
         task = display.add_task("Seeds", total=len(numbers))
-        speed = compare_speed(share, images=images, threads=threads, parallel=parallel, stop=stop)
+        speed = speed_in_parallel(WORK, share, images=images, threads=threads, parallel=parallel, stop=stop)
         if speed is not None:
             display.console.print(speed.describe())
         elif not stop.received:
             display.console.print("The speed in parallel is not known: a training on few images failed")
-        requests = [{"request": _to_json(_one_of(share, directory, number))} for number in numbers]
+        requests = [{"request": _one_of(share, directory, number).to_json()} for number in numbers]
         for ended in jobs.run_all(WORK, requests, parallel, stop):
             number = numbers[ended.index]
             if ended.result is not None:
@@ -326,7 +316,7 @@ def _report(seed: int, result: Result, source: str | Dataset | None) -> list[Pro
 
 def work(request: dict[str, Any]) -> dict[str, Any]:
     """What a child process does: one training, from the JSON form of its request."""
-    wanted = _from_json(request)
+    wanted = Request.from_json(request)
     display = Progress(console=Console(quiet=True), disable=True)
     result = train(wanted, display)
     problems = _report(0, result, wanted.data) if wanted.evaluate else []
@@ -348,77 +338,3 @@ def _explicit(request: Request, start: Start) -> Request:
         teachers=tuple(teacher.source for teacher in start.teachers) or None,
         init=start.init.source if start.init else None,
     )
-
-
-def _to_json(request: Request) -> dict[str, Any]:
-    paths = {name: str(path) for name, path in (("out", request.out), ("resume", request.resume)) if path is not None}
-    return {**asdict(request), **paths}
-
-
-def _from_json(content: dict[str, Any]) -> Request:
-    paths = {name: Path(content[name]) for name in ("out", "resume") if content[name] is not None}
-    teachers = content["teachers"] and tuple(content["teachers"])
-    return Request(**{**content, **paths, "recipe": Recipe(**content["recipe"]), "teachers": teachers})
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Images a second: of one process with all `threads`, and of all `jobs` with their shares together."""
-
-    alone: float
-    together: float
-    jobs: int
-    threads: int
-
-    def describe(self) -> str:
-        """A line that says how much time the seeds take in parallel."""
-        ratio = self.alone / self.together
-        change = f"{abs(1 - ratio):.0%} {'more' if ratio > 1 else 'less'} time"
-        advice = ": one after the other is faster" if ratio > 1 else ""
-        return (
-            f"{self.jobs} in parallel, {counted(self.threads // self.jobs, 'thread')} each, train "
-            f"{self.together:,.0f} images/s; one alone with {counted(self.threads, 'thread')} {self.alone:,.0f}. "
-            f"In parallel takes {change} than in turn{advice}"
-        )
-
-
-def compare_speed(
-    request: Request, *, images: int, threads: int, parallel: int, stop: signals.StopSignal
-) -> Speed | None:
-    """Train on a few images alone with all threads, then by several processes with their shares.
-
-    Nothing is evaluated on test images. None if a signal came or a training failed, as one that diverges does. Raises
-    ValueError, with its message, if one is refused.
-    """
-    assert isinstance(request.recipe, Recipe)
-    recipe = replace(request.recipe, watch_test=False)
-
-    def images_per_second(count: int) -> float | None:
-        total = 0.0
-        with tempfile.TemporaryDirectory() as folder:
-            requests = [
-                replace(
-                    request,
-                    recipe=recipe,
-                    out=Path(folder, str(number)),
-                    threads=threads // count,
-                    limit=images,
-                    stop_after_epoch=1,
-                    evaluate=False,
-                    tensorboard=False,
-                    record=False,
-                )
-                for number in range(count)
-            ]
-            ended = list(jobs.run_all(WORK, [{"request": _to_json(request)} for request in requests], count, stop))
-        for child in ended:
-            if child.code == 2:
-                raise ValueError(child.problem)
-            if stop.received or child.result is None:
-                return None
-            total += float(child.result["result"]["record"]["images_per_second"])
-        return total
-
-    alone = images_per_second(1)
-    together = None if alone is None else images_per_second(parallel)
-    return None if alone is None or together is None else Speed(alone, together, parallel, threads)

@@ -26,9 +26,11 @@ def key(name: str) -> dict[str, str]:
 
 
 def to_json(value: Any) -> Any:
-    """A dataclass as a JSON object with its fields in their order; lists, mappings and plain values likewise."""
+    """A dataclass as a JSON object with its fields in their order; also lists, mappings, paths and plain values."""
     if value is None or isinstance(value, (str, int, float)):
         return value
+    if isinstance(value, Path):
+        return str(value)
     if dataclasses.is_dataclass(value):
         content: dict[str, Any] = {}
         for item in dataclasses.fields(value):

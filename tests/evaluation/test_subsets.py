@@ -39,11 +39,11 @@ def test_a_score_counts_the_images_of_its_subset_alone(stand_in: tuple[Tensor, T
     answers[other] = (labels[other] + 1) % 10
     in_both = len(set(subsets.NEAR_DUPLICATES[:100]) & set(subsets.MLPERF_TINY))
     found = subsets.scores(torch.nn.functional.one_hot(answers).float(), images, labels)
-    assert found["without-near-duplicates"]["images"] == 9_714
-    assert found["without-near-duplicates"]["correct"] == 9_713
-    assert (found["mlperf-tiny"]["images"], found["mlperf-tiny"]["correct"]) == (200, 199 - in_both)
-    low, high = found["mlperf-tiny"]["accuracy_interval"]
-    assert low < found["mlperf-tiny"]["accuracy"] < high
+    assert found["without-near-duplicates"].images == 9_714
+    assert found["without-near-duplicates"].correct == 9_713
+    assert (found["mlperf-tiny"].images, found["mlperf-tiny"].correct) == (200, 199 - in_both)
+    low, high = found["mlperf-tiny"].accuracy_interval
+    assert low < found["mlperf-tiny"].accuracy < high
 
 
 def test_other_images_labels_or_numbers_of_them_have_no_subsets(stand_in: tuple[Tensor, Tensor]) -> None:
@@ -59,7 +59,7 @@ def test_other_images_labels_or_numbers_of_them_have_no_subsets(stand_in: tuple[
 
 def test_an_evaluation_of_other_data_has_no_subsets() -> None:
     model = trained.load("minute", "cpu").model
-    assert inference.evaluate(model, data.sample()).content["subsets"] == {}
+    assert inference.evaluate(model, data.sample()).scores.subsets == {}
 
 
 @pytest.mark.end_to_end

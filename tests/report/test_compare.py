@@ -6,14 +6,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conftest import environment
-from tinycifar import atomic, recipes, run
+from conftest import environment, scores
+from tinycifar import atomic, recipes, run, typed
 from tinycifar.recipes import Recipe
 from tinycifar.report import compare, text
+from tinycifar.scores import ClassScores
 
 RECIPE = recipes.get("reference-30")
 OTHER = replace(RECIPE, weight_decay=0.1)
 LABELS = torch.arange(1000) % 10
+TEN_CLASSES = tuple(ClassScores(str(number), 100, 0.5, 0.5, 0.5) for number in range(10))
 
 
 def make(directory: Path, recipe: Recipe, right: range | list[int], seed: int = 0, **changes: Any) -> Path:
@@ -28,16 +30,8 @@ def make(directory: Path, recipe: Recipe, right: range | list[int], seed: int = 
     predicted[list(right)] = LABELS[list(right)]
     logits = torch.nn.functional.one_hot(predicted, 10).float()
     save_file({"logits": logits, "logits_tta": logits.clone(), "labels": LABELS}, directory / "evaluation.safetensors")
-    evaluation: dict[str, Any] = {
-        "data": "cifar10",
-        "split": "test",
-        "accuracy": accuracy,
-        "accuracy_interval": [0.1, 0.2],
-    }
-    evaluation |= {"ece": 0.05, "calibrated": None, "correct": len(right), "images": 1000} | changes
-    names = ("loss", "accuracy_tta", "top2_accuracy", "top3_accuracy", "brier", "images_per_second")
-    evaluation |= dict.fromkeys(names, 0.5) | {"classes": [{}] * 10, "confusion": [], "reliability": []}
-    atomic.write_json(directory / "evaluation.json", evaluation)
+    found = scores(accuracy=accuracy, correct=len(right), ece=0.05, classes=TEN_CLASSES)
+    atomic.write_json(directory / "evaluation.json", typed.to_json(found) | changes)
     return directory
 
 

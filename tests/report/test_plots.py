@@ -1,5 +1,5 @@
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -8,9 +8,10 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from conftest import environment
+from conftest import environment, scores
 from tinycifar import data, heatmaps, inference, models, recipes, run, summary
 from tinycifar.report import plots
+from tinycifar.scores import Bin, ClassScores, Robustness, Scores
 
 HISTORY = [
     {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.25, "test_loss": 1.9, "test_accuracy": 0.3},
@@ -23,9 +24,9 @@ def lines(figure: Figure) -> dict[str, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def evaluation() -> dict[str, Any]:
+def evaluation() -> Scores:
     torch.manual_seed(0)
-    return inference.evaluate(models.build("c1c2c3c4o"), data.sample(), 1.5).content
+    return inference.evaluate(models.build("c1c2c3c4o"), data.sample(), 1.5).scores
 
 
 def test_curves_show_each_split_that_was_looked_at_with_axes_named() -> None:
@@ -52,41 +53,41 @@ def test_a_folder_that_is_no_run_has_no_plots(tmp_path: Path) -> None:
 
 
 def test_the_confusion_picture_holds_every_count_and_its_title_the_most_common_mistake(
-    evaluation: dict[str, Any],
+    evaluation: Scores,
 ) -> None:
     figure = plots.confusion(evaluation)
-    counts = np.array(evaluation["confusion"])
+    counts = np.array(evaluation.confusion)
     drawn = [text.get_text() for text in figure.axes[0].texts]
     assert drawn == [str(count) for count in counts.flatten()]
     worst = (counts - np.diag(counts.diagonal())).max()
     assert f", {worst} of " in figure.axes[0].get_title()
-    perfect = evaluation | {"confusion": np.diag(counts.sum(1)).tolist()}
+    perfect = replace(evaluation, confusion=np.diag(counts.sum(1)).tolist())
     assert "no image taken for another class" in plots.confusion(perfect).axes[0].get_title()
 
 
 def test_long_names_of_classes_leave_room_for_the_matrix() -> None:
-    many = {"confusion": np.eye(30, dtype=int).tolist(), "classes": [{"class": "long " * 9}] * 30}
+    classes = (ClassScores("long " * 9, 1, 1.0, 1.0, 1.0),) * 30
+    many = scores(confusion=np.eye(30, dtype=int).tolist(), classes=classes)
     names = {label.get_text() for label in plots.confusion(many).axes[0].get_yticklabels()}
     assert names == {"long long long long lon…"}
 
 
 def test_the_reliability_picture_draws_filled_bins_and_says_which_way_confidence_errs(
-    evaluation: dict[str, Any],
+    evaluation: Scores,
 ) -> None:
     figure = plots.reliability(evaluation)
     drawn = figure.axes[0].collections[0].get_offsets()
-    expected = [[row["confidence"], row["accuracy"]] for row in evaluation["reliability"] if row["images"]]
+    expected = [[row.confidence, row.accuracy] for row in evaluation.reliability if row.images]
     assert np.allclose(np.asarray(drawn), expected)
     assert len(figure.axes[0].collections) == 2
-    timid = [{"images": 200, "confidence": 0.5, "accuracy": 0.75}]
-    title = plots.reliability(evaluation | {"reliability": timid}).axes[0].get_title()
+    timid = replace(evaluation, reliability=(Bin(images=200, confidence=0.5, accuracy=0.75),))
+    title = plots.reliability(timid).axes[0].get_title()
     assert "25.0 points below accuracy: underconfident" in title
 
 
 def test_the_robustness_picture_holds_every_accuracy_and_names_the_hardest_corruption() -> None:
-    found = {"images": 9, "clean_accuracy": 0.8, "mean_corruption_accuracy": 0.5}
-    accuracy = {"jpeg": [0.5, 0.4, 0.4, 0.3, 0.2], "fog": [0.7, 0.6, 0.6, 0.5, 0.4]}
-    figure = plots.robustness({**found, "accuracy": accuracy})
+    accuracy = {"jpeg": (0.5, 0.4, 0.4, 0.3, 0.2), "fog": (0.7, 0.6, 0.6, 0.5, 0.4)}
+    figure = plots.robustness(Robustness(9, 0.8, 0.5, accuracy))
     assert "50.0% right on average, least with jpeg (36.0%)" in figure.axes[0].get_title()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["fog", "jpeg"]
     shown = [text.get_text() for text in figure.axes[0].texts]
@@ -110,7 +111,7 @@ def test_compared_curves_name_the_split_of_each() -> None:
 
 
 def test_a_figure_for_a_page_is_well_formed_takes_its_colours_and_shares_no_id_with_another(
-    evaluation: dict[str, Any],
+    evaluation: Scores,
 ) -> None:
     ids: list[str] = []
     for name, draw in (("one", plots.confusion), ("two", plots.reliability), ("three", plots.confusion)):

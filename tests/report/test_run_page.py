@@ -222,7 +222,7 @@ def test_a_run_can_be_reported_on_the_images_it_opened_last_and_without_its_data
 def test_data_that_is_called_as_cifar10_is_not_taken_for_it(own_run: Own, tmp_path: Path) -> None:
     directory = shutil.copytree(own_run.directory, tmp_path / "run")
     for name in ("cifar10", "sample"):
-        evaluation = {**run.read_evaluation(directory), "data": name, "split": "test"}
+        evaluation = atomic.read_json(directory / "evaluation.json") | {"data": name, "split": "test"}
         atomic.write_json(directory / "evaluation.json", evaluation)
         page = run_page.write(directory).read_text()
         assert "near-duplicates" not in page

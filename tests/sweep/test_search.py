@@ -188,8 +188,8 @@ def test_trials_are_runs_of_the_varied_recipe_and_see_the_validation_images_only
         trained = run.read_recipe(directory)
         assert replace(study.recipe, validation_images=6, **of["parameters"]) == trained
         evaluation = run.read_evaluation(directory)
-        assert (evaluation["split"], evaluation["images"]) == ("validation", 6)
-        assert evaluation["accuracy"] == of["validation_accuracy"]
+        assert (evaluation.split, evaluation.images) == ("validation", 6)
+        assert evaluation.accuracy == of["validation_accuracy"]
         history = run.read_metrics(directory)
         assert len(history) == of["epochs"] == 2
         assert not any("test" in name for entry in history for name in entry)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from tinycifar import data, inference, machine, metrics, trained
+from tinycifar.bench import INFER_ROUNDS
 from tinycifar.data.dataset import MEAN, STD
 from tinycifar.formats import onnx_file, plain, tflite, tflite_run
 from tinycifar.summary import summarize
 from tinycifar.trained import Trained
 
 BATCH = 256
-ROUNDS = 30
 WARM_UP = 3
 CALLS = 10  # of one image, for one measurement
 PAUSE_SECONDS = 0.1  # in which the threads of the runtime before stop spinning
@@ -126,7 +126,7 @@ class InferBench:
     date: str
 
 
-def bench_infer(names: Sequence[str], *, rounds: int = ROUNDS, accuracy: bool = True) -> InferBench:
+def bench_infer(names: Sequence[str], *, rounds: int = INFER_ROUNDS, accuracy: bool = True) -> InferBench:
     """Time trained models (names as `trained.load` takes) and the published ones, on the CPU, on torch's threads.
 
     TFLite is timed for trained models, if ai-edge-litert is installed. In every round each model in each form answers

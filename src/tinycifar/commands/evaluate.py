@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from tinycifar import catalog, data, inference, library, run, trained
+from tinycifar import catalog, data, typed
 from tinycifar.commands import terminal
-from tinycifar.report import plots, run_page, text
 
 
 @click.command()
@@ -45,6 +44,9 @@ def evaluate(
     MODEL is a run, a weights file or a shipped model. It is scored on its data's validation images if there are any,
     otherwise on the test images.
     """
+    from tinycifar import inference, library, trained
+    from tinycifar.report import text
+
     if images is not None and not robustness:
         raise ValueError("--images needs --robustness: it sets the number of corrupted images")
     terminal.set_threads(threads)
@@ -64,12 +66,12 @@ def evaluate(
     except OSError as error:
         code = terminal.fail(f"cannot write the evaluation: {terminal.problem(error)}", 1)
     if as_json:
-        terminal.print_json(evaluation.content)
+        terminal.print_json(typed.to_json(evaluation.scores))
         return code
     for lines in (text.scores, text.by_class, text.robustness):
-        for line in lines(evaluation.content):
+        for line in lines(evaluation.scores):
             click.echo(line)
-    click.echo(f"{evaluation.content['images_per_second']:,.0f} images/s")
+    click.echo(f"{evaluation.scores.images_per_second:,.0f} images/s")
     return code
 
 
@@ -79,6 +81,9 @@ def evaluate(
 @terminal.json_option
 def report_command(directory: Path, source: str | None, as_json: bool) -> int:
     """Rewrite RUN's report.html, one self-contained page."""
+    from tinycifar import run
+    from tinycifar.report import plots, run_page
+
     dataset = None
     if source is not None:
         with terminal.display(to_stderr=True) as display:
@@ -105,6 +110,8 @@ def compare_command(directories: tuple[Path, ...], out: Path, overwrite: bool, a
 
     The seeds in one RUN count as one recipe, as do several RUNs of the same recipe.
     """
+    from tinycifar import library
+
     comparison = library.compare(directories, out, overwrite=overwrite)
     if as_json:
         terminal.print_json({"page": str(out), **comparison.as_json()})

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
-from tinycifar import trained, words
+from tinycifar import words
 from tinycifar.commands import terminal
 from tinycifar.data import pictures
-from tinycifar.report import explanations
 
 
 @click.command("explain")
@@ -38,6 +37,9 @@ def explain_command(
     as_json: bool,
 ) -> int:
     """Draw a Grad-CAM heat map over each picture: which parts speak for a class."""
+    from tinycifar import trained
+    from tinycifar.report import explanations
+
     terminal.set_threads(threads)
     model = trained.load(model_name, device)
     files = pictures.find(paths)

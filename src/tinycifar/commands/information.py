@@ -6,18 +6,20 @@ import io
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from PIL import Image
-from rich.progress import Progress
 
 from tinycifar import data
 from tinycifar.commands import terminal
-from tinycifar.data import cifar10, contents, decoded, duplicates, pictures
-from tinycifar.data.contents import Contents, UntrainableError
-from tinycifar.data.dataset import CLASSES, Dataset
-from tinycifar.report import plots, samples
+from tinycifar.data import cifar10, pictures
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from tinycifar.data import Dataset
+    from tinycifar.data.contents import Contents
 
 
 @click.command("info")
@@ -31,6 +33,8 @@ def info_command(source: str | None, plot: Path | None, as_json: bool) -> None:
 
     Data that can be read but is too small to be trained on is described too, with its problem.
     """
+    from tinycifar.data.dataset import CLASSES
+
     if source in (None, "cifar10"):
         states = cifar10.verify()
         content: dict[str, Any] = {
@@ -48,6 +52,8 @@ def info_command(source: str | None, plot: Path | None, as_json: bool) -> None:
     if plot is not None:
         if dataset is None:
             raise ValueError(f"nothing to draw: {content['problem']}")
+        from tinycifar.report import plots, samples
+
         plots.save(plot, samples.draw, dataset)
     if as_json:
         terminal.print_json(content)
@@ -59,13 +65,15 @@ def info_command(source: str | None, plot: Path | None, as_json: bool) -> None:
 
 def _about(source: str) -> tuple[dict[str, Any], Dataset | None]:
     """What is known of own data or the sample, and the data itself; None if it cannot be trained on."""
+    from tinycifar.data import contents, decoded, duplicates
+
     display = terminal.display(to_stderr=True)
     with display:
         own = None if source == "sample" else data.examine(source)
         problem, dataset = None, None
         try:
             dataset = data.load(source, skip_unreadable=True, display=display)  # it is there to say what is wrong
-        except UntrainableError as error:
+        except contents.UntrainableError as error:
             problem = str(error)
         sizes, modes, formats = (
             ([], Counter[str](), Counter[str]()) if own is None or own.ordered else _heads(own, display)

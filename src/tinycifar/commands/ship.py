@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shlex
 import webbrowser
-from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from tinycifar import catalog, data, library, trained
+from tinycifar import catalog, data, typed, words
 from tinycifar.commands import terminal
-from tinycifar.formats import onnx_file
-from tinycifar.report import text
+
+if TYPE_CHECKING:
+    from tinycifar.formats.c_source import ExportedC
+    from tinycifar.formats.parity import Exported, Parity
 
 
 @click.command("export")
@@ -20,7 +22,7 @@ from tinycifar.report import text
 @terminal.option(
     "--format",
     "kind",
-    type=click.Choice(list(library.FORMATS)),
+    type=click.Choice(list(catalog.FORMATS)),
     default="onnx",
     show_default=True,
     help="ONNX, ONNX with 8-bit convolutions, TFLite with int8 or float input and output, C99 source, or a folder "
@@ -34,7 +36,7 @@ from tinycifar.report import text
 @terminal.option(
     "--int8",
     "variant",
-    type=click.Choice(list(onnx_file.VARIANTS)),
+    type=click.Choice(catalog.INT8_VARIANTS),
     help="For onnx-int8: u8s7 is the fastest (default), u8u8 keeps 8-bit weights, s8s8 has no zero points.",
 )
 @terminal.data_option("MODEL's own; the sample for CIFAR-10")
@@ -53,21 +55,58 @@ def export_command(
 
     MODEL is a run, a weights file or a shipped model.
     """
+    from tinycifar import library, trained
+    from tinycifar.formats.c_source import ExportedC
+
     dataset = None
     if source is not None:
         model = trained.load(model_name, "cpu")
         with terminal.display(to_stderr=True) as display:
             dataset = data.load(source, image_size=model.image_size, fit=model.fit, display=display)
     exported = library.export(model_name, out, format=kind, data=dataset, int8=variant, overwrite=overwrite)
-    content = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(exported).items()}
     if as_json:
-        terminal.print_json(content)
+        terminal.print_json(typed.to_json(exported))
         return
-    for line in text.exported(content):
+    for line in _c_lines(exported) if isinstance(exported, ExportedC) else _file_lines(exported, kind):
         click.echo(line)
-    if kind == "web":
-        folder = str(Path(content["path"]).parent)
-        click.echo(f"Serve the page: {shlex.join(['python', '-m', 'http.server', '--directory', folder])}")
+
+
+def _file_lines(exported: Exported, kind: str) -> list[str]:
+    """The file that was written, how it compares with its model, and how to serve a page."""
+    server = ["python", "-m", "http.server", "--directory", str(exported.path.parent)]
+    return [
+        f"{words.printable(str(exported.path))}: {exported.size:,} bytes, {exported.form}",
+        _parity_line("PyTorch", exported.parity, f", in {exported.runtime}"),
+        *([f"Serve the page: {shlex.join(server)}"] if kind == "web" else []),
+    ]
+
+
+def _c_lines(exported: ExportedC) -> list[str]:
+    """The C code that was written, what it needs, and how it compares with its model."""
+    sizes = ", ".join(
+        f"{core} {size.flash_bytes / 1000:.1f} and {size.ram_bytes / 1000:.1f} kB"
+        for core, size in exported.cores.items()
+    )
+    files = words.printable(f"{exported.header}, {exported.source}")
+    compiled = f"The compiled code gives the same bits as this arithmetic on all {exported.parity.images} images"
+    return [
+        f"{files}: C with int8 weights and integer arithmetic",
+        f"Flash: {exported.weight_bytes:,} bytes of weights, {exported.constant_bytes:,} with all other constants, "
+        "and the code",
+        f"RAM: {exported.memory_bytes:,} bytes of working memory, {exported.pixel_bytes:,} of pixels, and the stack",
+        f"Flash and RAM with code and stack, for gcc -O2: {sizes}",
+        _parity_line("PyTorch", exported.parity),
+        _parity_line("the int8 ONNX model", exported.parity_int8),
+        compiled if exported.not_compiled is None else f"The compiled code was not run: {exported.not_compiled}",
+    ]
+
+
+def _parity_line(reference: str, parity: Parity, runtime: str = "") -> str:
+    undecided = f", {parity.undecided} of the others undecided" if parity.undecided else ""
+    return (
+        f"Against {reference} on {parity.images} images{runtime}: {parity.same_class} with the same class{undecided}, "
+        f"logits differ by at most {parity.largest_difference:.2g}"
+    )
 
 
 @click.command("serve")

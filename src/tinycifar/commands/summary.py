@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from tinycifar import atomic, catalog, data, heatmaps, models, summary, trained, words
+from tinycifar import atomic, catalog, data, words
 from tinycifar.commands import terminal
-from tinycifar.report import plots
 
 
 @click.command("summary")
@@ -26,6 +25,9 @@ def summary_command(model_name: str, plot: Path | None, overwrite: bool, as_json
 
     MODEL is an architecture (untrained), a run, a weights file or a shipped model.
     """
+    from tinycifar import heatmaps, models, summary, trained
+    from tinycifar.report import plots
+
     if plot is not None:
         atomic.check_new(plot, overwrite)
     if model_name.lower() in models.MODELS:

@@ -7,14 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-import torch
 
-from tinycifar import data, machine, recipes
+from tinycifar import data, recipes
 from tinycifar.commands import terminal
-from tinycifar.scale import distributed
-from tinycifar.sweep import outcome as sweep_outcome
-from tinycifar.sweep import ranges
-from tinycifar.sweep import study as sweep_study
 from tinycifar.words import counted
 
 
@@ -80,6 +75,14 @@ def sweep_command(
 
     Trial 0 is the unchanged recipe. Rerun the command with the same --out to resume, or run it in parallel.
     """
+    import torch
+
+    from tinycifar import machine
+    from tinycifar.scale import distributed
+    from tinycifar.sweep import outcome as sweep_outcome
+    from tinycifar.sweep import ranges
+    from tinycifar.sweep import study as sweep_study
+
     try:
         from tinycifar.sweep import search
     except ImportError:

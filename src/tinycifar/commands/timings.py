@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
-import torch
 
-from tinycifar import atomic, catalog, data, machine, recipes, run
-from tinycifar.bench import infer, startup, timing
+from tinycifar import atomic, catalog, data, recipes
+from tinycifar.bench import INFER_ROUNDS, startup
 from tinycifar.commands import terminal
 
 
@@ -23,6 +22,8 @@ def bench_group() -> None:
 @terminal.json_option
 def step(model_name: str, threads: int | None, as_json: bool) -> None:
     """Time MODEL's training steps: images/s, milliseconds per part, GFLOP/s against this machine's peak."""
+    from tinycifar.bench import timing
+
     terminal.set_threads(threads)
     result = timing.bench_step(model_name)
     if as_json:
@@ -42,6 +43,11 @@ def step(model_name: str, threads: int | None, as_json: bool) -> None:
 @terminal.json_option
 def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: int | None, as_json: bool) -> None:
     """Time full trainings of RECIPE and steps of the reference in turn; print the speed-up."""
+    import torch
+
+    from tinycifar import machine, run
+    from tinycifar.bench import timing
+
     timing.timed_recipe(recipe_name)
     terminal.set_threads(threads)
     name = f"bench-train/{machine.processor_slug()}"
@@ -72,7 +78,7 @@ def _how_to_contribute(recipe_name: str, name: str, *, recorded: bool) -> str:
 @bench_group.command("infer")
 @click.argument("model_names", metavar="[MODEL...]", nargs=-1)
 @terminal.option(
-    "--rounds", type=click.IntRange(1), metavar="N", default=infer.ROUNDS, show_default=True, help="Runs of each."
+    "--rounds", type=click.IntRange(1), metavar="N", default=INFER_ROUNDS, show_default=True, help="Runs of each."
 )
 @terminal.option(
     "--record", is_flag=True, help="Write results/bench-infer/PROCESSOR.json; for all shipped models only."
@@ -81,7 +87,12 @@ def _how_to_contribute(recipe_name: str, name: str, *, recorded: bool) -> str:
 @terminal.json_option
 def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads: int | None, as_json: bool) -> None:
     """Time inference of MODELs (default: all shipped), ResNet-8 and ResNet-20 in PyTorch, ONNX and int8, in turn."""
-    if record and (model_names or rounds != infer.ROUNDS):
+    import torch
+
+    from tinycifar import run
+    from tinycifar.bench import infer
+
+    if record and (model_names or rounds != INFER_ROUNDS):
         raise ValueError("--record is for all shipped models: leave out MODEL and --rounds")
     terminal.set_threads(threads)
     path = run.record_path("bench-infer", machine.processor_slug(), torch.device("cpu")) if record else None

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from tinycifar import atomic, recipes, run
-from tinycifar import seeds as train_seeds
+from tinycifar import recipes
 from tinycifar.commands import terminal
-from tinycifar.recording import Result
-from tinycifar.report import text
-from tinycifar.resume import Request
-from tinycifar.scale import distributed
-from tinycifar.seeds import Several
+
+if TYPE_CHECKING:  # none of it is needed to print the help
+    from rich.console import Console
+
+    from tinycifar.recording import Result
+    from tinycifar.resume import Request
+    from tinycifar.seeds import Several
 
 
 @click.command()
@@ -52,8 +53,14 @@ from tinycifar.seeds import Several
 @terminal.option("--checkpoint-seconds", type=click.FloatRange(0), default=60, hidden=True)
 @terminal.option("--record", is_flag=True, hidden=True)
 @terminal.json_option
-@distributed.as_one
-def train(
+def train(**options: Any) -> int:
+    """Train RECIPE, a name or a TOML file (default: minute), into a run directory with weights, scores and a report."""
+    from tinycifar.scale import distributed
+
+    return distributed.as_one(_train)(**options)
+
+
+def _train(
     recipe_name: str | None,
     epochs: int | None,
     seed: int | None,
@@ -75,7 +82,10 @@ def train(
     record: bool,
     as_json: bool,
 ) -> int:
-    """Train RECIPE, a name or a TOML file (default: minute), into a run directory with weights, scores and a report."""
+    from tinycifar import seeds as train_seeds
+    from tinycifar.resume import Request
+    from tinycifar.scale import distributed
+
     if distributed.here().world > 1 and (seeds or record):
         raise ValueError("--seeds and --record are for one process: leave them out under torchrun")
     if resume is not None and (out, seeds) != (None, None):
@@ -112,17 +122,20 @@ def train(
 
 
 def _print_result(result: Result, request: Request, console: Console, as_json: bool) -> int:
-    """Write the report of a run, print what it gave, and return the exit code."""
-    evaluation = atomic.read_json(result.directory / "evaluation.json") if result.complete else None
+    """Write the report of a run, print its results, and return the exit code."""
+    from tinycifar import run, seeds
+    from tinycifar.report import text
+
+    scores = run.read_evaluation(result.directory) if result.complete else None
     if not as_json:
         recipe = run.read_recipe(result.directory)
-        for line in text.closing_summary(recipe, result.record, evaluation, not result.complete):
+        for line in text.closing_summary(recipe, result.record, scores, not result.complete):
             console.print(line)
     if not result.complete:
         console.print(f"Resume with: {shlex.join(_resume_words(result, request))}")
     code = 0
     try:
-        train_seeds.write_report(result.directory)
+        seeds.write_report(result.directory)
     except (OSError, ValueError) as error:
         code = terminal.fail(f"no report: {terminal.problem(error) if isinstance(error, OSError) else error}", 1)
     if as_json:
@@ -133,6 +146,8 @@ def _print_result(result: Result, request: Request, console: Console, as_json: b
 
 
 def _resume_words(result: Result, request: Request) -> list[str]:
+    from tinycifar.scale import distributed
+
     world = distributed.here().world
     launcher = ["torchrun", "--nproc-per-node", str(world), "-m"] if world > 1 else []
     options = [f"--{name}" for name in ("record", "tensorboard") if getattr(request, name)]
@@ -140,12 +155,14 @@ def _resume_words(result: Result, request: Request) -> list[str]:
 
 
 def _print_several(several: Several, request: Request, console: Console, as_json: bool) -> int:
-    """Print what several seeds gave, and return the exit code."""
+    """Print the results of several seeds, and return the exit code."""
+    from tinycifar.report import text
+
     code = 0
     for problem in several.problems:
         code = max(code, terminal.fail(f"seed {problem.seed}: {problem.message}", problem.code))
     if several.stopped_by:
-        console.print(train_seeds.resume_hint(several, request))
+        console.print(_resume_hint(several, request))
     if as_json:
         runs = [result.record for result in several.results]
         terminal.print_json({"run": str(several.directory), **several.summary, "runs": runs})
@@ -153,3 +170,11 @@ def _print_several(several: Several, request: Request, console: Console, as_json
         for line in ["", *text.over_seeds(several.summary), f"The runs are in {several.directory}"]:
             click.echo(line)
     return 128 + several.stopped_by if several.stopped_by else code
+
+
+def _resume_hint(several: Several, request: Request) -> str:
+    """A line that says how to resume seeds that were stopped."""
+    folder = shlex.quote(str(several.directory))
+    if request.record:  # a record needs a run of its own
+        return f"Resume each seed with: tinycifar train --record --resume {folder}/seed-N"
+    return f"Resume with the same command and --out {folder}"

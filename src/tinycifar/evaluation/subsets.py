@@ -12,12 +12,12 @@ The indices are facts, taken from:
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tinycifar import metrics
+from tinycifar.scores import Accuracy
 
 TEST_SET = "2c33b053d1cd726af8d86e174a96dd89d7000ba1412add026d68142375b89d51"
 """SHA-256 of CIFAR-10's test images, uint8 (10000, 3, 32, 32), and their labels, int64."""
@@ -70,6 +70,6 @@ def members(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {"without-near-duplicates": without.nonzero().flatten(), "mlperf-tiny": torch.tensor(MLPERF_TINY)}
 
 
-def scores(logits: Tensor, images: Tensor, labels: Tensor) -> dict[str, dict[str, Any]]:
-    """Accuracy on each subset, as of `metrics.summarize`, from logits (N, C) of these images; none for other data."""
+def scores(logits: Tensor, images: Tensor, labels: Tensor) -> dict[str, Accuracy]:
+    """Accuracy on each subset from logits (N, C) of these images; none for other data."""
     return {name: metrics.summarize(logits[rows], labels[rows]) for name, rows in members(images, labels).items()}

@@ -146,27 +146,25 @@ def _read(directory: Path) -> Evaluated:
         raise ValueError(f"{directory} was not evaluated; `tinycifar evaluate` does that")
     stored = run_page.read_logits(directory / "evaluation.safetensors")
     evaluation = run.read_evaluation(directory)
-    low, high = evaluation["accuracy_interval"]
-    calibrated = evaluation["calibrated"]
     return Evaluated(
         directory=directory,
         recipe=recipe,
         seed=environment.seed,
-        data=str(evaluation["data"]),
-        data_digest=str(evaluation.get("data_digest", "")),
+        data=evaluation.data,
+        data_digest=evaluation.data_digest,
         init=environment.init.sha256 if environment.init else None,
         init_name=environment.init.name if environment.init else "",
-        classes=len(evaluation["classes"]),
+        classes=len(evaluation.classes),
         train_images=environment.train_images,
         precision=environment.precision,
         machine=(environment.device, environment.threads, environment.torch_version, environment.git_revision),
-        split=str(evaluation["split"]),
+        split=evaluation.split,
         history=history,
         train_seconds=float(sum(entry["train_seconds"] for entry in history)),
-        accuracy=float(evaluation["accuracy"]),
-        interval=(float(low), float(high)),
-        ece=float(evaluation["ece"]),
-        ece_calibrated=None if calibrated is None else float(calibrated["ece"]),
+        accuracy=evaluation.accuracy,
+        interval=evaluation.accuracy_interval,
+        ece=evaluation.ece,
+        ece_calibrated=evaluation.calibrated.ece if evaluation.calibrated else None,
         labels=stored["labels"],
         right=stored["logits"].argmax(1) == stored["labels"],
     )

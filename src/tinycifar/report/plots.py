@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from tinycifar import atomic, run
+from tinycifar.scores import Robustness, Scores
 from tinycifar.summary import Summary
 
 # Okabe & Ito's palette, told apart with any colour vision.
@@ -144,10 +145,10 @@ def learning_rates(epochs: Sequence[float], rates: Mapping[str, Sequence[float]]
     return figure_of(axes)
 
 
-def confusion(evaluation: Mapping[str, Any]) -> Figure:
+def confusion(scores: Scores) -> Figure:
     """The confusion matrix with its counts, each row shaded by its share of the true class; for no more than 30."""
-    counts = np.array(evaluation["confusion"])
-    names = [row["class"] for row in evaluation["classes"]]
+    counts = np.array(scores.confusion)
+    names = [row.name for row in scores.classes]
     names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
     wrong = counts - np.diag(counts.diagonal())
     title = "Confusion: no image taken for another class"
@@ -170,27 +171,22 @@ def confusion(evaluation: Mapping[str, Any]) -> Figure:
     return figure_of(axes)
 
 
-def reliability(evaluation: Mapping[str, Any]) -> Figure:
+def reliability(scores: Scores) -> Figure:
     """Accuracy against confidence in 15 bins, without and with the temperature; areas show how many images."""
-
-    def gap(rows: Sequence[Mapping[str, float]]) -> float:
-        total = sum(row["images"] for row in rows)
-        return sum(row["images"] * (row["confidence"] - row["accuracy"]) for row in rows) / total
-
-    plain, scaled = evaluation["reliability"], evaluation["reliability_calibrated"]
-    much = gap(plain)
-    side = "above accuracy: overconfident" if much > 0 else "below accuracy: underconfident"
-    title = f"Calibration: confidence is on average {abs(100 * much):.1f} points {side}"
+    rows = scores.reliability
+    gap = sum(row.images * (row.confidence - row.accuracy) for row in rows) / sum(row.images for row in rows)
+    side = "above accuracy: overconfident" if gap > 0 else "below accuracy: underconfident"
+    title = f"Calibration: confidence is on average {abs(100 * gap):.1f} points {side}"
     axes = new_axes(4.5, 4.2, title, "confidence (probability of the predicted class)", "accuracy")
     axes.plot([0, 1], [0, 1], color=matplotlib.rcParams["text.color"], linewidth=1, label="confidence = accuracy")
-    series = [(plain, "o", BLUE, f"as trained, ECE {evaluation['ece']:.3f}")]
-    if scaled is not None:
-        after = f"temperature {evaluation['temperature']:.2f}, ECE {evaluation['calibrated']['ece']:.3f}"
-        series.append((scaled, "s", ORANGE, after))
+    series = [(rows, "o", BLUE, f"as trained, ECE {scores.ece:.3f}")]
+    if scores.reliability_calibrated is not None and scores.calibrated is not None:
+        after = f"temperature {scores.temperature:.2f}, ECE {scores.calibrated.ece:.3f}"
+        series.append((scores.reliability_calibrated, "s", ORANGE, after))
     for rows, marker, colour, label in series:
-        filled = [row for row in rows if row["images"]]
-        x, y = [row["confidence"] for row in filled], [row["accuracy"] for row in filled]
-        area = [8 + 300 * row["images"] / evaluation["images"] for row in filled]
+        filled = [row for row in rows if row.images]
+        x, y = [row.confidence for row in filled], [row.accuracy for row in filled]
+        area = [8 + 300 * row.images / scores.images for row in filled]
         axes.plot(x, y, colour, linewidth=1)
         axes.scatter(x, y, area, colour, marker=marker, alpha=0.7, linewidths=0)
         axes.plot([], [], colour, marker=marker, label=label)
@@ -201,17 +197,17 @@ def reliability(evaluation: Mapping[str, Any]) -> Figure:
     return figure_of(axes)
 
 
-def robustness(found: Mapping[str, Any]) -> Figure:
+def robustness(robustness: Robustness) -> Figure:
     """Accuracy by corruption, the hardest last, and severity; the darker, the more images are right."""
-    mean = {name: float(np.mean(values)) for name, values in found["accuracy"].items()}
+    mean = {name: float(np.mean(values)) for name, values in robustness.accuracy.items()}
     names = sorted(mean, key=mean.__getitem__, reverse=True)
     title = (
-        f"Corrupted images: {found['mean_corruption_accuracy']:.1%} right on average, least with {names[-1]} "
-        f"({mean[names[-1]]:.1%}); {found['clean_accuracy']:.1%} without corruption"
+        f"Corrupted images: {robustness.mean_corruption_accuracy:.1%} right on average, least with {names[-1]} "
+        f"({mean[names[-1]]:.1%}); {robustness.clean_accuracy:.1%} without corruption"
     )
     axes = new_axes(4.8, 0.28 * len(names) + 0.9, title, "severity", "")
     axes.grid(False)
-    values = np.array([[*found["accuracy"][name], mean[name]] for name in names])
+    values = np.array([[*robustness.accuracy[name], mean[name]] for name in names])
     axes.imshow(values, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if value > 0.65 else matplotlib.rcParams["text.color"]

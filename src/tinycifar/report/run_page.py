@@ -23,6 +23,7 @@ from tinycifar.environment import Environment
 from tinycifar.epochs import plan
 from tinycifar.recipes import Recipe
 from tinycifar.report import plots, text
+from tinycifar.scores import Scores
 from tinycifar.summary import summarize
 from tinycifar.words import as_options
 
@@ -65,14 +66,12 @@ def write(directory: Path, dataset: Dataset | None = None) -> Path:
 def _page(directory: Path, dataset: Dataset | None) -> str:
     recipe, environment = run.read_recipe(directory), run.read_environment(directory)
     history = run.read_metrics(directory)
-    evaluation = None
-    robustness = None
+    evaluation: Scores | None = None
     mistakes: list[dict[str, Any]] = []
     hardest: list[dict[str, Any]] = []
     missing = ""
     if (directory / "evaluation.json").exists():
         evaluation = run.read_evaluation(directory)
-        robustness = evaluation.get("robustness")
         try:
             dataset = _dataset(directory) if dataset is None else dataset
             mistakes = _mistakes(directory, evaluation, dataset)
@@ -81,11 +80,11 @@ def _page(directory: Path, dataset: Dataset | None) -> str:
             missing = str(error)
     classes = 10
     if evaluation is not None:
-        classes = len(evaluation["classes"])
+        classes = len(evaluation.classes)
     elif (directory / "model.safetensors").exists():
         classes = len(trained.load(directory, "cpu").classes)
     many = evaluation is not None and classes > metrics.MANY_CLASSES
-    best, worst = metrics.best_and_worst(evaluation["classes"]) if evaluation is not None else ([], [])
+    best, worst = metrics.best_and_worst(evaluation.classes) if evaluation is not None else ([], [])
     return render(
         "report.html",
         recipe=recipe,
@@ -100,12 +99,11 @@ def _page(directory: Path, dataset: Dataset | None) -> str:
         many=many,
         best=best,
         worst=worst,
-        confused=metrics.most_confused(evaluation["confusion"]) if evaluation is not None and many else [],
+        confused=metrics.most_confused(evaluation.confusion) if evaluation is not None and many else [],
         accuracy=text.accuracy(evaluation) if evaluation else None,
         subsets=text.subsets(evaluation) if evaluation else [],
         calibration=text.calibration(evaluation) if evaluation else None,
-        robustness=robustness,
-        corruption_note=text.corruption_note(robustness) if robustness else "",
+        corruption_note=text.corruption_note(evaluation.robustness) if evaluation and evaluation.robustness else "",
         mistakes=mistakes,
         hardest=hardest,
         missing=missing,
@@ -119,7 +117,7 @@ def _figures(
     recipe: Recipe,
     environment: Environment,
     history: Sequence[dict[str, Any]],
-    evaluation: dict[str, Any] | None,
+    evaluation: Scores | None,
 ) -> dict[str, dict[str, str]]:
     """The page's figures by name; those that the run lacks data for are left out."""
     figures = {}
@@ -130,11 +128,11 @@ def _figures(
     epochs, rates = _learning_rates(recipe, environment.train_images)
     figures["rate"] = plots.svg("rate", plots.learning_rates, epochs, rates)
     if evaluation is not None:
-        if len(evaluation["classes"]) <= metrics.MANY_CLASSES:
+        if len(evaluation.classes) <= metrics.MANY_CLASSES:
             figures["confusion"] = plots.svg("confusion", plots.confusion, evaluation)
         figures["reliability"] = plots.svg("reliability", plots.reliability, evaluation)
-        if "robustness" in evaluation:
-            figures["robustness"] = plots.svg("robustness", plots.robustness, evaluation["robustness"])
+        if evaluation.robustness is not None:
+            figures["robustness"] = plots.svg("robustness", plots.robustness, evaluation.robustness)
     return figures
 
 
@@ -181,19 +179,18 @@ def _dataset(directory: Path) -> Dataset:
         raise _MissingError(shown) from None
 
 
-def _mistakes(directory: Path, evaluation: dict[str, Any], dataset: Dataset) -> list[dict[str, Any]]:
+def _mistakes(directory: Path, evaluation: Scores, dataset: Dataset) -> list[dict[str, Any]]:
     """The run's most confident mistakes on the images it was evaluated on, with pictures as data URIs."""
     model = trained.load(directory, "cpu")
     stored = read_logits(directory / "evaluation.safetensors")
-    split = evaluation["split"]
+    split = evaluation.split
     if split == "test":
         images, labels = dataset.test_images, dataset.test_labels
     else:
         dataset = dataset.split(model.validation_images)
         _, images, labels = inference.evaluation_split(dataset)
     names = dataset.names.get(split, ())
-    data_digest = dataset.data_digest
-    if evaluation.get("data_digest", data_digest) != data_digest or not torch.equal(stored["labels"], labels):
+    if evaluation.data_digest != dataset.data_digest or not torch.equal(stored["labels"], labels):
         raise ValueError(f"{directory / 'evaluation.safetensors'} is not of the run's own data: evaluate it again")
     probabilities = (stored["logits"] / (model.temperature or 1)).softmax(1)
     confidence, predicted = probabilities.max(1)

@@ -1,93 +1,57 @@
-"""What commands print: results as lines of text."""
+"""Results as the lines of text that commands print."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinycifar import metrics, recipes
 from tinycifar.recipes import Recipe
+from tinycifar.scores import Accuracy, ClassScores, Robustness, Scores
 from tinycifar.words import counted, printable, table
 
 MISSING = {14: "frost", 13: "snow and frost"}
-"""Which of CIFAR-10-C's fifteen corruptions are missing, by how many of them there are."""
-MISLEADING = 0.1  # by which accuracy exceeds balanced accuracy
+"""Missing corruptions of CIFAR-10-C's fifteen, by how many are present."""
+MISLEADING = 0.1  # warn if accuracy exceeds balanced accuracy by more
 SUBSETS = {
     "without-near-duplicates": "Without near-duplicates of training images",
     "mlperf-tiny": "On MLPerf Tiny's test images",
 }
-"""What lines and pages call the subsets of `tinycifar.evaluation.subsets`."""
+"""Names of the subsets of `tinycifar.evaluation.subsets` in lines and pages."""
 
 
-def corruption_note(found: dict[str, Any]) -> str:
-    """Which corruptions a robustness has, and that its mean is not the benchmark's."""
+def corruption_note(robustness: Robustness) -> str:
+    """Say which corruptions were measured, and that their mean is not the benchmark's."""
     from tinycifar.evaluation.corruptions import EXTRA  # with SciPy's filters, a quarter of a second
 
-    extra = sum(name in EXTRA for name in found["accuracy"])
-    fifteen = len(found["accuracy"]) - extra
+    extra = sum(name in EXTRA for name in robustness.accuracy)
+    fifteen = len(robustness.accuracy) - extra
     return (
         f"The mean is of these {fifteen + extra}: {fifteen} of CIFAR-10-C's fifteen (without {MISSING[fifteen]}) and "
         f"{extra} of its extra ones. It is not the benchmark's figure"
     )
 
 
-def exported(found: dict[str, Any]) -> list[str]:
-    """What was exported, and how it compares: lines from the fields of a `parity.Exported` or `ExportedC`."""
-    if "source" in found:
-        lines = [
-            f"{printable(found['header'])}, {printable(found['source'])}: C with int8 weights and integer arithmetic",
-            f"Flash: {found['weight_bytes']:,} bytes of weights, {found['constant_bytes']:,} with all other constants, "
-            "and the code",
-            f"RAM: {found['memory_bytes']:,} bytes of working memory, {found['pixel_bytes']:,} of pixels, "
-            "and the stack",
-            "Flash and RAM with code and stack, for gcc -O2: "
-            + ", ".join(
-                f"{core} {size['flash_bytes'] / 1000:.1f} and {size['ram_bytes'] / 1000:.1f} kB"
-                for core, size in found["cores"].items()
-            ),
-        ]
-    else:
-        lines = [f"{printable(found['path'])}: {found['size']:,} bytes, {found['form']}"]
-    for key, against in (("parity", "PyTorch"), ("parity_int8", "the int8 ONNX model")):
-        if parity := found.get(key):
-            runtime = f", in {found['runtime']}" if "runtime" in found else ""
-            undecided = f", {parity['undecided']} of the others undecided" if parity["undecided"] else ""
-            lines.append(
-                f"Against {against} on {parity['images']} images{runtime}: {parity['same_class']} with the same class"
-                f"{undecided}, logits differ by at most {parity['largest_difference']:.2g}"
-            )
-    if "source" in found:
-        reason = found["not_compiled"]
-        lines.append(
-            f"The compiled code was not run: {reason}"
-            if reason
-            else f"The compiled code gives the same bits as this arithmetic on all {found['parity']['images']} images"
-        )
-    return lines
-
-
-def closing_summary(
-    recipe: Recipe, record: dict[str, Any], evaluation: dict[str, Any] | None, stopped: bool
-) -> list[str]:
-    """What `train` says at its end, from the run's record and, unless it was stopped, its evaluation."""
+def closing_summary(recipe: Recipe, record: Mapping[str, Any], evaluation: Scores | None, stopped: bool) -> list[str]:
+    """The closing lines of `train`, from the run's record and, unless it was stopped, its evaluation."""
     lines = []
     if stopped:
         lines.append(f"Stopped in epoch {record['epochs'] + 1}; the weights of the last step are saved")
     if record["train_accuracy"] is not None:
-        which = "augmented images"
+        images = "augmented images"
         if recipe.skip_easiest and record["epochs"] > 1:
-            which = f"augmented images, the hardest {1 - recipe.skip_easiest:.0%}"
-        lines.append(f"Train accuracy, last epoch: {record['train_accuracy']:.2%} (on the {which} trained on)")
+            images = f"augmented images, the hardest {1 - recipe.skip_easiest:.0%}"
+        lines.append(f"Train accuracy, last epoch: {record['train_accuracy']:.2%} (on the {images} trained on)")
     if evaluation is not None:
         lines += scores(evaluation)
         if record["best_test_accuracy"] is not None:
             best = f"{record['best_test_accuracy']:.2%}"
             lines.append(f"Best on test, any epoch: {best} (chosen on the test set, as the reference did)")
         # A recipe's target is for CIFAR-10.
-        if not evaluation.get("data_digest") or "target_accuracy" in recipes.changed(recipe):
-            verdict = "met" if evaluation["accuracy"] >= recipe.target_accuracy else "not met"
-            lines.append(f"Target of {recipe.target_accuracy:.2%}: {verdict} on the {evaluation['split']} images")
+        if not evaluation.data_digest or "target_accuracy" in recipes.changed(recipe):
+            verdict = "met" if evaluation.accuracy >= recipe.target_accuracy else "not met"
+            lines.append(f"Target of {recipe.target_accuracy:.2%}: {verdict} on the {evaluation.split} images")
     if record["images_per_second"]:
         seconds, speed = record["train_seconds"], record["images_per_second"]
         lines.append(
@@ -96,91 +60,90 @@ def closing_summary(
     return lines
 
 
-def accuracy(evaluation: dict[str, Any]) -> str:
-    """An accuracy with its interval and what it counts."""
-    low, high = evaluation["accuracy_interval"]
+def accuracy(measured: Scores | Accuracy) -> str:
+    """An accuracy with its interval and the number of images."""
+    low, high = measured.accuracy_interval
     return (
-        f"{evaluation['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}; "
-        f"{evaluation['correct']:,} of {evaluation['images']:,} images)"
+        f"{measured.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}; "
+        f"{measured.correct:,} of {measured.images:,} images)"
     )
 
 
-def balance(evaluation: dict[str, Any]) -> list[str]:
+def balance(evaluation: Scores) -> list[str]:
     """Balanced accuracy and macro F1 of classes of different sizes, and a warning if accuracy alone misleads."""
-    if "balanced_accuracy" not in evaluation:  # written by an earlier version
+    balanced, macro_f1 = evaluation.balanced_accuracy, evaluation.macro_f1
+    if balanced is None or macro_f1 is None:  # written by an earlier version
         return []
-    rows = [row for row in evaluation["classes"] if row["images"]]
-    counts = [row["images"] for row in rows]
+    rows = [row for row in evaluation.classes if row.images]
+    counts = [row.images for row in rows]
     lines = []
     if max(counts) > 1.1 * min(counts):
-        lines.append(
-            f"Balanced accuracy: {evaluation['balanced_accuracy']:.2%}, macro F1: {evaluation['macro_f1']:.2%} (each "
-            "class counts alike)"
-        )
+        lines.append(f"Balanced accuracy: {balanced:.2%}, macro F1: {macro_f1:.2%} (each class counts alike)")
     share = max(counts) / sum(counts)
-    if evaluation["accuracy"] > evaluation["balanced_accuracy"] + MISLEADING:
-        worst = min(rows, key=lambda row: float(row["recall"]))
+    if evaluation.accuracy > balanced + MISLEADING:
+        worst = min(rows, key=lambda row: row.recall)
         common = rows[counts.index(max(counts))]
         lines.append(
-            f"Warning: accuracy alone misleads: {share:.1%} of the images are of class {printable(common['class'])}, "
-            f"but of class {printable(worst['class'])} only {worst['recall']:.1%} are recognised; see class_weights"
+            f"Warning: accuracy alone misleads: {share:.1%} of the images are of class {printable(common.name)}, "
+            f"but of class {printable(worst.name)} only {worst.recall:.1%} are recognised; see class_weights"
         )
     return lines
 
 
-def scores(evaluation: dict[str, Any]) -> list[str]:
+def scores(evaluation: Scores) -> list[str]:
     """Accuracy and calibration."""
     return [
-        f"{evaluation['split'].capitalize()} accuracy: {accuracy(evaluation)}, loss {evaluation['loss']:.4f}",
+        f"{evaluation.split.capitalize()} accuracy: {accuracy(evaluation)}, loss {evaluation.loss:.4f}",
         *subsets(evaluation),
         *balance(evaluation),
-        f"With flip averaging (TTA): {evaluation['accuracy_tta']:.2%}",
-        f"Among the best two: {evaluation['top2_accuracy']:.2%}, three: {evaluation['top3_accuracy']:.2%}",
+        f"With flip averaging (TTA): {evaluation.accuracy_tta:.2%}",
+        f"Among the best two: {evaluation.top2_accuracy:.2%}, three: {evaluation.top3_accuracy:.2%}",
         f"Calibration: {calibration(evaluation)}",
     ]
 
 
-def subsets(evaluation: dict[str, Any]) -> list[str]:
+def subsets(evaluation: Scores) -> list[str]:
     """Accuracy on subsets of CIFAR-10's test images; nothing for other data, and in files of earlier versions."""
-    return [f"{SUBSETS[name]}: {accuracy(found)}" for name, found in evaluation.get("subsets", {}).items()]
+    return [f"{SUBSETS[name]}: {accuracy(subset)}" for name, subset in evaluation.subsets.items()]
 
 
-def calibration(evaluation: dict[str, Any]) -> str:
+def calibration(evaluation: Scores) -> str:
     """Calibration without and with a temperature."""
-    plain = f"ECE {evaluation['ece']:.4f}, NLL {evaluation['loss']:.4f}, Brier {evaluation['brier']:.4f}"
-    after = evaluation["calibrated"]
+    plain = f"ECE {evaluation.ece:.4f}, NLL {evaluation.loss:.4f}, Brier {evaluation.brier:.4f}"
+    after = evaluation.calibrated
     if after is None:
-        opened = evaluation["split"] == "validation"
-        why = "mistakes or right answers are too few for one" if opened else "it is fitted on validation images only"
-        return f"{plain}; no temperature, as {why}"
+        is_validation = evaluation.split == "validation"
+        reason = "too few images are wrong or right" if is_validation else "it is fitted on validation images only"
+        return f"{plain}; no temperature: {reason}"
     return (
-        f"{plain}; at temperature {evaluation['temperature']:.3f} {after['ece']:.4f}, {after['loss']:.4f}, "
-        f"{after['brier']:.4f} ({temperature_source(evaluation)})"
+        f"{plain}; at temperature {evaluation.temperature:.3f} {after.ece:.4f}, {after.loss:.4f}, "
+        f"{after.brier:.4f} ({temperature_source(evaluation)})"
     )
 
 
-def temperature_source(evaluation: dict[str, Any]) -> str:
+def temperature_source(evaluation: Scores) -> str:
     """Which images an evaluation's temperature comes from."""
-    if evaluation["split"] == "validation":
+    if evaluation.split == "validation":
         return "fitted to these images; the scores are of each half at the temperature that fits the other"
     return "fitted to validation images of a twin that was trained without them"
 
 
-def by_class(evaluation: dict[str, Any]) -> list[str]:
+def by_class(evaluation: Scores) -> list[str]:
     """Scores of each class and the confusion matrix; of many classes the worst, the best and those most confused."""
-    classes = evaluation["classes"]
+    classes = evaluation.classes
 
-    def scores_of(rows: Sequence[dict[str, Any]]) -> list[str]:
-        shown = (f"{row[key]:.2%}" for row in rows for key in ("precision", "recall", "f1"))
-        cells = [[row["class"], f"{row['images']:,}", next(shown), next(shown), next(shown)] for row in rows]
+    def scores_of(rows: Sequence[ClassScores]) -> list[str]:
+        cells = [
+            [row.name, f"{row.images:,}", f"{row.precision:.2%}", f"{row.recall:.2%}", f"{row.f1:.2%}"] for row in rows
+        ]
         return table([["", "images", "precision", "recall", "F1"], *cells])
 
-    names = [row["class"] for row in classes]
+    names = [row.name for row in classes]
     if len(classes) > metrics.MANY_CLASSES:
         best, worst = metrics.best_and_worst(classes)
         pairs = [
-            [f"{names[true]} taken for {names[taken]}", f"{count:,}", f"{classes[true]['images']:,}"]
-            for true, taken, count in metrics.most_confused(evaluation["confusion"])
+            [f"{names[true]} taken for {names[taken]}", f"{count:,}", f"{classes[true].images:,}"]
+            for true, taken, count in metrics.most_confused(evaluation.confusion)
         ]
         return [
             *[f"The {len(worst)} worst of {len(classes):,} classes", *scores_of(worst), ""],
@@ -193,28 +156,28 @@ def by_class(evaluation: dict[str, Any]) -> list[str]:
         heads = [str(number) for number in range(1, 1 + len(names))]
         names = [f"{head} {name}" for head, name in zip(heads, names, strict=True)]
     confusion = [["", *heads]]
-    for name, counts in zip(names, evaluation["confusion"], strict=True):
+    for name, counts in zip(names, evaluation.confusion, strict=True):
         confusion.append([name, *map(str, counts)])
     return [*scores_of(classes), "", "Confusion, true classes down, predicted across", *table(confusion)]
 
 
-def robustness(evaluation: dict[str, Any]) -> list[str]:
-    """Accuracy on corrupted images; nothing where it was not measured."""
-    if "robustness" not in evaluation:
+def robustness(evaluation: Scores) -> list[str]:
+    """Accuracy on corrupted images; no lines if it was not measured."""
+    measured = evaluation.robustness
+    if measured is None:
         return []
-    found = evaluation["robustness"]
     rows = [["", *map(str, range(1, 6))]]
-    rows += [[name, *(f"{value:.2%}" for value in values)] for name, values in found["accuracy"].items()]
+    rows += [[name, *(f"{value:.2%}" for value in values)] for name, values in measured.accuracy.items()]
     return [
-        f"Corrupted: {found['images']:,} images, accuracy at severity 1 to 5",
+        f"Corrupted: {measured.images:,} images, accuracy at severity 1 to 5",
         *table(rows),
-        f"Mean {found['mean_corruption_accuracy']:.2%}, without corruption {found['clean_accuracy']:.2%}",
-        corruption_note(found),
+        f"Mean {measured.mean_corruption_accuracy:.2%}, without corruption {measured.clean_accuracy:.2%}",
+        corruption_note(measured),
     ]
 
 
-def over_seeds(summary: dict[str, Any]) -> list[str]:
-    """What several seeds of one recipe gave."""
+def over_seeds(summary: Mapping[str, Any]) -> list[str]:
+    """The results of several seeds of one recipe."""
     if not summary["finished"]:
         return ["No seed was finished"]
     count = len(summary["finished"])
