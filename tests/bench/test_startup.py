@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from PIL import Image
 
@@ -34,7 +35,6 @@ print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
         "recipes show minute",
         "models",
         "predict a.png",
-        "predict -h",
     ],
 )
 def test_commands_that_need_no_pytorch_do_not_load_it(command: str, tmp_path: Path) -> None:
@@ -43,6 +43,25 @@ def test_commands_that_need_no_pytorch_do_not_load_it(command: str, tmp_path: Pa
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout
     assert done.stderr == "[]\n"
+
+
+def test_no_help_loads_pytorch() -> None:
+    groups = {name: command for name in COMMANDS if isinstance(command := cli.get_command(None, name), click.Group)}  # type: ignore[arg-type]
+    words = [[name] for name in COMMANDS]
+    words += [[name, inner] for name, group in groups.items() for inner in group.commands]
+    assert {"bench", "data", "recipes"} <= groups.keys()
+    program = f"""
+import contextlib, sys
+from tinycifar.cli import main
+for words in {words}:
+    with contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    heavy = {{"torch", "matplotlib", "scipy", "onnx", "optuna"}} & set(sys.modules)
+    assert not heavy, (words, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage: tinycifar") == len(words)
 
 
 def test_importing_the_package_loads_neither_pytorch_nor_matplotlib_nor_numpy() -> None:
