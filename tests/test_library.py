@@ -80,7 +80,7 @@ def test_all_of_it_works_for_images_in_memory_of_another_size_and_other_classes(
     made = tinycifar.train("minute", own, out=tmp_path / "run", epochs=1, image_size=24, quiet=True)
     model = tinycifar.load(made)
     assert (model.classes, model.image_size) == (("low", "high"), 24)
-    assert "not at hand" not in (tmp_path / "run" / "report.html").read_text()
+    assert "not available" not in (tmp_path / "run" / "report.html").read_text()
     with pytest.raises(ValueError, match="was trained on it: say where it is now with `data=`"):
         tinycifar.evaluate(made)
 

@@ -63,11 +63,11 @@ class State:
     epoch: int = 0
     """Epochs finished."""
     batch: int = 0
-    """Batches finished in the epoch at hand."""
+    """Batches finished in the current epoch."""
     step: int = 0
     images_seen: int = 0
     epoch_seconds: float = 0.0
-    """Of training in the epoch at hand."""
+    """Seconds of training in the current epoch."""
     wall_seconds: float = 0.0
     """Since the run began, without the time between an interruption and the resume."""
     contradicted: float = 0.0
@@ -93,7 +93,7 @@ class State:
         self.epoch_correct += correct.sum()
 
     def next_epoch(self, entry: dict[str, Any]) -> None:
-        """Finish the epoch at hand, whose metrics are `entry`."""
+        """Finish the current epoch, whose metrics are `entry`."""
         self.history = [*self.history, entry]
         self.losses_before = self.last_losses.clone()
         self.epoch_loss, self.epoch_correct = torch.zeros_like(self.epoch_loss), torch.zeros_like(self.epoch_correct)

@@ -21,7 +21,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far probabilities can be believed: NLL in nats, Brier score and ECE, all better if lower."""
+    """How reliable probabilities are: NLL in nats, Brier score and ECE, all better if lower."""
 
     loss: float
     brier: float

@@ -72,7 +72,7 @@ def test_a_single_seed_is_held_against_what_another_seed_would_give(tmp_path: Pa
     inside = compare.compare([several, make(tmp_path / "b", OTHER, range(856))]).verdicts[0]
     outside = compare.compare([several, make(tmp_path / "c", OTHER, range(870))]).verdicts[0]
     assert (inside["significant"], outside["significant"]) == (False, True)
-    assert "Of B there is one seed only" in inside["text"]
+    assert "B has only one seed" in inside["text"]
 
 
 def test_runs_of_one_recipe_are_one_contender_however_they_are_named(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_seed_that_was_not_finished_is_left_out_and_named(tmp_path: Path) -> N
     (many / "seed-1" / "evaluation.json").unlink()
     found = compare.compare([many])
     assert [member.seed for member in found.contenders[0].runs] == [0, 2]
-    assert f"{many / 'seed-1'} was not finished and is left out." in found.lines()
+    assert f"{many / 'seed-1'} is not finished and is left out." in found.lines()
     for seed in (0, 2):
         (many / f"seed-{seed}" / "evaluation.json").unlink()
     with pytest.raises(ValueError, match="no seed was finished"):
@@ -129,7 +129,7 @@ def test_on_other_images_no_verdict_is_given(tmp_path: Path) -> None:
     second = make(tmp_path / "b", RECIPE, range(850), split="validation", data="mine")
     (verdict,) = compare.compare([first, second]).verdicts
     assert verdict["test"] is None
-    assert "on other images: that says little" in verdict["text"]
+    assert "on different images: this says little" in verdict["text"]
 
 
 def test_labels_say_what_was_changed_and_the_table_what_was_measured(tmp_path: Path) -> None:

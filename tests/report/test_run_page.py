@@ -59,7 +59,7 @@ def test_a_run_with_validation_images_is_reported_on_these_alone(finished: Path)
     evaluation = atomic.read_json(finished / "evaluation.json")
     assert f"{100 * evaluation['accuracy']:.2f} %" in page
     assert "of 100 validation images right" in page
-    assert "the test set was not looked at" in page
+    assert "the test set was not evaluated" in page
     assert "test images" not in page
 
 
@@ -100,10 +100,10 @@ def test_the_names_of_classes_and_folders_cannot_become_markup(tmp_path: Path) -
 
 def test_a_run_that_was_stopped_is_reported_as_far_as_it_went(tmp_path: Path) -> None:
     run.start(tmp_path, RECIPE, environment())
-    assert "0 <small>epochs: stopped before the first" in run_page.write(tmp_path).read_text()
+    assert "0 <small>epochs: stopped during the first" in run_page.write(tmp_path).read_text()
     entry = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.2, "learning_rate": 0.1, "train_seconds": 3.0}
     run.append_metrics(tmp_path, entry)
-    assert "1 <small>of 2 epochs: stopped before it was evaluated" in run_page.write(tmp_path).read_text()
+    assert "1 <small>of 2 epochs: stopped before evaluation" in run_page.write(tmp_path).read_text()
 
 
 def test_a_run_that_ended_early_does_not_pass_as_whole(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_images_that_are_not_at_hand_cost_the_gallery_alone(finished: Path, monk
         page = run_page.write(finished).read_text()
     finally:
         (finished / "report.html").write_text(before)
-    assert "The images are not at hand: sample is gone" in page
+    assert "The images are not available: sample is gone" in page
     assert "Confusion: most often" in page
 
 
@@ -199,7 +199,9 @@ def test_a_run_on_own_data_is_reported_with_its_names_and_what_was_changed(own_r
     page = (own_run.directory / "report.html").read_text()
     assert "<dt>data</dt><dd>mine</dd>" in page
     assert "<dt>image size</dt><dd>24 x 24 pixels</dd>" in page
-    assert "fields were changed: epochs = 2, width = 0.5, image_size = 24, validation_images = 60." in page
+    assert (
+        "Changed fields of the recipe minute: epochs = 2, width = 0.5, image_size = 24, validation_images = 60." in page
+    )
     assert re.search(r"is (käse|größe &lt;1&gt;|猫) <span class=\"soft\">\(train/käse/bild 3[4-9]\d\.png\)", page)
     assert "größe <1>" not in page
     assert "CIFAR-10" not in page
@@ -213,7 +215,7 @@ def test_a_run_can_be_reported_on_the_images_it_opened_last_and_without_its_data
     assert "(test/käse/bild " in page
     assert "near-duplicates" not in page
     page = run_page.write(directory).read_text()
-    assert re.search("The images are not at hand: .*mine.*with --data", page)
+    assert re.search("The images are not available: .*mine.*with --data", page)
     assert "Confusion: most often" in page
     with pytest.raises(ValueError, match="is not of the run's own data"):
         run_page.write(directory, data.sample(image_size=24))
@@ -226,7 +228,7 @@ def test_data_that_is_called_as_cifar10_is_not_taken_for_it(own_run: Own, tmp_pa
         atomic.write_json(directory / "evaluation.json", evaluation)
         page = run_page.write(directory).read_text()
         assert "near-duplicates" not in page
-        assert "a trial, no result" not in page
+        assert "a trial, not a result" not in page
 
 
 def test_a_thousand_classes_are_reported_by_their_best_and_worst(

@@ -20,9 +20,9 @@ from tinycifar.words import table
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run with what it gave; `labels` (N,) are of the images it was evaluated on, `right` (N,) whether it got each.
+    """A run with its results; `labels` (N,) are those of the evaluated images, `right` (N,) whether each is right.
 
-    `ece_calibrated` is that at a temperature fitted on validation images; None where there is none.
+    `ece_calibrated` is the ECE at a temperature fitted on validation images; None without one.
     """
 
     directory: Path
@@ -49,10 +49,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Contender:
-    """Runs that differ in nothing but the seed, with what they gave; accuracies and the like are means over them.
+    """Runs that differ only in the seed, with their results; accuracy, ECE and seconds are means over them.
 
-    `interval` is Wilson's for one run, and Student's for the mean of several. `ece_calibrated` is that at a temperature
-    fitted on validation images; None where there is none.
+    `interval` is Wilson's for one run, and Student's for the mean of several. `ece_calibrated` is the ECE at a
+    temperature fitted on validation images; None without one.
     """
 
     letter: str
@@ -109,13 +109,15 @@ class Comparison:
         return [*table(self.table()), "", *text.chart(series), "", *verdicts, *self.remarks()]
 
     def remarks(self) -> list[str]:
-        """What to bear in mind."""
+        """Notes on how to read the comparison."""
         remarks = ["Interval: Wilson's over images for a single run, Student's over seeds for the mean of several."]
         if len(self.verdicts) > 1:
-            remarks.append(f"Each of the {len(self.verdicts)} comparisons takes noise for more once in 20 times.")
+            remarks.append(
+                f"Each of the {len(self.verdicts)} comparisons mistakes noise for a difference once in 20 times."
+            )
         if len({member.machine for contender in self.contenders for member in contender.runs}) > 1:
-            remarks.append("Not all of these runs are of the same device, thread count, torch and revision.")
-        remarks += [f"{path} was not finished and is left out." for path in self.unfinished]
+            remarks.append("The runs differ in device, thread count, torch or revision.")
+        remarks += [f"{path} is not finished and is left out." for path in self.unfinished]
         return remarks
 
     def as_json(self) -> dict[str, Any]:
@@ -174,7 +176,7 @@ def compare(directories: Sequence[Path]) -> Comparison:
     """Compare runs; a directory of several seeds is one contender, as are runs of one recipe, data and precision.
 
     Only two single runs are always two. Seeds that were not finished are left out. Raises ValueError for a folder that
-    is no evaluated run, and for two runs of one contender with the same seed, which are one measurement and not two.
+    is not an evaluated run, and for two runs of one contender with the same seed, which are one measurement.
     """
     paths = [path for directory in directories for path in run.seeds(directory) or [directory]]
     unfinished = tuple(path for path in paths if path not in directories and not (path / "evaluation.json").exists())
@@ -225,17 +227,17 @@ def _contender(number: int, runs: tuple[Evaluated, ...]) -> Contender:
 
 
 def _data(member: Evaluated) -> str:
-    """Which images a run was evaluated on: the digest of own ones, or a name."""
+    """Which images a run was evaluated on: the digest of own images, or a name."""
     return member.data_digest or member.data
 
 
 def _in_range(interval: tuple[float, float]) -> tuple[float, float]:
-    """An interval of an accuracy without what no accuracy can be."""
+    """An interval of an accuracy, cut to [0, 1]."""
     return max(0.0, interval[0]), min(1.0, interval[1])
 
 
 def _label(member: Evaluated) -> str:
-    """The recipe's name, what was changed of it, and, if it was, on how few images it was trained."""
+    """The recipe's name, its changed fields, and the number of images if it is not all of CIFAR-10."""
     recipe = member.recipe
     parts = [recipe.name, *(f"{name}={value}" for name, value in recipes.changed(recipe).items())]
     if member.init is not None:
@@ -259,13 +261,13 @@ def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
     start = f"{other.letter} is {more} {first.letter}"
     first_run, other_run = first.runs[0], other.runs[0]
     if not torch.equal(first_run.labels, other_run.labels) or _data(first_run) != _data(other_run):
-        return verdict | {"text": f"{start}, but on other images: that says little."}
+        return verdict | {"text": f"{start}, but on different images: this says little."}
     if len(first.runs) == len(other.runs) == 1:
         only_first, only_second, p = metrics.mcnemar(first_run.right, other_run.right)
         shown = f"p = {p:.2g}" if p > 1e-4 else "p < 0.0001"
         words = (
             f"{start}: {_noise(p < 0.05)} (McNemar {shown}; only {first.letter} has {only_first:,} images right, "
-            f"only {other.letter} {only_second:,}). One seed each: of the recipes it says less, as another moves both."
+            f"only {other.letter} {only_second:,}). There is one seed each; other seeds would change both."
         )
         figures = {"test": "mcnemar", "only_first": only_first, "only_second": only_second, "p": p}
         return verdict | figures | {"significant": p < 0.05, "text": words}
@@ -275,7 +277,7 @@ def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
         significant = not low <= single.accuracy <= high
         words = (
             f"{start}: {_noise(significant)} (95% of further seeds of {several.letter} would lie within {low:.2%} to "
-            f"{high:.2%}). Of {single.letter} there is one seed only."
+            f"{high:.2%}). {single.letter} has only one seed."
         )
         figures = {"test": "prediction", "interval": [low, high], "significant": significant}
         return verdict | figures | {"text": words}

@@ -162,7 +162,7 @@ def _without_paths(environment: Environment) -> dict[str, Any]:
 
 
 class _MissingError(Exception):
-    """Images that are not at hand."""
+    """Images that are not available."""
 
 
 def _dataset(directory: Path) -> Dataset:
