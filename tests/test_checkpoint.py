@@ -68,7 +68,7 @@ def test_a_run_cannot_be_resumed_to_stop_before_where_it_is(tmp_path: Path) -> N
     recipe = short("minute")
     training.train(recipe, "sample", out=tmp_path / "run", limit=60)
     environment = run.read_environment(tmp_path / "run")
-    with pytest.raises(ValueError, match="is past epoch 1 already, it cannot stop after it"):
+    with pytest.raises(ValueError, match="is past epoch 1 already and cannot stop there"):
         training.train(recipe, "sample", resume=tmp_path / "run", limit=60, stop_after_epoch=1)
     assert run.read_environment(tmp_path / "run") == environment
     faults.interrupt(recipe, tmp_path / "mid", 2, limit=60)

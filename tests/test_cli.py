@@ -97,7 +97,7 @@ def test_bench_train_prints_the_ratio_and_writes_its_record(tinycifar: Any, monk
     assert json.loads(Path("results/minute/bench-train/a-processor-avx2.json").read_text()) == asdict(measured)
     refused = tinycifar("bench", "train", "--record")
     assert (refused.code, refused.out) == (2, "")
-    assert "there is a record already" in refused.err
+    assert "exists already: move this record away first" in refused.err
 
 
 def test_a_benchmark_that_a_signal_ends_says_so_and_gives_its_exit_code(
@@ -413,7 +413,7 @@ def test_the_same_command_goes_on_with_the_seeds_of_a_folder_and_another_recipe_
         other = Path("many", seed.name)
         assert (seed / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     for refused, told in (
-        (["--seeds", "3", "--set", "batch_size=16"], "was trained by another recipe; name a new folder with --out"),
+        (["--seeds", "3", "--set", "batch_size=16"], "was trained with another recipe; name a new folder with --out"),
         (
             ["--seeds", "3", "--limit", "16"],
             "many/seed-0 was trained with different settings: train_images was 32, not 16",
@@ -639,7 +639,7 @@ def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_th
     assert (lost.code, lost.err.count("\n")) == (2, 1)
     assert "run learned from it; say where it is now with --teacher" in lost.err
     other = tinycifar("train", "--resume", "run", "--teacher", "teacher/seed-0")
-    assert (other.code, "trained with different settings: teachers is" in other.err) == (2, True)
+    assert (other.code, "trained with different settings: teachers was" in other.err) == (2, True)
 
 
 def test_a_record_needs_a_teacher_of_an_unchanged_recipe(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -650,7 +650,10 @@ def test_a_record_needs_a_teacher_of_an_unchanged_recipe(tinycifar: Any, monkeyp
     assert (done.code, "--record needs teachers that are whole runs of the unchanged recipe" in done.err) == (2, True)
     Path("teacher/evaluation.json").unlink()
     unfinished = tinycifar("train", "nano", *short, "--teacher", "teacher")
-    assert (unfinished.code, "teacher was not trained to its end" in unfinished.err) == (2, True)
+    assert (unfinished.code, "teacher is not finished: run `tinycifar train --resume teacher`" in unfinished.err) == (
+        2,
+        True,
+    )
 
 
 def test_without_a_teacher_nothing_is_fetched_before_the_recipe_is_refused(

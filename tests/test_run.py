@@ -60,7 +60,7 @@ def test_a_record_lies_where_its_recipe_seed_and_device_say_and_is_never_replace
     )
     path.parent.mkdir(parents=True)
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"there is a record already: move .*seed-2.json away"):
+    with pytest.raises(ValueError, match=r"seed-2.json exists already: move this record away first"):
         run.record_path("reference-30", "seed-2", torch.device("cpu"))
 
 

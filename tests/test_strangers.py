@@ -294,10 +294,10 @@ def test_damaged_weights_are_loaded_or_refused_in_one_line(finished: Path, tmp_p
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (struct.pack("<Q", 2_000_000) + b" " * 2_000_000, "is too large for weights of ours"),
-        (struct.pack("<Q", 1 << 60) + b"{}", "is no readable safetensors file"),
-        (struct.pack("<Q", 10_000) + b"[" * 10_000, "is no readable safetensors file"),
-        (b"", "is no readable safetensors file"),
+        (struct.pack("<Q", 2_000_000) + b" " * 2_000_000, "is too large for weights of tinycifar"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "is not a readable safetensors file"),
+        (struct.pack("<Q", 10_000) + b"[" * 10_000, "is not a readable safetensors file"),
+        (b"", "is not a readable safetensors file"),
     ],
 )
 def test_headers_that_are_too_large_too_deep_or_missing_are_refused(
@@ -339,7 +339,7 @@ def test_weights_of_another_type_of_numbers_are_refused(finished: Path, tmp_path
     about = {"model": "whitenet", "recipe": "x", "classes": list(CLASSES), "data": "sample"}
     about |= {"validation_images": 0, "temperature": None}
     save_file(tensors, tmp_path / "x.safetensors", {"tinycifar": json.dumps(about)})
-    with pytest.raises(ValueError, match=r"do not fit the model whitenet|is no readable safetensors file"):
+    with pytest.raises(ValueError, match=r"do not fit the model whitenet|is not a readable safetensors file"):
         trained.load(tmp_path / "x.safetensors")
 
 

@@ -61,8 +61,8 @@ def test_what_is_no_weights_file_of_ours_is_refused_by_name(weights: Path, tmp_p
     for name, message in {
         "missing": "does not exist; name a run directory",
         "empty": "is no run directory: it holds no model.safetensors",
-        "text.safetensors": "is no readable safetensors file",
-        "short.safetensors": "is no readable safetensors file",
+        "text.safetensors": "is not a readable safetensors file",
+        "short.safetensors": "is not a readable safetensors file",
         "foreign.safetensors": "does not name its model, classes and data; no tinycifar",
         "count.safetensors": "does not name its model, classes and data",
         "misfit.safetensors": "weights that do not fit the model c1c2c3c4o",
@@ -203,10 +203,12 @@ def test_a_model_that_may_have_seen_what_is_held_out_is_no_start_and_no_teacher(
     with pytest.raises(ValueError, match="trained with 0 validation images held out, fewer than the 40 of this run"):
         trained.check_unseen(known, "model", sample.split(40))
     assert trained.check_unseen(replace(known, validation_images=40), "model", sample.split(40)) == []
-    with pytest.raises(ValueError, match="the teacher a run was trained on cifar10 and may have seen what is held out"):
+    with pytest.raises(
+        ValueError, match="the teacher a run was trained on cifar10 and may have seen the held-out images"
+    ):
         trained.check_unseen(replace(known, data="cifar10"), "teacher", sample.split(40))
     (line,) = trained.check_unseen(replace(known, data="pets", data_digest="0" * 64), "model", sample.split(40))
-    assert line == "Warning: the model a run was trained on pets and may have seen what is held out"
+    assert line == "Warning: the model a run was trained on pets and may have seen the held-out images"
 
 
 def test_images_that_a_run_has_seen_are_found_in_data_that_has_grown(tmp_path: Path) -> None:

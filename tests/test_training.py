@@ -556,7 +556,7 @@ def test_images_in_memory_of_any_size_are_trained_on_with_their_own_mean_and_dev
 def test_few_steps_are_told_with_what_may_help(tmp_path: Path) -> None:
     display = Progress(console=Console(record=True, width=200, file=io.StringIO()))
     training.train(MINUTE, data.sample(), out=tmp_path / "run", limit=64, display=display)
-    assert "steps are few for so few images: more epochs may help" in display.console.export_text()
+    assert "steps are few: with so few images, more epochs may help" in display.console.export_text()
 
 
 def test_balanced_weights_are_inverse_to_the_images_of_a_class_and_one_on_average() -> None:

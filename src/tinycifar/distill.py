@@ -22,19 +22,17 @@ from tinycifar.trained import Trained
 def load(source: str | Path, device: str = "auto") -> list[Trained]:
     """Load what `trained.load` takes, or all runs of a directory that `tinycifar train --seeds` filled.
 
-    Raises ValueError as `trained.load` does, and for a run that was interrupted.
+    Raises ValueError as `trained.load` does, and for an interrupted run.
     """
     runs: list[Path] = [] if source in catalog.shipped() else run.seeds(Path(source)) or [Path(source)]
     for directory in runs:
         if directory.is_dir() and not (directory / "evaluation.json").exists():
-            raise ValueError(
-                f"{directory} was not trained to its end: `tinycifar train --resume {directory}` does that"
-            )
+            raise ValueError(f"{directory} is not finished: run `tinycifar train --resume {directory}`")
     return [trained.load(directory, device) for directory in runs] or [trained.load(source, device)]
 
 
 def about(teacher: Trained) -> UsedModel:
-    """What is known of a teacher: recipe, source and digest; of a run also how it was trained, and its accuracy."""
+    """Recipe, source and digest of a teacher; of a run also how it was trained, and its accuracy."""
     training: dict[str, Any] = {}
     directory = teacher.run
     if directory is not None:
@@ -47,7 +45,7 @@ def about(teacher: Trained) -> UsedModel:
 
 
 def check(recipe: Recipe, teachers: Sequence[Trained]) -> None:
-    """Raise ValueError unless these are the teachers that the recipe asks for."""
+    """Raise ValueError unless these are the teachers that the recipe needs."""
     if recipe.teacher and not teachers:
         recipes.get(recipe.teacher)
         raise ValueError(
@@ -61,14 +59,14 @@ def check(recipe: Recipe, teachers: Sequence[Trained]) -> None:
 
 
 def check_data(recipe: Recipe, teachers: Sequence[Trained], dataset: Dataset) -> list[str]:
-    """Raise ValueError unless the teachers know classes and image size and have not seen the validation images.
+    """Raise ValueError unless the teachers fit classes and image size and have not seen the validation images.
 
-    Gives a warning for each teacher that has seen few of them, or test images.
+    Returns a warning for each teacher that has seen a few of them, or test images.
     """
     warnings = []
     for teacher in teachers:
         if teacher.classes != dataset.classes:
-            raise ValueError(f"the teacher {teacher.name} knows other classes than those of the data")
+            raise ValueError(f"the teacher {teacher.name} has other classes than the data")
         if teacher.image_size != recipe.image_size:
             raise ValueError(
                 f"the teacher {teacher.name} takes an image_size of {teacher.image_size}, not {recipe.image_size}"
@@ -110,7 +108,7 @@ class Views:
         self._logits: dict[int, Tensor] = {}
 
     def targets(self, epoch: int, parameters: Parameters, stop: signals.StopSignal) -> Tensor | None:
-        """The logits (N, num_classes) of an epoch's view, augmented by `parameters`; None if a signal came."""
+        """The logits (N, num_classes) of an epoch's view, augmented by `parameters`; None after a signal."""
         view = epoch % self._count
         if view not in self._logits:
             logits = teacher_logits(self._teachers, self._images, self._augmentation, parameters, self._precision, stop)
@@ -131,7 +129,7 @@ def teacher_logits(
 ) -> Tensor | None:
     """The mean of the teachers' logits (N, num_classes) for images (N, 3, H, W), uint8, augmented by `parameters`.
 
-    Batches are always the same ones, so that the logits have the same bits after a resume. None if a signal came.
+    Batches are always the same, so that the logits have the same bits after a resume. None after a signal.
     """
     parts = []
     for rows in torch.split(torch.arange(len(images)), 500):

@@ -1,4 +1,4 @@
-"""What a training writes and shows: progress, checkpoints, weights, metrics, evaluation, and its record."""
+"""The output of a training: progress, checkpoints, weights, metrics, evaluation, and its record."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WORTH_KEEPING = 0.01  # of accuracy, better than the last epoch
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: its directory, its record (as in `results/`), and whether it is complete.
+    """The result of a run: its directory, its record (as in `results/`), and whether it is complete.
 
-    `stopped_by` is the number of the signal that came, if one did; a run that was nearly done may still be complete.
+    `stopped_by` is the number of the signal that stopped it, if one did; a run in its last step may still be complete.
     """
 
     directory: Path
@@ -31,11 +31,11 @@ class Result:
     complete: bool
     stopped_by: int | None
     warnings: tuple[str, ...] = ()
-    """What may have changed the results, such as a resume on another number of threads."""
+    """Reasons why the results may differ, such as a resume on another number of threads."""
 
 
 class Recorder:
-    """Writes and shows how a run proceeds, and keeps its clock; of several processes the first one writes."""
+    """Writes and shows the progress of a run, and keeps its clock; of several processes only the first writes."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -72,7 +72,7 @@ class Recorder:
         return before_last and time.monotonic() - self._saved_at >= options.checkpoint_seconds and self._job.ranks.first
 
     def save_within_epoch(self) -> None:
-        """Write a checkpoint between two steps; the clock of the epoch stands still meanwhile."""
+        """Write a checkpoint between two steps; the clock of the epoch stops meanwhile."""
         state = self._job.state
         state.epoch_seconds = time.perf_counter() - self._epoch_start
         self._save()
@@ -111,7 +111,7 @@ class Recorder:
         return bool(patience and history) and len(history) - best_epoch(history) >= patience
 
     def finish(self, evaluate: bool) -> Result:
-        """Evaluate a run that is complete, if asked to, and give its result."""
+        """Evaluate a complete run, if requested, and return its result."""
         ranks, state, console = self._job.ranks, self._job.state, self._job.display.console
         complete = state.epoch == self._job.last_epoch or self.out_of_patience()
         if complete and evaluate:
@@ -185,7 +185,7 @@ def _closing_lines(job: Job) -> Iterator[str]:
     if "validation_accuracy" in history[-1] and best < len(history):
         accuracy, last = (history[epoch - 1]["validation_accuracy"] for epoch in (best, len(history)))
         if recipe.keep_best:
-            yield f"The weights of epoch {best} are kept, with {accuracy:.2%} on the validation images"
+            yield f"The weights of epoch {best} are kept: {accuracy:.2%} on the validation images"
         elif accuracy - last > WORTH_KEEPING:
             yield (
                 f"Epoch {best} was better on the validation images ({accuracy:.2%}, the last {last:.2%}): "

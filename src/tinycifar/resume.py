@@ -1,4 +1,4 @@
-"""What a training is asked for, merged with what the run that it resumes was started with."""
+"""The arguments of a training, completed from the run that it resumes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tinycifar.trained import Trained
 
 @dataclass(frozen=True)
 class Request:
-    """A training as the command or a Python program asks for it.
+    """The arguments of a training, from the command or from Python.
 
-    What is None is taken from the run that is resumed, else from the defaults. `recipe` is a name, a TOML file or a
-    Recipe, and `changes` are values of its fields. `init` and each of `teachers` are what `distill.load` takes.
+    None means the value of the resumed run, else the default. `recipe` is a name, a TOML file or a
+    Recipe, and `changes` are values of its fields. `distill.load` takes `init` and each of `teachers`.
     """
 
     recipe: str | Recipe | None = None
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Start:
-    """What a training starts with: nothing is left open, and the models are loaded. No `threads` means torch's own."""
+    """A completed request, with loaded models. Without `threads`, torch decides."""
 
     recipe: Recipe
     data: str | Dataset | None
@@ -68,15 +68,15 @@ class Start:
 
 
 def merged(request: Request) -> Start:
-    """Complete a request from the run that it resumes, if it resumes one, and from the defaults.
+    """Complete a request from the run that it resumes, if any, and from the defaults.
 
-    Raises ValueError for arguments that exclude each other, for a directory that is no run or holds several seeds, and,
-    saying how to name it, if the data or a model of the run is no longer where it was.
+    Raises ValueError for arguments that exclude each other, for a directory that is no run or holds several seeds, and
+    if the data or a model of the run is no longer where it was.
     """
     if request.max_parameters is not None and "width" in request.changes:
         raise ValueError("`max_parameters=` finds the width: leave out the field width, or `max_parameters=`")
     if request.resume is not None and request.out is not None:
-        raise ValueError("a run is resumed in its own directory: leave out resume, or out")
+        raise ValueError("a run is resumed in its own directory: leave out `resume=` or `out=`")
     device = distributed.here().device(request.device)
     recipe, directory = request.recipe, request.resume
     environment: Environment | None = None
@@ -121,7 +121,7 @@ def merged(request: Request) -> Start:
 
 
 def _earlier(directory: Path | None, model: UsedModel, device: str, verb: str, option: str) -> Trained:
-    """A model that a run used when it started."""
+    """Load a model that a run used when it started."""
     try:
         return trained.load(model.source, device)
     except ValueError as error:

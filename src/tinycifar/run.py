@@ -72,22 +72,22 @@ def check_unused(out: Path | None) -> None:
 
 @contextlib.contextmanager
 def as_written(directory: Path) -> Iterator[None]:
-    """Turn the errors that content of another form causes into a ValueError that names the directory."""
+    """Turn errors caused by files of another form into a ValueError that names the directory."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{directory} holds a file that is not as tinycifar writes it ({reason[:200]})") from None
+        raise ValueError(f"{directory} holds a file that tinycifar did not write ({reason[:200]})") from None
 
 
 def read_recipe(directory: Path) -> Recipe:
-    """The recipe a run was trained with; ValueError, naming the file, if it is missing or none of this version's."""
+    """The recipe of a run; ValueError, naming the file, if it is missing or not a recipe of this version."""
     path = directory / "recipe.json"
     content = atomic.read_json(path)
     try:
         return Recipe(**content)
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no recipe that this version knows: {error}") from None
+        raise ValueError(f"{path} is not a recipe of this version: {error}") from None
 
 
 def read_environment(directory: Path) -> Environment:
@@ -113,16 +113,16 @@ def rewrite_metrics(directory: Path, history: list[dict[str, Any]]) -> None:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The epochs of `metrics.jsonl`, oldest first; none if it is not there, ValueError if it is damaged."""
+    """The epochs of `metrics.jsonl`, oldest first; none without the file, ValueError if it is damaged."""
     path = directory / "metrics.jsonl"
     if not path.exists():
         return []
     try:
         history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (ValueError, RecursionError):
-        raise ValueError(f"{path} is damaged: a line of it is no JSON") from None
+        raise ValueError(f"{path} is damaged: a line is not JSON") from None
     if not all(isinstance(entry, dict) and isinstance(entry.get("epoch"), int) for entry in history):
-        raise ValueError(f"{path} is damaged: a line of it is no epoch's metrics")
+        raise ValueError(f"{path} is damaged: a line is not the metrics of an epoch")
     return history
 
 
@@ -159,7 +159,7 @@ def write_hardest(directory: Path, images: Sequence[tuple[int, float]]) -> None:
 
 
 def read_hardest(directory: Path) -> list[tuple[int, float]]:
-    """What `write_hardest` stored; none if there is no such file, ValueError if it is damaged."""
+    """The images that `write_hardest` stored; none without the file, ValueError if it is damaged."""
     path = directory / "hardest.json"
     if not path.exists():
         return []
@@ -171,7 +171,7 @@ def read_hardest(directory: Path) -> list[tuple[int, float]]:
 
 
 def seeds(directory: Path) -> list[Path]:
-    """The runs of a directory that `tinycifar train --seeds` filled, by seed; none if it is another one."""
+    """The runs in a directory of several seeds, by seed; none in any other directory."""
     runs = [path for path in directory.glob("seed-*") if re.fullmatch(r"seed-\d+", path.name) and path.is_dir()]
     return sorted(runs, key=lambda path: int(path.name.removeprefix("seed-")))
 
@@ -233,12 +233,12 @@ def resumed(directory: Path, now: Environment, step: int) -> tuple[Environment, 
 def record_path(recipe_name: str, name: str, device: torch.device) -> Path:
     """Where a record goes: `results/RECIPE/NAME.json`, or `results/RECIPE/cuda/NAME.json` from a GPU.
 
-    Raises ValueError if a record is there already, and if the source is not that of a commit: a record names one.
+    Raises ValueError if the record exists already, and if the source is not committed: a record names a commit.
     """
     folder = Path("results") / recipe_name / ("cuda" if device.type == "cuda" else "")
     path = folder / f"{name}.json"
     if path.exists():
-        raise ValueError(f"there is a record already: move {path} away first")
+        raise ValueError(f"{path} exists already: move this record away first")
     revision = machine.git_revision()
     if revision is None or revision.endswith("-dirty"):
         raise ValueError("`record=` needs tinycifar to run from a git checkout whose source is committed")
@@ -247,7 +247,7 @@ def record_path(recipe_name: str, name: str, device: torch.device) -> Path:
 
 @contextlib.contextmanager
 def only_one(directory: Path) -> Iterator[None]:
-    """While it is entered, no other process may train into this run directory; ValueError if one does."""
+    """Lock a run directory against other trainings while it is entered; ValueError if it is locked already."""
     lock = FileLock(directory / ".lock")
     try:
         with lock.acquire(timeout=0):

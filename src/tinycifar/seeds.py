@@ -29,7 +29,7 @@ WORK = "tinycifar.seeds:work"
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a seed, or its report, failed, and the exit code that says so."""
+    """Why a seed or its report failed, and the exit code for it."""
 
     seed: int
     message: str
@@ -41,7 +41,7 @@ class Several:
     """Several seeds of one recipe, each a run in `directory`.
 
     `results` are those of the seeds that this call trained, `summary` is about all seeds that the directory holds.
-    `stopped_by` is the number of the signal that came, if one did.
+    `stopped_by` is the number of the signal that stopped them, if one did.
     """
 
     directory: Path
@@ -61,9 +61,9 @@ def train(request: Request, display: Progress) -> Result:
 def train_several(request: Request, count: int, parallel: int, display: Progress) -> Several:
     """Train `count` seeds from `request.seed` on, `parallel` of them in parallel, each with its share of the threads.
 
-    They are stored as `seed-N` in `request.out`. Seeds that it holds already are resumed, with the arguments that they
-    were started with if none are given. Raises ValueError for what no seed can be trained with; a seed that diverges or
-    whose process is killed is a problem of that seed.
+    They are stored as `seed-N` in `request.out`. Existing seeds there are resumed, with their own arguments by default.
+    Raises ValueError for arguments that no seed can be trained with; a seed that diverges or whose process is killed is
+    a problem of that seed.
     """
     if request.resume is not None:
         raise ValueError("`resume=` takes one run: leave out `seeds=`, or name the folder of seeds with `out=`")
@@ -108,7 +108,7 @@ def summarize(directory: Path) -> dict[str, Any]:
 
 
 def spread(accuracies: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation, min, max and 95% t-interval of accuracies; None for what one accuracy does not tell."""
+    """Mean, standard deviation, min, max and 95% t-interval of accuracies; None for what one accuracy cannot tell."""
     several = len(accuracies) > 1
     low, high = metrics.mean_interval(accuracies) if several else (0.0, 1.0)
     return {
@@ -151,7 +151,7 @@ def _train(request: Request, start: Start, display: Progress, record_path: Path 
 
 @contextlib.contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Have torch compute with so many threads while it is entered; None changes nothing."""
+    """Let torch compute with `count` threads while it is entered; None changes nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:
@@ -161,7 +161,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _record_path(request: Request, start: Start, seed: int) -> Path:
-    """Where a seed's record goes; ValueError unless the run is one that records are kept of."""
+    """Where a seed's record goes; ValueError unless records are kept of such runs."""
     recipe = start.recipe
     named = recipes.RECIPES.get(recipe.name)
     unchanged = named is not None and recipes.same(recipe, named) and start.init is None
@@ -205,12 +205,12 @@ def _directory(request: Request, start: Start, started: Sequence[Path]) -> Path:
         if request.max_parameters is not None:
             known = replace(known, width=start.recipe.width)
         if not recipes.same(known, start.recipe):
-            raise ValueError(f"{path} was trained by another recipe; name a new folder with `out=`")
+            raise ValueError(f"{path} was trained with another recipe; name a new folder with `out=`")
     return request.out
 
 
 def _one_of(request: Request, directory: Path, seed: int) -> Request:
-    """The request for one seed: a new run in its folder, or the resumption of the run that is there."""
+    """The request for one seed: a new run in its folder, or resuming the run in it."""
     path = directory / f"seed-{seed}"
     started = (path / "recipe.json").exists()
     return replace(request, out=None if started else path, resume=path if started else None, seed=seed)
@@ -233,7 +233,7 @@ def _in_turn(
         try:
             result = _train(wanted, replace(start, seed=number), display, records.get(number))
         except FloatingPointError as error:
-            problems.append(Problem(number, str(error), 1))  # the other seeds may fare better
+            problems.append(Problem(number, str(error), 1))  # other seeds may succeed
             continue
         results.append(result)
         _show(number, result, display)
@@ -266,7 +266,7 @@ def _in_parallel(
         if speed is not None:
             display.console.print(speed.describe())
         elif not stop.received:
-            display.console.print("The speed in parallel is not known: a training on few images failed")
+            display.console.print("The speed in parallel is unknown: a training on few images failed")
         requests = [{"request": _one_of(share, directory, number).to_json()} for number in numbers]
         for ended in jobs.run_all(WORK, requests, parallel, stop):
             number = numbers[ended.index]
@@ -303,7 +303,7 @@ def _show(seed: int, result: Result, display: Progress) -> None:
 
 
 def _report(seed: int, result: Result, source: str | Dataset | None) -> list[Problem]:
-    """Write a run's report; a problem if that fails, as the run itself is safe by now."""
+    """Write a run's report; a problem if that fails: the run itself is stored already."""
     try:
         write_report(result.directory, source if isinstance(source, Dataset) else None)
     except (OSError, ValueError) as error:
@@ -315,7 +315,7 @@ def _report(seed: int, result: Result, source: str | Dataset | None) -> list[Pro
 
 
 def work(request: dict[str, Any]) -> dict[str, Any]:
-    """What a child process does: one training, from the JSON form of its request."""
+    """The work of a child process: one training, from the JSON form of its request."""
     wanted = Request.from_json(request)
     display = Progress(console=Console(quiet=True), disable=True)
     result = train(wanted, display)
@@ -327,7 +327,7 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explicit(request: Request, start: Start) -> Request:
-    """The request with everything that was taken from earlier runs or defaults written out."""
+    """The request with all values from earlier runs and defaults filled in."""
     data_source = start.data
     return replace(
         request,

@@ -1,4 +1,4 @@
-"""`begin`: all that a training needs before its first step, new or resumed."""
+"""`begin`: everything that a training needs before its first step, new or resumed."""
 
 from __future__ import annotations
 
@@ -66,11 +66,12 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A training that has begun: what the loop computes with, and where its results go.
+    """A started training: the inputs of the loop, and where its results go.
 
     `recipe` has its final width, `dataset` is split, `images` (N, 3, S, S) uint8 and `labels` (N,) are its training
     images on `device`, up to the limit. `last_epoch` is the one after which this call stops. `forward` is `model`, on
-    several processes wrapped so that their gradients are averaged. `data_name` is what the weights say of their data.
+    several processes wrapped so that their gradients are averaged. `data_name` is what the weights call
+    their data.
     """
 
     recipe: Recipe
@@ -100,7 +101,7 @@ class Job:
 
     @property
     def class_weights(self) -> Tensor | None:
-        """By what the loss of an image of each class is multiplied, (C,) on `device`; None if `recipe` weights none."""
+        """Factors for the loss of an image of each class, (C,) on `device`; None without class weights."""
         if self.recipe.class_weights == "none":
             return None
         return balanced_weights(self.labels, len(self.dataset.classes))
@@ -214,7 +215,7 @@ def begin(
 
 
 def _check_options(recipe: Recipe, options: Options, ranks: Ranks) -> None:
-    """Refuse what can be refused before any data is read."""
+    """Check everything that can be checked before data is read."""
     stop = options.stop_after_epoch
     if stop is not None and not 1 <= stop <= recipe.epochs:
         raise ValueError(f"a run stops after one of its epochs, 1 to {recipe.epochs}, not after {stop}")
@@ -223,9 +224,7 @@ def _check_options(recipe: Recipe, options: Options, ranks: Ranks) -> None:
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"a limit must be at least 1 image, not {options.limit}")
     if ranks.world > 1 and options.out is None and options.resume is None:
-        raise ValueError(
-            "several processes need a run directory that all of them know: name it with `out=` or `resume=`"
-        )
+        raise ValueError("several processes need a run directory in common: name it with `out=` or `resume=`")
     ranks.check_alike(
         out=str(options.out),
         resume=str(options.resume),
@@ -246,7 +245,7 @@ def _directory(options: Options, ranks: Ranks) -> tuple[Path | None, Path | None
     """The directory of a new run (None: a dated one), and that of the run to resume, if it is one."""
     out, resume = options.out, options.resume
     if resume is not None and out is not None:
-        raise ValueError("a run is resumed in its own directory: leave out resume, or out")
+        raise ValueError("a run is resumed in its own directory: leave out `resume=` or `out=`")
     if resume is not None and not (resume / "recipe.json").exists():
         raise ValueError(f"{resume} is no run directory: it holds no recipe.json")
     if resume is None and ranks.began(out):
@@ -289,7 +288,7 @@ def _seen(training_set: Dataset, options: Options) -> list[Digests]:
 
 
 def _data_source(source: Dataset | str | Path | None, dataset: Dataset) -> str:
-    """What `data.load` takes to find the data again, a name or an absolute path."""
+    """The argument with which `data.load` finds the data again: a name or an absolute path."""
     named = isinstance(source, Dataset) or source in (None, *data.NAMES)
     return dataset.path or (dataset.known or dataset.name if named else str(Path(str(source)).absolute()))
 
@@ -328,7 +327,7 @@ def _environment(
 
 
 def _heading(job: Job) -> Iterator[str]:
-    """Lines that say what is trained, and on what."""
+    """Lines that say what is trained, and on which machine."""
     environment, ranks = job.environment, job.ranks
     yield f"{job.recipe.name}, seed {job.options.seed}: {job.size.parameters:,} parameters, {len(job.images):,} images"
     processes = f"{ranks.world} processes of " if ranks.world > 1 else ""
@@ -342,8 +341,8 @@ def _advice(job: Job) -> Iterator[str]:
     """Lines about what the user should know before this training starts."""
     if job.dataset.data_digest and isinstance(job.model, models.MirroredNet):
         yield (
-            f"{job.recipe.model} answers an image and its mirror image alike; for classes that differ in nothing else "
-            "train reference-30 with augmentation=translate"
+            f"{job.recipe.model} gives an image and its mirror image the same scores; for classes that differ only in "
+            "that, train reference-30 with augmentation=translate"
         )
     counts = job.labels.bincount(minlength=len(job.dataset.classes)).tolist()
     rare, common = min(count for count in counts if count), max(counts)
@@ -353,15 +352,15 @@ def _advice(job: Job) -> Iterator[str]:
     )
     if (weights := job.class_weights) is not None:
         yield (
-            f"Classes of {span} training images weigh alike: the loss of an image is multiplied by "
+            f"Classes of {span} training images have the same weight: the loss of an image is multiplied by "
             f"{weights[weights > 0].min().item():.3g} to {weights.max().item():.3g}"
         )
     elif common > IMBALANCED * rare:
         yield f"Classes have {span} training images; class_weights=balanced gives each class the same weight"
     if (steps := sum(job.plan.steps)) < FEW_STEPS:
-        yield f"{steps:,} steps are few for so few images: more epochs may help"
+        yield f"{steps:,} steps are few: with so few images, more epochs may help"
     if job.recipe.watch_test and inference.evaluation_split(job.dataset)[0] == "test":
-        yield "Val is the test set, watched after every epoch as the reference did"
+        yield "Val is the test set, evaluated after every epoch as in the reference"
 
 
 def _restored(job: Job, warn: Callable[[str], None]) -> Job:
@@ -381,12 +380,13 @@ def _restored(job: Job, warn: Callable[[str], None]) -> Job:
     )
     if (state.step, state.images_seen) != (steps, images):
         raise ValueError(
-            f"{directory} is at step {state.step:,} after {state.images_seen:,} images, and not at the end of a batch "
-            f"of this version with {ranks.world} process{'es' * (ranks.world > 1)}: another version, or another number "
-            f"of processes, started it. Resume it as it was started, or start from its weights with `init=` {directory}"
+            f"{directory} is at step {state.step:,} after {state.images_seen:,} images, which is not the end of "
+            f"a batch with {ranks.world} process{'es' * (ranks.world > 1)} in this version: it was started by another "
+            f"version or with another number of processes. Resume it with these, or start from its weights with "
+            f"`init=` {directory}"
         )
     if (state.epoch, state.batch) > (job.last_epoch, 0):
-        raise ValueError(f"{directory} is past epoch {job.last_epoch} already, it cannot stop after it")
+        raise ValueError(f"{directory} is past epoch {job.last_epoch} already and cannot stop there")
     if ranks.first:
         environment, changed = run.resumed(directory, environment, state.step)
         run.rewrite_metrics(directory, state.history)

@@ -15,7 +15,7 @@ from tinycifar.words import counted
 
 @dataclass(frozen=True)
 class Speed:
-    """Images a second: of one process with all `threads`, and of all `jobs` with their shares together."""
+    """Images per second of one process with all `threads`, and of all `jobs` together, each with its share."""
 
     alone: float
     together: float
@@ -23,7 +23,7 @@ class Speed:
     threads: int
 
     def describe(self) -> str:
-        """A line that says how much time the seeds take in parallel."""
+        """A line that compares the time in parallel with the time in turn."""
         ratio = self.alone / self.together
         change = f"{abs(1 - ratio):.0%} {'more' if ratio > 1 else 'less'} time"
         advice = ": one after the other is faster" if ratio > 1 else ""
@@ -39,7 +39,7 @@ def speed_in_parallel(
 ) -> Speed | None:
     """Train on a few images alone with all threads, then by several processes with their shares.
 
-    Nothing is evaluated on test images. None if a signal came or a training failed, as one that diverges does. Raises
+    Nothing is evaluated on test images. None after a signal and if a training fails, as one that diverges. Raises
     ValueError, with its message, if one is refused.
     """
     assert isinstance(request.recipe, Recipe)

@@ -22,7 +22,7 @@ from tinycifar.data.pictures import check_fit
 from tinycifar.models import Classifier
 from tinycifar.words import is_printable
 
-# The largest model, a teacher, has 5 MB of weights; what is much larger is not ours, and is not read.
+# The largest model, a teacher, has 5 MB of weights; much larger files are not tinycifar's and are not read.
 MOST_BYTES = 50_000_000
 MOST_HEADER_BYTES = 1_000_000
 MOST_CLASSES = 1_000
@@ -31,14 +31,14 @@ MOST_SEEN = 0.01  # of validation images: a picture more in a folder may move an
 
 @dataclass(frozen=True)
 class Trained:
-    """A model with its weights and what their file says of them.
+    """A model with its weights and the metadata of their file.
 
-    `name` is what it can be called: that of a shipped model, of a run directory or of a file. `data` is the name of
-    what it was trained on, `data_digest` the digest of own data (`Dataset.data_digest`), and `validation_images` how
-    many of these images were held out. Divide logits by `temperature` before computing probabilities; it is None if
-    none was fitted. `source` is what `load` takes to find it again from anywhere, `sha256` the digest of its file.
-    `data_path` is where the data was, from the run's `environment.json`: weights are shared, and do not say. `fit` is
-    what becomes of pictures that are not square, as in a recipe.
+    `name` is that of a shipped model, of a run directory or of a file. `data` is the name of its training data,
+    `data_digest` the digest of own data (`Dataset.data_digest`), and `validation_images` how many of these images were
+    held out. Divide logits by `temperature` before computing probabilities; it is None if
+    none was fitted. `load` takes `source` to find it again from anywhere; `sha256` is the digest of its file.
+    `data_path` is where the data was, from the run's `environment.json`; weights do not store it, because they are
+    shared. `fit` says how pictures are made square, as in a recipe.
     """
 
     model: Classifier
@@ -95,10 +95,10 @@ class Trained:
 
 
 def check_unseen(known: Trained, role: str, dataset: Dataset) -> list[str]:
-    """Compare what a model has seen with the images that `dataset`, which was split, opens for evaluation.
+    """Compare the images that a model has seen with those that `dataset`, which was split, opens for evaluation.
 
-    Raises ValueError if it has seen more than `MOST_SEEN` of the validation images, or may have; gives a warning for
-    fewer, and for test images. `role` is what the model is called in the message.
+    Raises ValueError if it has seen more than `MOST_SEEN` of the validation images, or may have; returns a warning for
+    fewer, and for test images. `role` names the model's role in the message.
     """
     split = "test" if dataset.validation_images is None else "validation"
     seen, digests = known.seen(), dataset.digests(split)
@@ -106,7 +106,7 @@ def check_unseen(known: Trained, role: str, dataset: Dataset) -> list[str]:
         count = count_seen(seen, digests)
         line = f"the {role} {known.name} has seen {count:,} of the {len(digests):,} {split} images of this run"
         if split == "validation" and count > MOST_SEEN * len(digests):
-            raise ValueError(f"{line}, which are to judge it; train it with the same images held out")
+            raise ValueError(f"{line}, so they cannot measure its accuracy; train it with the same images held out")
         return [f"Warning: {line}: scores will be optimistic"] if count else []
     if split == "test":
         return []
@@ -114,25 +114,25 @@ def check_unseen(known: Trained, role: str, dataset: Dataset) -> list[str]:
         if known.validation_images < len(digests):
             raise ValueError(
                 f"the {role} {known.name} was trained with {known.validation_images} validation images held out, "
-                f"fewer than the {len(digests)} of this run: it has seen what the run is to be judged on"
+                f"fewer than the {len(digests)} of this run: it has seen images that this run is evaluated on"
             )
     elif not known.data_digest and dataset.known:  # the sample's training images are of CIFAR-10's
-        raise ValueError(f"the {role} {known.name} was trained on {known.data} and may have seen what is held out")
+        raise ValueError(f"the {role} {known.name} was trained on {known.data} and may have seen the held-out images")
     elif known.data_digest:
-        return [f"Warning: the {role} {known.name} was trained on {known.data} and may have seen what is held out"]
+        return [f"Warning: the {role} {known.name} was trained on {known.data} and may have seen the held-out images"]
     return []
 
 
 def count_seen(seen: Digests, digests: Digests) -> int:
-    """How many of the images with these `digests` (N, 32) are among those `seen` (M, 32)."""
+    """How many of the images with these `digests` (N, 32) are among the `seen` ones (M, 32)."""
     return int(np.isin(run.as_rows(digests), run.as_rows(seen)).sum())
 
 
 def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bool:
     """Give `model` the weights of another one of the same architecture and width, for images of any size.
 
-    The head is taken too where the classes are the same, in the same order; gives whether they are. Raises ValueError
-    where the architectures differ.
+    The head is copied too if the classes are the same, in the same order; returns whether they are. Raises ValueError
+    if the architectures differ.
     """
     own, weights = model.state_dict(), init.model.state_dict()
     head = [name for name in weights if name.startswith(f"{len(model) - 1}.")]
@@ -150,9 +150,9 @@ def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bo
 def load(source: str | Path, device: str = "auto") -> Trained:
     """Load a trained model: the name of a shipped one, a run directory, or a `.safetensors` file that a run wrote.
 
-    A shipped model's name goes before a folder of that name, which can be written as `./NAME`.
-    Raises ValueError, naming the file, if it is missing, no safetensors file, not ours, does not fit its model, or, for
-    a shipped one, is not what was shipped.
+    A shipped model's name takes precedence over a folder of that name, which can be written as `./NAME`.
+    Raises ValueError, naming the file, if it is missing, not a safetensors file of tinycifar, does not fit its model,
+    or, for a shipped model, has changed.
     """
     known = catalog.shipped()
     if isinstance(source, str) and source in known:
@@ -182,13 +182,13 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
             header_bytes = int.from_bytes(content.read(8), "little")
         size = file.stat().st_size
         if MOST_HEADER_BYTES < header_bytes < size or size > MOST_BYTES:
-            raise ValueError(f"{file} is too large for weights of ours, which have at most {MOST_BYTES:,} bytes")
+            raise ValueError(f"{file} is too large for weights of tinycifar, which have at most {MOST_BYTES:,} bytes")
         with safe_open(file, framework="pt") as stored:
             metadata = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no dict)
         sha256 = _digest(file)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no readable safetensors file: {error}") from None
+        raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
     try:
         about = json.loads(metadata["tinycifar"])
         model_name, recipe, data = (str(about[key]) for key in ("model", "recipe", "data"))
@@ -206,11 +206,13 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         if validation_images < 0 or (temperature is not None and not 0 < temperature < math.inf):
             raise ValueError("a number that is none of its kind")
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        raise ValueError(f"{file} does not name its model, classes and data; no tinycifar of today wrote it") from None
+        raise ValueError(
+            f"{file} does not name its model, classes and data: this version of tinycifar did not write it"
+        ) from None
     try:
         model = models.build(model_name, num_classes=len(classes), image_size=image_size, width=width)
     except ValueError as error:
-        raise ValueError(f"{file} holds no model that is known here: {error}") from None
+        raise ValueError(f"{file} holds an unknown model: {error}") from None
     try:
         if any(tensors[name].dtype != own.dtype for name, own in model.state_dict().items()):
             raise RuntimeError("another type of numbers")
@@ -243,7 +245,7 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
 
 
 def _data(data: str, data_digest: str, file: Path) -> tuple[str, str]:
-    """The name of what weights were trained on, and its path if that is known; earlier versions stored the path."""
+    """The name of the training data, and its path if known; earlier versions stored the path in the weights."""
     path = data if Path(data).is_absolute() else ""
     if file.name == "model.safetensors" and (file.parent / "environment.json").is_file():
         path = run.read_environment(file.parent).data
@@ -266,9 +268,9 @@ def save_weights(
     validation_images: int,
     temperature: float | None = None,
 ) -> None:
-    """Write a model's weights as safetensors, what is needed to build and to judge it again as metadata.
+    """Write a model's weights as safetensors, with metadata to build and evaluate it again.
 
-    `data` is a name: a path would tell whoever receives the weights where their data lies.
+    `data` is a name: a path would reveal where the data lies to everyone who receives the weights.
 
     The metadata is one JSON object named "tinycifar": safetensors writes several entries in an order that changes.
     """

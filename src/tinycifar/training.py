@@ -1,6 +1,6 @@
 """`train`: the only training loop.
 
-`setup` prepares what the loop computes with, `recording` writes what comes of it.
+`setup` prepares the inputs of the loop, `recording` writes its results.
 """
 
 from __future__ import annotations

@@ -273,7 +273,7 @@ def test_what_is_wrong_on_one_rank_ends_all_and_only_the_first_prints(tmp_path: 
     first, second = on_ranks(failures, tmp_path, [free_port() for _ in range(11)])
     assert first[:9] == second[:9]
     words = [
-        "several processes need a run directory that all of them know",
+        "several processes need a run directory in common",
         "used is in use",
         "rank 1 was started with different settings than rank 0: seed is 1, not 0",
         "rank 1: no device 'cuda:7' here" if not torch.cuda.is_available() else "rank 1: ",
@@ -281,7 +281,7 @@ def test_what_is_wrong_on_one_rank_ends_all_and_only_the_first_prints(tmp_path: 
         "No space left on device: stopped at step 3, what was saved before is as it was",
         "rank 1 was started with different settings than rank 0: stop_after_epoch is 2, not 1",
         "rank 1 was started with different settings than rank 0: out is None, not ",
-        "alone is at step 8 after 45 images, and not at the end of a batch of this version with 2 processes",
+        "alone is at step 8 after 45 images, which is not the end of a batch with 2 processes in this version",
     ]
     for (kind, message), expected in zip(first[:9], words, strict=True):
         assert expected in message
