@@ -69,5 +69,5 @@ $(INSTALLED): pyproject.toml
 	@echo "Setting up $(VENV): about a minute, and 200 MB to 2 GB depending on the build of torch"
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "tinycifar needs Python 3.10 or newer: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --disable-pip-version-check $(PIP_OPTIONS) --editable ".[albumentations,parquet,serve,sweep,tensorboard,tflite,dev]"
+	@$(BIN)/pip install --disable-pip-version-check $(PIP_OPTIONS) --editable ".[parquet,serve,sweep,tensorboard,tflite,dev]"
 	@touch $@

@@ -175,7 +175,7 @@ def test_without_albumentations_the_message_is_one_line_that_says_what_to_instal
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "albumentations", None)
-    with pytest.raises(ValueError, match=r"^.*pip install 'tinycifar\[albumentations\]'$"):
+    with pytest.raises(ValueError, match=r"^.*pip install albumentations==2\.0\.8 opencv-python-headless$"):
         build("albumentations")
 
 

@@ -230,7 +230,7 @@ class AlbumentationsAugmentation:
 
     def __init__(self, **coarse_dropout: Any) -> None:
         os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for a newer version at import
-        advice = "pip install 'tinycifar[albumentations]'"
+        advice = "pip install albumentations==2.0.8 opencv-python-headless"
         try:
             import albumentations as A
         except ImportError as error:
