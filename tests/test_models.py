@@ -8,7 +8,6 @@ from conftest import float64
 from tinycifar import data, models, recipes
 from tinycifar.data.dataset import MEAN, STD
 from tinycifar.models import MODELS, build
-from tinycifar.summary import summarize
 
 # In float64 two orders of additions differ by 1e-15 on any processor.
 EQUAL: dict[str, float] = {"rtol": 1e-9, "atol": 1e-9}
@@ -31,12 +30,6 @@ def test_all_models_but_teachers_keep_to_the_budget_of_200_000_parameters(name: 
 @pytest.mark.parametrize(("name", "parameters"), [("whitenet", 294_304), ("c1c2c3c4o", 195_946)])
 def test_written_out_every_mirrored_filter_counts_twice(name: str, parameters: int) -> None:
     assert models.written_out(build(name)) == parameters
-
-
-def test_nanonet_keeps_to_78_000_parameters_and_12_500_000_multiply_accumulates() -> None:
-    size = summarize(build("nanonet"))
-    assert size.parameters <= 78_000
-    assert size.macs <= 12_500_000
 
 
 @every_model
@@ -94,10 +87,6 @@ def test_an_unknown_model_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(ValueError, match=r"'resnet152'.*c1c2c3c4o") as refusal:
         build("resnet152")
     assert "\n" not in str(refusal.value)
-
-
-def test_the_reference_has_195_946_parameters_for_ten_classes() -> None:
-    assert sum(p.numel() for p in build("c1c2c3c4o").parameters()) == 195_946
 
 
 def test_only_the_dilated_convolution_of_the_reference_has_a_bias() -> None:
@@ -216,12 +205,6 @@ def test_blocks_that_add_their_input_give_it_back_if_their_filters_are_zero() ->
             assert torch.equal(block.eval()(inputs), inputs.relu()), "added before the activation"
 
 
-def test_a_bottleneck_has_its_3x3_filters_between_fewer_channels() -> None:
-    block = models.MirroredBottleneck(8, 4)
-    kernels = [layer.weight.shape for layer in block.layers if isinstance(layer, models.MirroredConv)]
-    assert kernels == [(2, 8, 1, 1), (2, 4, 3, 3), (4, 4, 1, 1)]
-
-
 def test_a_pooling_block_takes_the_largest_of_four_before_it_normalises() -> None:
     torch.manual_seed(0)
     block = models.MirroredBlock(4, 6, pool=True).eval()
@@ -244,11 +227,6 @@ def test_a_model_takes_every_size_of_image_that_it_says_it_takes(name: str) -> N
     for size in (sizes[0] - 1, sizes[-1] + 1):
         with pytest.raises(ValueError, match=f"image_size must lie between {sizes[0]} and 64.*, not be {size}"):
             build(name, image_size=size)
-
-
-def test_the_size_below_the_smallest_of_the_reference_leaves_nothing_to_convolve() -> None:
-    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
-        build("c1c2c3c4o").eval()(torch.rand(1, 3, 16, 16))
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if isinstance(build(name), models.MirroredNet)])

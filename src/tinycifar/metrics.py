@@ -227,12 +227,9 @@ def welch_interval(first: Sequence[float], second: Sequence[float], confidence: 
     """
     if min(len(first), len(second)) < 2:
         raise ValueError("an interval of the difference needs at least two values on each side")
-    from scipy.special import stdtrit
+    from scipy.stats import ttest_ind
 
-    difference = statistics.mean(second) - statistics.mean(first)
-    errors = [statistics.variance(values) / len(values) for values in (first, second)]
-    if not sum(errors):
-        return difference, difference
-    freedom = sum(errors) ** 2 / sum(e**2 / (len(v) - 1) for e, v in zip(errors, (first, second), strict=True))
-    half = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(sum(errors))
-    return difference - half, difference + half
+    if len({*first}) == len({*second}) == 1:  # without spread SciPy gives no interval
+        return second[0] - first[0], second[0] - first[0]
+    low, high = ttest_ind(second, first, equal_var=False).confidence_interval(confidence)
+    return float(low), float(high)

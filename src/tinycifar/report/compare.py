@@ -12,39 +12,41 @@ import torch
 from torch import Tensor
 
 from tinycifar import atomic, metrics, recipes, run
+from tinycifar.environment import Environment
 from tinycifar.recipes import Recipe
 from tinycifar.report import plots, run_page, text
+from tinycifar.scores import Scores
 from tinycifar.summary import summarize
 from tinycifar.words import table
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run with its results; `labels` (N,) are those of the evaluated images, `right` (N,) whether each is right.
-
-    `ece_calibrated` is the ECE at a temperature fitted on validation images; None without one.
-    """
+    """A run with its results; `labels` (N,) are those of the evaluated images, `right` (N,) whether each is right."""
 
     directory: Path
     recipe: Recipe
-    seed: int
-    data: str
-    data_digest: str
-    init: str | None
-    init_name: str
-    classes: int
-    train_images: int
-    precision: str
-    machine: tuple[str, int, str, str | None]
-    split: str
+    environment: Environment
+    scores: Scores
     history: list[dict[str, Any]]
-    train_seconds: float
-    accuracy: float
-    interval: tuple[float, float]
-    ece: float
-    ece_calibrated: float | None
     labels: Tensor
     right: Tensor
+
+    @property
+    def data(self) -> str:
+        """Which images it was evaluated on: the digest of own images, or a name."""
+        return self.scores.data_digest or self.scores.data
+
+    @property
+    def machine(self) -> tuple[object, ...]:
+        """What the training time depends on besides the recipe."""
+        known = self.environment
+        return known.device, known.threads, known.torch_version, known.git_revision
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training over all epochs."""
+        return sum(float(entry["train_seconds"]) for entry in self.history)
 
 
 @dataclass(frozen=True)
@@ -139,34 +141,15 @@ def read(directory: Path) -> Evaluated:
 
 
 def _read(directory: Path) -> Evaluated:
-    recipe, environment, history = (
-        run.read_recipe(directory),
-        run.read_environment(directory),
-        run.read_metrics(directory),
-    )
     if not (directory / "evaluation.json").exists():
         raise ValueError(f"{directory} was not evaluated; `tinycifar evaluate` does that")
     stored = run_page.read_logits(directory / "evaluation.safetensors")
-    evaluation = run.read_evaluation(directory)
     return Evaluated(
         directory=directory,
-        recipe=recipe,
-        seed=environment.seed,
-        data=evaluation.data,
-        data_digest=evaluation.data_digest,
-        init=environment.init.sha256 if environment.init else None,
-        init_name=environment.init.name if environment.init else "",
-        classes=len(evaluation.classes),
-        train_images=environment.train_images,
-        precision=environment.precision,
-        machine=(environment.device, environment.threads, environment.torch_version, environment.git_revision),
-        split=evaluation.split,
-        history=history,
-        train_seconds=float(sum(entry["train_seconds"] for entry in history)),
-        accuracy=evaluation.accuracy,
-        interval=evaluation.accuracy_interval,
-        ece=evaluation.ece,
-        ece_calibrated=evaluation.calibrated.ece if evaluation.calibrated else None,
+        recipe=run.read_recipe(directory),
+        environment=run.read_environment(directory),
+        scores=run.read_evaluation(directory),
+        history=run.read_metrics(directory),
         labels=stored["labels"],
         right=stored["logits"].argmax(1) == stored["labels"],
     )
@@ -190,16 +173,16 @@ def compare(directories: Sequence[Path]) -> Comparison:
         alone = number if len(directories) == len(paths) == 2 else None
         key = (
             member.recipe,
-            _data(member),
-            member.init,
-            member.split,
-            member.train_images,
-            member.precision,
+            member.data,
+            member.environment.init and member.environment.init.sha256,
+            member.scores.split,
+            member.environment.train_images,
+            member.environment.precision,
             len(member.history),
             alone,
         )
         for other in groups.setdefault(key, []):
-            if other.seed == member.seed:
+            if other.environment.seed == member.environment.seed:
                 raise ValueError(f"{other.directory} and {member.directory} are the same recipe and seed; name one")
         groups[key].append(member)
     contenders = tuple(_contender(number, tuple(group)) for number, group in enumerate(groups.values()))
@@ -208,27 +191,23 @@ def compare(directories: Sequence[Path]) -> Comparison:
 
 
 def _contender(number: int, runs: tuple[Evaluated, ...]) -> Contender:
-    accuracies = [member.accuracy for member in runs]
-    calibrated = [member.ece_calibrated for member in runs if member.ece_calibrated is not None]
-    table = summarize(runs[0].recipe.build(runs[0].classes))
+    scores = [member.scores for member in runs]
+    accuracies = [each.accuracy for each in scores]
+    calibrated = [each.calibrated.ece for each in scores if each.calibrated is not None]
+    table = summarize(runs[0].recipe.build(len(scores[0].classes)))
     return Contender(
         letter=chr(ord("A") + number % 26),
         label=_label(runs[0]),
         runs=runs,
-        split=runs[0].split,
+        split=scores[0].split,
         parameters=table.parameters,
         macs=table.macs,
         accuracy=statistics.mean(accuracies),
-        interval=_in_range(metrics.mean_interval(accuracies)) if len(runs) > 1 else runs[0].interval,
-        ece=statistics.mean(member.ece for member in runs),
+        interval=_in_range(metrics.mean_interval(accuracies)) if len(runs) > 1 else scores[0].accuracy_interval,
+        ece=statistics.mean(each.ece for each in scores),
         ece_calibrated=statistics.mean(calibrated) if len(calibrated) == len(runs) else None,
         train_seconds=statistics.mean(member.train_seconds for member in runs),
     )
-
-
-def _data(member: Evaluated) -> str:
-    """Which images a run was evaluated on: the digest of own images, or a name."""
-    return member.data_digest or member.data
 
 
 def _in_range(interval: tuple[float, float]) -> tuple[float, float]:
@@ -238,14 +217,14 @@ def _in_range(interval: tuple[float, float]) -> tuple[float, float]:
 
 def _label(member: Evaluated) -> str:
     """The recipe's name, its changed fields, and the number of images if it is not all of CIFAR-10."""
-    recipe = member.recipe
+    recipe, environment = member.recipe, member.environment
     parts = [recipe.name, *(f"{name}={value}" for name, value in recipes.changed(recipe).items())]
-    if member.init is not None:
-        parts.append(f"from {member.init_name}'s weights")
-    if (_data(member), member.train_images) != ("cifar10", 50_000 - recipe.validation_images):
-        parts.append(f"{member.train_images:,} images of {member.data}")
+    if environment.init is not None:
+        parts.append(f"from {environment.init.name}'s weights")
+    if (member.data, environment.train_images) != ("cifar10", 50_000 - recipe.validation_images):
+        parts.append(f"{environment.train_images:,} images of {member.scores.data}")
     if recipe.precision == "auto":
-        parts.append(member.precision)
+        parts.append(environment.precision)
     if len(member.history) != recipe.epochs:
         parts.append(f"{len(member.history)} of its epochs")
     return ", ".join(parts)
@@ -260,7 +239,7 @@ def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
     verdict: dict[str, Any] = {"first": first.letter, "second": other.letter, "difference": difference, "test": None}
     start = f"{other.letter} is {more} {first.letter}"
     first_run, other_run = first.runs[0], other.runs[0]
-    if not torch.equal(first_run.labels, other_run.labels) or _data(first_run) != _data(other_run):
+    if not torch.equal(first_run.labels, other_run.labels) or first_run.data != other_run.data:
         return verdict | {"text": f"{start}, but on different images: this says little."}
     if len(first.runs) == len(other.runs) == 1:
         only_first, only_second, p = metrics.mcnemar(first_run.right, other_run.right)
@@ -273,7 +252,7 @@ def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
         return verdict | figures | {"significant": p < 0.05, "text": words}
     if min(len(first.runs), len(other.runs)) < 2:
         several, single = (first, other) if len(first.runs) > 1 else (other, first)
-        low, high = _in_range(metrics.prediction_interval([member.accuracy for member in several.runs]))
+        low, high = _in_range(metrics.prediction_interval([member.scores.accuracy for member in several.runs]))
         significant = not low <= single.accuracy <= high
         words = (
             f"{start}: {_noise(significant)} (95% of further seeds of {several.letter} would lie within {low:.2%} to "
@@ -281,7 +260,7 @@ def _verdict(first: Contender, other: Contender) -> dict[str, Any]:
         )
         figures = {"test": "prediction", "interval": [low, high], "significant": significant}
         return verdict | figures | {"text": words}
-    before, after = ([member.accuracy for member in contender.runs] for contender in (first, other))
+    before, after = ([member.scores.accuracy for member in contender.runs] for contender in (first, other))
     low, high = metrics.welch_interval(before, after)
     significant = low > 0 or high < 0
     words = (
