@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from tinycifar import augment, catalog, models, recipes
+from tinycifar.formats import onnx_file
 from tinycifar.summary import summarize
 
 
@@ -23,6 +24,10 @@ def test_the_catalog_has_the_size_of_every_model(name: str) -> None:
 def test_the_catalog_has_the_names_of_all_models_and_augmentations_in_their_order() -> None:
     assert tuple(catalog.ARCHITECTURES) == tuple(models.MODELS)
     assert tuple(augment.AUGMENTATIONS) == catalog.AUGMENTATIONS
+
+
+def test_the_catalog_has_the_types_of_numbers_in_int8_files() -> None:
+    assert tuple(onnx_file.VARIANTS) == catalog.INT8_VARIANTS
 
 
 def test_a_recipe_may_name_models_and_augmentations_that_a_program_adds(monkeypatch: pytest.MonkeyPatch) -> None:
