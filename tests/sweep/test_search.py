@@ -13,13 +13,13 @@ from unittest import mock
 import pytest
 import torch
 
-from tinycifar import atomic, cli, data, recipes, run, training
+from tinycifar import atomic, cli, data, recipes, run, training, typed
 from tinycifar.recipes import Recipe
 from tinycifar.sweep import outcome as sweep_outcome
 from tinycifar.sweep import ranges, search
 from tinycifar.sweep import study as sweep_study
 from tinycifar.sweep import trials as sweep_trials
-from tinycifar.sweep.study import Study
+from tinycifar.sweep.study import Study, Trial
 from tinycifar.training import Result
 
 RECIPE = replace(recipes.get("minute"), epochs=4, image_size=16, width=0.5, batch_size=20, precision="float32")
@@ -36,16 +36,16 @@ def study_in(out: Path, recipe: Recipe = RECIPE, vary: tuple[str, ...] = VARY, *
     return sweep_study.create(recipe, ranges.parse(vary, recipe), tiny(), out=out, **options)
 
 
-def entries_of(study: Study) -> list[dict[str, Any]]:
+def entries_of(study: Study) -> list[Trial]:
     return search.entries(study, search.open_study(study))
 
 
-def run_search(study: Study, trials: int) -> list[dict[str, Any]]:
+def run_search(study: Study, trials: int) -> list[Trial]:
     return list(search.search(study, tiny(), trials=trials, device="cpu"))
 
 
-def without_seconds(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in of.items() if name not in ("train_seconds", "run")} for of in entries]
+def without_seconds(trials: list[Trial]) -> list[Trial]:
+    return [replace(trial, train_seconds=None, run="") for trial in trials]
 
 
 @pytest.fixture
@@ -180,20 +180,20 @@ def test_a_folder_with_something_else_is_left_alone() -> None:
 def test_trials_are_runs_of_the_varied_recipe_and_see_the_validation_images_only() -> None:
     study = study_in(Path("a"), replace(RECIPE, epochs=2, watch_test=True))
     found = run_search(study, 2)
-    assert [of["number"] for of in found] == [0, 1]
-    assert found[0]["parameters"] == {"max_learning_rate": 0.5, "label_smoothing": 0.05, "nesterov": True}
+    assert [of.number for of in found] == [0, 1]
+    assert found[0].parameters == {"max_learning_rate": 0.5, "label_smoothing": 0.05, "nesterov": True}
     for of in found:
-        directory = Path(of["run"])
-        assert directory == Path("a/trials") / str(of["number"])
+        directory = Path(of.run)
+        assert directory == Path("a/trials") / str(of.number)
         trained = run.read_recipe(directory)
-        assert replace(study.recipe, validation_images=6, **of["parameters"]) == trained
+        assert replace(study.recipe, validation_images=6, **of.parameters) == trained
         evaluation = run.read_evaluation(directory)
         assert (evaluation.split, evaluation.images) == ("validation", 6)
-        assert evaluation.accuracy == of["validation_accuracy"]
+        assert evaluation.accuracy == of.validation_accuracy
         history = run.read_metrics(directory)
-        assert len(history) == of["epochs"] == 2
+        assert len(history) == of.epochs == 2
         assert not any("test" in name for entry in history for name in entry)
-    assert 0.01 <= found[1]["parameters"]["max_learning_rate"] <= 10
+    assert 0.01 <= found[1].parameters["max_learning_rate"] <= 10
 
 
 def test_a_stopped_study_goes_on_to_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,9 +211,9 @@ def test_a_stopped_study_goes_on_to_the_same_trials(monkeypatch: pytest.MonkeyPa
     with pytest.raises(search.Stopped) as stopped:
         run_search(study, 3)
     assert stopped.value.signal == signal.SIGINT
-    assert [of["state"] for of in entries_of(study)] == ["complete", "running"]
+    assert [of.state for of in entries_of(study)] == ["complete", "running"]
     assert not Path("a/trials/1/evaluation.json").exists()  # parts of a trial are not evaluated: that takes seconds
-    assert [of["number"] for of in run_search(study, 3)] == [1, 2]
+    assert [of.number for of in run_search(study, 3)] == [1, 2]
     assert without_seconds(entries_of(study)) == without_seconds(whole)
     assert run_search(study, 3) == []
 
@@ -221,8 +221,8 @@ def test_a_stopped_study_goes_on_to_the_same_trials(monkeypatch: pytest.MonkeyPa
 def test_a_recipe_outside_the_ranges_is_trial_0_all_the_same(quick: list[tuple[str, int]]) -> None:
     study = study_in(Path("a"), vary=("learning_rate=0.01:0.1:log",))
     found = run_search(study, 12)
-    assert found[0]["parameters"] == {"max_learning_rate": 0.5}
-    assert all(0.01 <= of["parameters"]["max_learning_rate"] <= 0.1 for of in found[1:])
+    assert found[0].parameters == {"max_learning_rate": 0.5}
+    assert all(0.01 <= of.parameters["max_learning_rate"] <= 0.1 for of in found[1:])
 
 
 def test_trials_that_are_worse_than_three_quarters_are_pruned_and_those_that_diverge_end_nothing(
@@ -230,18 +230,18 @@ def test_trials_that_are_worse_than_three_quarters_are_pruned_and_those_that_div
 ) -> None:
     study = study_in(Path("a"))
     found = run_search(study, 25)
-    assert {of["state"] for of in found} == set(STATES)
-    assert [of["number"] for of in found] == list(range(25))
+    assert {of.state for of in found} == set(STATES)
+    assert [of.number for of in found] == list(range(25))
     for of in found:
-        at = [stop for number, stop in quick if number == str(of["number"])]
-        if of["state"] == "pruned":
-            assert of["epochs"] == at[-1] < 4
-            assert of["train_seconds"] == at[-1]
-        if of["state"] == "complete":
-            assert at == ([4] if of["number"] == 0 else [2, 3, 4])
-        if of["state"] == "diverged":
-            assert of["problem"] == "the loss is nan"
-    better = [of["parameters"]["max_learning_rate"] for of in found[15:]]
+        at = [stop for number, stop in quick if number == str(of.number)]
+        if of.state == "pruned":
+            assert of.epochs == at[-1] < 4
+            assert of.train_seconds == at[-1]
+        if of.state == "complete":
+            assert at == ([4] if of.number == 0 else [2, 3, 4])
+        if of.state == "diverged":
+            assert of.problem == "the loss is nan"
+    better = [of.parameters["max_learning_rate"] for of in found[15:]]
     assert sum(rate < 2 for rate in better) > 7  # the sampler has learned where it is good
 
 
@@ -266,11 +266,11 @@ def test_a_dead_process_s_trial_is_gone_on_with_but_not_one_that_another_is_at(q
     assert alive
     dead.lock.release()
     found = run_search(study, 3)
-    assert [of["number"] for of in found] == [0, 2]
-    assert entries_of(study)[1]["state"] == "running"
+    assert [of.number for of in found] == [0, 2]
+    assert entries_of(study)[1].state == "running"
     alive.lock.release()
-    assert [of["number"] for of in run_search(study, 3)] == [1]
-    assert entries_of(study)[1]["parameters"] == alive.values
+    assert [of.number for of in run_search(study, 3)] == [1]
+    assert entries_of(study)[1].parameters == alive.values
 
 
 def test_a_trial_that_kills_its_process_each_time_is_given_up(quick: list[tuple[str, int]]) -> None:
@@ -281,8 +281,8 @@ def test_a_trial_that_kills_its_process_each_time_is_given_up(quick: list[tuple[
         assert begun.trial.number == 0
         begun.lock.release()
     found = run_search(study, 2)
-    assert [of["state"] for of in found] == ["failed", "complete"]
-    assert "killed 3 times" in found[0]["problem"]
+    assert [of.state for of in found] == ["failed", "complete"]
+    assert "killed 3 times" in found[0].problem
 
 
 def test_an_end_in_order_is_no_kill_wherever_it_comes(
@@ -296,7 +296,7 @@ def test_an_end_in_order_is_no_kill_wherever_it_comes(
                 run_search(study, 1)
             assert stopped.value.signal == code
     monkeypatch.setattr(training, "train", train)
-    assert [of["state"] for of in run_search(study, 1)] == ["complete"]
+    assert [of.state for of in run_search(study, 1)] == ["complete"]
 
 
 def test_kills_count_against_a_trial_only_while_it_makes_no_progress() -> None:
@@ -311,7 +311,7 @@ def test_kills_count_against_a_trial_only_while_it_makes_no_progress() -> None:
     metrics = Path("a/trials/0/metrics.jsonl")
     metrics.write_text(metrics.read_text() + '{"epoch": 4, "tr')  # in the middle of a line
     (found,) = run_search(study, 1)
-    assert (found["state"], found["epochs"]) == ("complete", 4)
+    assert (found.state, found.epochs) == ("complete", 4)
 
 
 def test_values_that_no_recipe_takes_together_fail_their_trial_alone(
@@ -326,8 +326,8 @@ def test_values_that_no_recipe_takes_together_fail_their_trial_alone(
 
     monkeypatch.setattr(Study, "trained", refusing)
     found = run_search(study_in(Path("a")), 3)
-    assert [of["state"] for of in found] == ["complete", "failed", "failed"]
-    assert found[1]["problem"] == "label_smoothing is wrong"
+    assert [of.state for of in found] == ["complete", "failed", "failed"]
+    assert found[1].problem == "label_smoothing is wrong"
 
 
 def test_half_a_line_at_the_journals_end_is_dropped(quick: list[tuple[str, int]]) -> None:
@@ -348,32 +348,31 @@ def test_what_a_sweep_came_to_is_written_and_the_best_recipe_trains(quick: list[
     study = study_in(Path("a"))
     found = sweep_outcome.outcome(study, run_search(study, 20))
     sweep_outcome.save(study, found)
-    assert json.loads(Path("a/sweep.json").read_text()) == found
+    assert json.loads(Path("a/sweep.json").read_text()) == typed.to_json(found)
     assert Path("a/sweep.png").read_bytes()[:4] == b"\x89PNG"
-    best = found["best"]
-    complete = [of for of in found["trials"] if of["state"] == "complete"]
-    assert best["validation_accuracy"] == max(of["validation_accuracy"] for of in complete)
-    assert found["gain"] == pytest.approx(best["validation_accuracy"] - 0.9)
+    best = found.best
+    complete = [of for of in found.trials if of.state == "complete"]
+    assert best.validation_accuracy == max(of.validation_accuracy for of in complete)
+    assert found.gain == pytest.approx(best.validation_accuracy - 0.9)
     recipe = recipes.get("a/best.toml")
     assert recipe.validation_images == RECIPE.validation_images == 0
-    assert {name: getattr(recipe, name) for name in best["parameters"]} == best["parameters"]
-    assert recipe.name == ("minute-sweep" if best["number"] else "minute")
+    assert {name: getattr(recipe, name) for name in best.parameters} == best.parameters
+    assert recipe.name == ("minute-sweep" if best.number else "minute")
 
 
 def test_the_caveats_are_told() -> None:
     study = study_in(Path("a"), vary=("learning_rate=0.01:1",), validation_images=50)
     trials = [
-        {"number": number, "parameters": {"max_learning_rate": 0.1 * (number + 1)}, "state": state, "epochs": 4}
-        | {"validation_accuracy": accuracy, "train_seconds": 1.0, "run": "", "problem": None}
+        Trial(number, {"max_learning_rate": 0.1 * (number + 1)}, state, accuracy, 4, 1.0, "", None)
         for number, (state, accuracy) in enumerate(
             [("complete", 0.8), ("complete", 0.84), ("pruned", 0.5), ("diverged", None), ("running", None)]
         )
     ]
     found = sweep_outcome.outcome(study, trials)
-    assert found["standard_error"] == pytest.approx((0.84 * 0.16 / 50) ** 0.5)
+    assert found.standard_error == pytest.approx((0.84 * 0.16 / 50) ** 0.5)
     told = "\n".join(sweep_outcome.lines(study, found))
     assert "Best of 5 trials (2 complete, 1 pruned, 1 diverged, 1 running): trial 1, 84.00% on 50 valid" in told
-    assert "one standard error is 5.18 points" in told
+    assert "(one standard error: 5.18 points)" in told
     assert "4.00 points above the unchanged recipe (trial 0, 80.00%)" in told
     assert "with several seeds" in told
     assert [sweep_outcome.line(of) for of in trials[:4]] == [
@@ -383,7 +382,7 @@ def test_the_caveats_are_told() -> None:
         "Trial 3: diverged, 1.0 s; max_learning_rate 0.4",
     ]
     alone = sweep_outcome.outcome(study, trials[:1])
-    assert (alone["gain"], alone["luck"]) == (0, 0)
+    assert (alone.gain, alone.luck) == (0, 0)
     assert "No trial was better" in "\n".join(sweep_outcome.lines(study, alone))
     none = sweep_outcome.outcome(study, trials[3:])
     assert sweep_outcome.lines(study, none) == ["No trial was complete (1 diverged, 1 running)"]
@@ -396,8 +395,10 @@ def test_the_best_of_many_alike_is_as_far_off_as_draws_are() -> None:
 
 
 def test_one_bad_trial_does_not_flatten_the_picture() -> None:
-    trials = [{"state": "complete", "validation_accuracy": value} for value in (0.85, 0.851, 0.855, 0.86, 0.1)]
-    low, high = sweep_outcome.limits({"trials": trials, "standard_error": 0.005})
+    accuracies = enumerate((0.85, 0.851, 0.855, 0.86, 0.1))
+    trials = tuple(Trial(number, {}, "complete", value, 4, 1.0, "", None) for number, value in accuracies)
+    whole = sweep_outcome.outcome(study_in(Path("a")), trials)
+    low, high = sweep_outcome.limits(replace(whole, standard_error=0.005))
     assert 82 < low < 85
     assert 86 < high < 88
 

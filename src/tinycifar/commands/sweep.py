@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tinycifar import data, recipes
+from tinycifar import data, recipes, typed
 from tinycifar.commands import terminal
 from tinycifar.words import counted
 
@@ -98,7 +98,7 @@ def sweep_command(
     display = terminal.display(as_json)
     dataset = data.load(source, image_size=recipe.image_size, fit=recipe.fit, display=display)
     study = sweep_study.create(recipe, searched, dataset, out=out, validation_images=validation_images, seed=seed)
-    ended = sum(trial["state"] != "running" for trial in search.entries(study, search.open_study(study)))
+    ended = sum(trial.state != "running" for trial in search.entries(study, search.open_study(study)))
     jobs = min(jobs, trials)
     each = max(1, torch.get_num_threads() // jobs)
     code = 0
@@ -123,11 +123,11 @@ def sweep_command(
             code = terminal.fail(str(died), 1)
     outcome = sweep_outcome.outcome(study, search.entries(study, search.open_study(study)))
     sweep_outcome.save(study, outcome)
-    states = [trial["state"] for trial in outcome["trials"]]
+    states = [trial.state for trial in outcome.trials]
     elsewhere = 0 if code else states.count("running")  # a command that succeeds leaves none of its own
     unfinished = len(states) - states.count("running") + elsewhere < trials
     if as_json:
-        terminal.print_json(outcome)
+        terminal.print_json(typed.to_json(outcome))
     else:
         for line in sweep_outcome.lines(study, outcome, source):
             click.echo(line)
@@ -152,4 +152,4 @@ def sweep_command(
         ):
             words += [] if value is None else [name, str(value)]
         terminal.console(as_json).print(f"Resume with: {shlex.join(words)}")
-    return code or int(unfinished or (outcome["best"] is None and not elsewhere))
+    return code or int(unfinished or (outcome.best is None and not elsewhere))

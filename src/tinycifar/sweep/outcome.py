@@ -6,17 +6,17 @@ import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from tinycifar import atomic, recipes
+from tinycifar import atomic, recipes, typed
 from tinycifar.report import plots
 from tinycifar.sweep.ranges import Range
-from tinycifar.sweep.study import Study
+from tinycifar.sweep.study import Study, Trial
 from tinycifar.words import table
 
 LOOKS = {  # of the trials in each state: marker, colour, size
@@ -26,36 +26,62 @@ LOOKS = {  # of the trials in each state: marker, colour, size
 }
 
 
-def outcome(study: Study, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A sweep as plain values: what was searched, every trial, the best, and how far to trust it.
+@dataclass(frozen=True)
+class Baseline:
+    """The unchanged recipe: its values of the varied fields, and its accuracy if that trial is complete."""
+
+    parameters: Mapping[str, Any]
+    validation_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The content of `sweep.json`: what was searched, every trial, the best, and how far to trust it.
 
     `gain` is how far the best is above trial 0, the unchanged recipe. `standard_error` is that of the best accuracy on
     so many validation images, and `luck` how far above their mean the best of so many complete trials would stand if
     all were equally good and each off by one such error. All are fractions, None if no trial is complete.
     """
-    complete = [trial for trial in entries if trial["state"] == "complete"]
-    best = max(complete, key=lambda trial: (trial["validation_accuracy"], -trial["number"]), default=None)
-    baseline = next((trial["validation_accuracy"] for trial in complete if trial["number"] == 0), None)
-    error = luck = gain = None
-    if best is not None:
-        accuracy = best["validation_accuracy"]
-        error = math.sqrt(accuracy * (1 - accuracy) / study.scored_on)
-        luck = error * expected_largest(len(complete))
-        gain = None if baseline is None else accuracy - baseline
-    return {
-        "recipe": study.recipe.name,
-        "folder": str(study.folder),
-        "data": study.data,
-        "validation_images": study.scored_on,
-        "seed": study.seed,
-        "ranges": [varied.as_json() for varied in study.ranges],
-        "best": best,
-        "as_it_is": {"parameters": study.as_it_is(), "validation_accuracy": baseline},
-        "gain": gain,
-        "standard_error": error,
-        "luck": luck,
-        "trials": list(entries),
-    }
+
+    recipe: str
+    folder: str
+    data: str
+    validation_images: int
+    seed: int
+    ranges: tuple[Range, ...]
+    best: Trial | None
+    as_it_is: Baseline
+    gain: float | None
+    standard_error: float | None
+    luck: float | None
+    trials: tuple[Trial, ...]
+
+
+def outcome(study: Study, entries: Sequence[Trial]) -> Outcome:
+    """Summarise a sweep from its trials."""
+    accuracies = {trial.number: trial.validation_accuracy or 0.0 for trial in entries if trial.state == "complete"}
+    baseline = accuracies.get(0)
+    best = error = luck = gain = None
+    if accuracies:
+        number = max(accuracies, key=lambda number: (accuracies[number], -number))
+        best = next(trial for trial in entries if trial.number == number)
+        error = math.sqrt(accuracies[number] * (1 - accuracies[number]) / study.scored_on)
+        luck = error * expected_largest(len(accuracies))
+        gain = None if baseline is None else accuracies[number] - baseline
+    return Outcome(
+        recipe=study.recipe.name,
+        folder=str(study.folder),
+        data=study.data,
+        validation_images=study.scored_on,
+        seed=study.seed,
+        ranges=study.ranges,
+        best=best,
+        as_it_is=Baseline(study.as_it_is(), baseline),
+        gain=gain,
+        standard_error=error,
+        luck=luck,
+        trials=tuple(entries),
+    )
 
 
 def expected_largest(count: int) -> float:
@@ -63,15 +89,15 @@ def expected_largest(count: int) -> float:
     return statistics.NormalDist().inv_cdf((count - 0.375) / (count + 0.25)) if count > 1 else 0.0
 
 
-def save(study: Study, outcome: dict[str, Any]) -> None:
+def save(study: Study, outcome: Outcome) -> None:
     """Write `sweep.json` and, if a trial is complete, `sweep.png` and `best.toml`, each whole or not at all.
 
     The recipe in `best.toml` holds out as many validation images as the one that was varied.
     """
-    atomic.write_json(study.folder / "sweep.json", outcome)
-    if outcome["best"] is not None:
-        best = replace(study.recipe, **outcome["best"]["parameters"])
-        if outcome["best"]["number"]:
+    atomic.write_json(study.folder / "sweep.json", typed.to_json(outcome))
+    if outcome.best is not None:
+        best = replace(study.recipe, **outcome.best.parameters)
+        if outcome.best.number:
             best = replace(best, name=f"{study.recipe.name[:94]}-sweep")
         atomic.write_bytes(study.folder / "best.toml", recipes.to_toml(best).encode())
         plots.save(study.folder / "sweep.png", picture, study, outcome)
@@ -80,19 +106,19 @@ def save(study: Study, outcome: dict[str, Any]) -> None:
 # --- text ---------------------------------------------------------------------------------------------------------
 
 
-def line(entry: Mapping[str, Any]) -> str:
+def line(entry: Trial) -> str:
     """A trial in one line."""
-    accuracy = entry["validation_accuracy"]
-    result = entry["state"]
+    accuracy = entry.validation_accuracy
+    result = entry.state
     if result == "complete":
         result = f"{accuracy:.2%}"
     elif result == "pruned":
-        result = f"pruned at {accuracy:.2%} after epoch {entry['epochs']}"
+        result = f"pruned at {accuracy:.2%} after epoch {entry.epochs}"
     elif result == "failed":
-        result = f"failed: {entry['problem']}"
-    seconds = "" if entry["train_seconds"] is None else f", {entry['train_seconds']:,.1f} s"
-    which = " (the unchanged recipe)" if entry["number"] == 0 else ""
-    return f"Trial {entry['number']}{which}: {result}{seconds}; {_values(entry['parameters'])}"
+        result = f"failed: {entry.problem}"
+    seconds = "" if entry.train_seconds is None else f", {entry.train_seconds:,.1f} s"
+    which = " (the unchanged recipe)" if entry.number == 0 else ""
+    return f"Trial {entry.number}{which}: {result}{seconds}; {_values(entry.parameters)}"
 
 
 def _values(parameters: Mapping[str, Any]) -> str:
@@ -104,10 +130,10 @@ def _shown(value: object) -> str:
     return f"{value:.4g}" if is_number else str(value)
 
 
-def lines(study: Study, outcome: Mapping[str, Any], source: str | None = None) -> list[str]:
+def lines(study: Study, outcome: Outcome, source: str | None = None) -> list[str]:
     """The closing lines of a sweep; `source` is where its data was read from, as given to the command."""
-    best, count = outcome["best"], len(outcome["trials"])
-    states = [trial["state"] for trial in outcome["trials"]]
+    best, count = outcome.best, len(outcome.trials)
+    states = [trial.state for trial in outcome.trials]
     counted = ", ".join(
         f"{states.count(state)} {state}"
         for state in ("complete", "pruned", "diverged", "failed", "running")
@@ -115,20 +141,20 @@ def lines(study: Study, outcome: Mapping[str, Any], source: str | None = None) -
     )
     if best is None:
         return [f"No trial was complete ({counted or 'none was started'})"]
-    error, luck, images = outcome["standard_error"], outcome["luck"], outcome["validation_images"]
+    error, luck, images = outcome.standard_error or 0.0, outcome.luck, outcome.validation_images
     text = [
-        f"Best of {count} trials ({counted}): trial {best['number']}, {best['validation_accuracy']:.2%} on "
+        f"Best of {count} trials ({counted}): trial {best.number}, {best.validation_accuracy:.2%} on "
         f"{images:,} validation images (one standard error: {100 * error:.2f} points)"
     ]
     rows = [["field", "best", "recipe"]]
-    for name, value in outcome["as_it_is"]["parameters"].items():
-        rows.append([name, *map(_shown, (best["parameters"][name], value))])
+    for name, value in outcome.as_it_is.parameters.items():
+        rows.append([name, *map(_shown, (best.parameters[name], value))])
     text += table(rows)
-    if best["number"] == 0:
+    if best.number == 0:
         text.append("No trial was better than the unchanged recipe.")
-    elif outcome["gain"] is not None:
-        baseline = outcome["as_it_is"]["validation_accuracy"]
-        text.append(f"That is {100 * outcome['gain']:.2f} points above the unchanged recipe (trial 0, {baseline:.2%}).")
+    elif outcome.gain is not None:
+        baseline = outcome.as_it_is.validation_accuracy
+        text.append(f"That is {100 * outcome.gain:.2f} points above the unchanged recipe (trial 0, {baseline:.2%}).")
     if luck:
         complete = states.count("complete")
         text.append(
@@ -147,9 +173,9 @@ def lines(study: Study, outcome: Mapping[str, Any], source: str | None = None) -
 # --- picture ------------------------------------------------------------------------------------------------------
 
 
-def picture(study: Study, outcome: Mapping[str, Any]) -> Figure:
+def picture(study: Study, outcome: Outcome) -> Figure:
     """Validation accuracy over each varied field, and over the trials with the best so far."""
-    trials = [trial for trial in outcome["trials"] if trial["state"] in LOOKS]
+    trials = [trial for trial in outcome.trials if trial.state in LOOKS]
     low, high = limits(outcome)
     panels = len(study.ranges) + 1
     columns = 2 if panels == 4 else min(panels, 3)
@@ -158,26 +184,27 @@ def picture(study: Study, outcome: Mapping[str, Any]) -> Figure:
     axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for panel in axes[panels:]:
         panel.set_axis_off()
-    best, error = outcome["best"], 100 * outcome["standard_error"]
-    gain = "" if not outcome["gain"] else f", {100 * outcome['gain']:.2f} points above the unchanged recipe"
+    best, error = outcome.best, 100 * (outcome.standard_error or 0.0)
+    assert best is not None
+    gain = "" if not outcome.gain else f", {100 * outcome.gain:.2f} points above the unchanged recipe"
     figure.suptitle(
-        f"{study.recipe.name}: best of {len(outcome['trials'])} trials {best['validation_accuracy']:.2%} on "
-        f"{outcome['validation_images']:,} validation images{gain}",
+        f"{study.recipe.name}: best of {len(outcome.trials)} trials {_height(best):.2f}% on "
+        f"{outcome.validation_images:,} validation images{gain}",
         wrap=True,
     )
     for number, panel in enumerate(axes[:panels]):
         varied = study.ranges[number] if number < len(study.ranges) else None
         panel.grid(alpha=0.3)
         panel.axhspan(
-            100 * best["validation_accuracy"] - error,
-            100 * best["validation_accuracy"] + error,
+            _height(best) - error,
+            _height(best) + error,
             color=plots.COLOURS[4],
             alpha=0.2,
             linewidth=0,
             label="best, one standard error",
         )
         for state, (marker, colour, size) in LOOKS.items():
-            shown = [trial for trial in trials if trial["state"] == state]
+            shown = [trial for trial in trials if trial.state == state]
             if shown:
                 panel.scatter(
                     [_place(varied, trial) for trial in shown],
@@ -191,7 +218,7 @@ def picture(study: Study, outcome: Mapping[str, Any]) -> Figure:
                     zorder=3,
                 )
         for trial, marker, colour, label in (
-            (next((trial for trial in trials if trial["number"] == 0), None), "s", "#009e73", "the unchanged recipe"),
+            (next((trial for trial in trials if trial.number == 0), None), "s", "#009e73", "the unchanged recipe"),
             (best, "*", plots.COLOURS[4], "best"),
         ):
             if trial is not None:
@@ -224,27 +251,27 @@ def picture(study: Study, outcome: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def limits(outcome: Mapping[str, Any]) -> tuple[float, float]:
-    """The lowest and the highest accuracy that a picture shows, in per cent.
+def limits(outcome: Outcome) -> tuple[float, float]:
+    """The lowest and the highest accuracy that a picture shows, in per cent; a trial must be complete.
 
     They follow the noise and the better half of the complete trials, so that what failed does not flatten the rest.
     """
-    values = [100 * trial["validation_accuracy"] for trial in outcome["trials"] if trial["state"] == "complete"]
-    best, error = max(values), max(100 * outcome["standard_error"], 0.05)
+    values = [_height(trial) for trial in outcome.trials if trial.state == "complete"]
+    best, error = max(values), max(100 * (outcome.standard_error or 0.0), 0.05)
     spread = max(best - statistics.median(values), error)
     return max(max(min(values), best - 3 * spread) - error, 0), min(best + 2 * error, 100 + error)
 
 
-def _height(entry: Mapping[str, Any]) -> float:
+def _height(entry: Trial) -> float:
     """Where a trial is drawn, in per cent; one that diverged lies below everything."""
-    accuracy = entry["validation_accuracy"]
-    return -1.0 if accuracy is None or entry["state"] == "diverged" else 100 * accuracy
+    accuracy = entry.validation_accuracy
+    return -1.0 if accuracy is None or entry.state == "diverged" else 100 * accuracy
 
 
-def _place(varied: Range | None, entry: Mapping[str, Any]) -> float:
+def _place(varied: Range | None, entry: Trial) -> float:
     if varied is None:
-        return float(entry["number"])
-    value = entry["parameters"][varied.field]
+        return float(entry.number)
+    value = entry.parameters[varied.field]
     if varied.kind == "choice":
         return float(varied.values.index(value)) if value in varied.values else float(len(varied.values))
     return float(value)
@@ -270,15 +297,15 @@ def _name_values(panel: Axes, varied: Range, as_it_is: Any) -> None:
         panel.axvline(end, color="#7f7f7f", linestyle=":", linewidth=1, label=label)
 
 
-def _best_so_far(panel: Axes, trials: Sequence[Mapping[str, Any]]) -> None:
+def _best_so_far(panel: Axes, trials: Sequence[Trial]) -> None:
     numbers: list[int] = []
     heights: list[float] = []
     for trial in trials:
-        if trial["state"] == "complete":
-            numbers.append(trial["number"])
-            heights.append(max([100 * trial["validation_accuracy"], *heights[-1:]]))
+        if trial.state == "complete":
+            numbers.append(trial.number)
+            heights.append(max([_height(trial), *heights[-1:]]))
     panel.step(
-        [*numbers, trials[-1]["number"]], [*heights, heights[-1]], where="post", color=plots.BLUE, label="best so far"
+        [*numbers, trials[-1].number], [*heights, heights[-1]], where="post", color=plots.BLUE, label="best so far"
     )
     panel.set_xlabel("trial")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from tinycifar import data, signals
 from tinycifar.data import Dataset
 from tinycifar.scale import jobs as processes
 from tinycifar.sweep import study as sweep_study
-from tinycifar.sweep.study import Study
+from tinycifar.sweep.study import Study, Trial
 from tinycifar.sweep.trials import Stopped as Stopped
 from tinycifar.sweep.trials import entries as entries
 from tinycifar.sweep.trials import open_study as open_study
@@ -41,19 +40,19 @@ def search(
     jobs: int = 1,
     source: str | None = None,
     device: str = "auto",
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Trial]:
     """Train until the study has that many trials, and give each as in `entries` when it has ended, in whatever process.
 
     With several jobs each is a process with its part of torch's threads. Raises Stopped at a signal, when all processes
     have stopped, and WorkersDied at the end if some of them failed.
     """
     stored = open_study(study)
-    reported = {entry["number"] for entry in entries(study, stored) if entry["state"] != "running"}
+    reported = {entry.number for entry in entries(study, stored) if entry.state != "running"}
 
-    def new_entries() -> Iterator[dict[str, Any]]:
+    def new_entries() -> Iterator[Trial]:
         for entry in entries(study, stored):
-            if entry["state"] != "running" and entry["number"] not in reported:
-                reported.add(entry["number"])
+            if entry.state != "running" and entry.number not in reported:
+                reported.add(entry.number)
                 yield entry
 
     try:
@@ -76,7 +75,7 @@ def search(
                         problems.append(f"worker {ended.index} ended with {ended.code}: {ended.problem}")
                 time.sleep(POLL_SECONDS)
         yield from new_entries()
-        if stop.received and sum(entry["state"] != "running" for entry in entries(study, stored)) < trials:
+        if stop.received and sum(entry.state != "running" for entry in entries(study, stored)) < trials:
             raise Stopped(stop.received)
         if problems:
             raise WorkersDied("; ".join(problems))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,31 @@ class Study:
     scored_on: int
     seed: int
 
-    def trained(self, values: dict[str, Any]) -> Recipe:
+    def trained(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe of a trial with these values."""
         return replace(self.recipe, validation_images=self.validation_images, **values)
 
     def as_it_is(self) -> dict[str, Any]:
         """What the unchanged recipe has for the varied fields."""
         return {varied.field: getattr(self.recipe, varied.field) for varied in self.ranges}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that was started.
+
+    The state is "complete", "pruned" (ended early, as three quarters of the earlier ones were better then), "diverged",
+    "failed" or "running"; the accuracy is that after the last epoch, None before the first.
+    """
+
+    number: int
+    parameters: Mapping[str, Any]
+    state: str
+    validation_accuracy: float | None
+    epochs: int
+    train_seconds: float | None
+    run: str
+    problem: str | None
 
 
 def create(

@@ -21,7 +21,7 @@ from tinycifar import checkpoint, data, run, training
 from tinycifar.data import Dataset
 from tinycifar.recipes import Recipe
 from tinycifar.sweep.ranges import Range
-from tinycifar.sweep.study import Study
+from tinycifar.sweep.study import Study, Trial
 
 MOST_STARTS = 3  # of a trial whose process was killed each time in one epoch: perhaps it wants more memory
 # The worst quarter at a check is pruned. While the learning rate is high, accuracies say little of where trials end:
@@ -174,29 +174,25 @@ def _lock_of(study: Study, number: int) -> FileLock | None:
     return lock
 
 
-def entries(study: Study, stored: optuna.Study) -> list[dict[str, Any]]:
-    """Each trial that was started: its number, parameters, state, validation accuracy, epochs, seconds, run, problem.
-
-    The state is "complete", "pruned" (ended early, as three quarters of those before were better then), "diverged",
-    "failed" or "running"; the accuracy is that after the last epoch, None before the first.
-    """
+def entries(study: Study, stored: optuna.Study) -> list[Trial]:
+    """Each trial that was started."""
     return [_entry(study, trial) for trial in stored.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
 
-def _entry(study: Study, trial: FrozenTrial) -> dict[str, Any]:
+def _entry(study: Study, trial: FrozenTrial) -> Trial:
     problem = trial.user_attrs.get("problem")
     state = "diverged" if trial.state == TrialState.PRUNED and problem else STATES[trial.state]
     epochs = max(trial.intermediate_values, default=0)
-    return {
-        "number": trial.number,
-        "parameters": dict(trial.params) if trial.number else study.as_it_is(),
-        "state": state,
-        "validation_accuracy": trial.value if state == "complete" else trial.intermediate_values.get(epochs),
-        "epochs": epochs,
-        "train_seconds": trial.user_attrs.get("train_seconds"),
-        "run": str(study.folder / "trials" / str(trial.number)),
-        "problem": problem,
-    }
+    return Trial(
+        number=trial.number,
+        parameters=dict(trial.params) if trial.number else study.as_it_is(),
+        state=state,
+        validation_accuracy=trial.value if state == "complete" else trial.intermediate_values.get(epochs),
+        epochs=epochs,
+        train_seconds=trial.user_attrs.get("train_seconds"),
+        run=str(study.folder / "trials" / str(trial.number)),
+        problem=problem,
+    )
 
 
 # --- trials -------------------------------------------------------------------------------------------------------
