@@ -84,7 +84,8 @@ def test_ranges_are_read_as_the_fields_types() -> None:
         ("nesterov", "choice", (True, False), False),
         ("epochs", "choice", (2, 4), False),
     ]
-    assert [ranges.from_json(json.loads(json.dumps(of.as_json()))) for of in found] == list(found)
+    content = json.loads(json.dumps(typed.to_json(found)))
+    assert [typed.from_json(ranges.Range, item, "ranges") for item in content] == list(found)
     assert tuple(ranges.parse(map(str, found), RECIPE)) == found
 
 

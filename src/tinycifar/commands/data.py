@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -29,10 +28,7 @@ def fetch(source: str | None, as_json: bool) -> None:
             f"{source} is not CIFAR-10; own images need no fetching: run `tinycifar train --data {source}`"
         )
     folder = cifar10.fetch(Path(source) if source else None)
-    if as_json:
-        terminal.print_json({"folder": str(folder)})
-    else:
-        click.echo(f"CIFAR-10 is in {folder}, verified")
+    terminal.show(as_json, {"folder": folder}, f"CIFAR-10 is in {folder}, verified")
 
 
 @data_group.command()
@@ -40,11 +36,9 @@ def fetch(source: str | None, as_json: bool) -> None:
 def verify(as_json: bool) -> int:
     """Check every file in the cache against the published digests; exit code 1 if one is missing or differs."""
     states = cifar10.verify()
-    if as_json:
-        terminal.print_json({"files": [asdict(state) for state in states]})
-    else:
-        for state in states:
-            click.echo(f"{state.name}: {'ok' if state.ok else state.problem}")
+    terminal.show(
+        as_json, {"files": states}, *(f"{state.name}: {'ok' if state.ok else state.problem}" for state in states)
+    )
     return 0 if all(state.ok for state in states) else 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tinycifar import catalog, data, typed
+from tinycifar import catalog, data
 from tinycifar.commands import terminal
 
 
@@ -65,13 +65,9 @@ def evaluate(
         evaluation.save(out)
     except OSError as error:
         code = terminal.fail(f"cannot write the evaluation: {terminal.problem(error)}", 1)
-    if as_json:
-        terminal.print_json(typed.to_json(evaluation.scores))
-        return code
-    for lines in (text.scores, text.by_class, text.robustness):
-        for line in lines(evaluation.scores):
-            click.echo(line)
-    click.echo(f"{evaluation.scores.images_per_second:,.0f} images/s")
+    scores = evaluation.scores
+    lines = [*text.scores(scores), *text.by_class(scores), *text.robustness(scores)]
+    terminal.show(as_json, scores, *lines, f"{scores.images_per_second:,.0f} images/s")
     return code
 
 
@@ -91,10 +87,7 @@ def report_command(directory: Path, source: str | None, as_json: bool) -> int:
             dataset = data.load(source, image_size=recipe.image_size, fit=recipe.fit, display=display)
     path = run_page.write(directory, dataset)
     plots.save_curves(directory)
-    if as_json:
-        terminal.print_json({"report": str(path)})
-    else:
-        click.echo(f"Report: {path}")
+    terminal.show(as_json, {"report": path}, f"Report: {path}")
     return 0
 
 
@@ -113,9 +106,5 @@ def compare_command(directories: tuple[Path, ...], out: Path, overwrite: bool, a
     from tinycifar import library
 
     comparison = library.compare(directories, out, overwrite=overwrite)
-    if as_json:
-        terminal.print_json({"page": str(out), **comparison.as_json()})
-    else:
-        for line in (*comparison.lines(), f"Page: {out}"):
-            click.echo(line)
+    terminal.show(as_json, {"page": out, **comparison.as_json()}, *comparison.lines(), f"Page: {out}")
     return 0

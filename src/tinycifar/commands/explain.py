@@ -47,12 +47,12 @@ def explain_command(
     entries = list(terminal.progress(work, len(files), "Pictures"))
     unreadable = [entry for entry in entries if "problem" in entry]
     explained = [entry for entry in entries if "problem" not in entry]
-    if as_json:
-        terminal.print_json({"model": model_name, "explanations": explained, "unreadable": unreadable})
-    else:
-        for entry in explained:
-            file, drawn = words.printable(entry["file"]), words.printable(entry["picture"])
-            click.echo(f"{file}: {entry['class']} {entry['probability']:.1%}, drawn in {drawn}")
+    lines = [
+        f"{words.printable(entry['file'])}: {entry['class']} {entry['probability']:.1%}, drawn in "
+        f"{words.printable(entry['picture'])}"
+        for entry in explained
+    ]
+    terminal.show(as_json, {"model": model_name, "explanations": explained, "unreadable": unreadable}, *lines)
     for entry in unreadable:
         terminal.fail(entry["problem"], 1)
     return 1 if unreadable else 0

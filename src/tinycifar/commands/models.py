@@ -25,11 +25,8 @@ def models_command(max_parameters: int | None, max_macs: int | None, as_json: bo
         {name: row for name, row in rows.items() if all(row[size] <= limit for size, limit in limits.items())}
         for rows in (catalog.shipped(), recipes.architectures())
     )
-    if as_json:
-        terminal.print_json({"shipped": shipped, "architectures": architectures})
-        return
-    for line in [*_shipped(shipped), "", *_architectures(architectures)]:
-        click.echo(line)
+    content = {"shipped": shipped, "architectures": architectures}
+    terminal.show(as_json, content, *_shipped(shipped), "", *_architectures(architectures))
 
 
 def _shipped(rows: dict[str, dict[str, Any]]) -> list[str]:

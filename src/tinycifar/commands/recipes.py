@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from tinycifar import recipes
@@ -20,7 +18,7 @@ def recipes_group(context: click.Context, as_json: bool) -> None:
             raise ValueError(f"put --json after {context.invoked_subcommand}")
         return
     if as_json:
-        terminal.print_json({"recipes": [asdict(recipe) for recipe in recipes.RECIPES.values()]})
+        terminal.print_json({"recipes": list(recipes.RECIPES.values())})
         return
     for recipe in recipes.RECIPES.values():
         measured = "not measured"
@@ -42,6 +40,6 @@ def show_recipe(recipe_name: str, as_json: bool) -> None:
     """
     recipe = recipes.get(recipe_name)
     if as_json:
-        terminal.print_json(asdict(recipe))
+        terminal.print_json(recipe)
     else:
         click.echo(recipes.to_toml(recipe), nl=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinycifar import catalog, data, typed, words
+from tinycifar import catalog, data, words
 from tinycifar.commands import terminal
 
 if TYPE_CHECKING:
@@ -64,11 +64,8 @@ def export_command(
         with terminal.display(to_stderr=True) as display:
             dataset = data.load(source, image_size=model.image_size, fit=model.fit, display=display)
     exported = library.export(model_name, out, format=kind, data=dataset, int8=variant, overwrite=overwrite)
-    if as_json:
-        terminal.print_json(typed.to_json(exported))
-        return
-    for line in _c_lines(exported) if isinstance(exported, ExportedC) else _file_lines(exported, kind):
-        click.echo(line)
+    lines = _c_lines(exported) if isinstance(exported, ExportedC) else _file_lines(exported, kind)
+    terminal.show(as_json, exported, *lines)
 
 
 def _file_lines(exported: Exported, kind: str) -> list[str]:

@@ -46,7 +46,4 @@ def summary_command(model_name: str, plot: Path | None, overwrite: bool, as_json
         images = data.sample(model.image_size).test_images
         field = heatmaps.effective_receptive_field(model, images)
         plots.save(plot, plots.receptive_fields, table, field, images[plots.EXAMPLE], words.printable(label))
-    if as_json:
-        terminal.print_json(summary.as_json(table))
-    else:
-        click.echo(summary.render(table))
+    terminal.show(as_json, summary.as_json(table), summary.render(table))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tinycifar import data, recipes, typed
+from tinycifar import data, recipes
 from tinycifar.commands import terminal
 from tinycifar.words import counted
 
@@ -126,11 +126,7 @@ def sweep_command(
     states = [trial.state for trial in outcome.trials]
     elsewhere = 0 if code else states.count("running")  # a command that succeeds leaves none of its own
     unfinished = len(states) - states.count("running") + elsewhere < trials
-    if as_json:
-        terminal.print_json(typed.to_json(outcome))
-    else:
-        for line in sweep_outcome.lines(study, outcome, source):
-            click.echo(line)
+    terminal.show(as_json, outcome, *sweep_outcome.lines(study, outcome, source))
     if elsewhere:
         terminal.console(as_json).print(
             f"Another process runs {elsewhere} of the trials; rerun this command to see their results"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from tinycifar import catalog, data, words
+from tinycifar import catalog, data, typed, words
 from tinycifar.data import sources
 
 if TYPE_CHECKING:  # none of it is needed to parse a command line or to print a list
@@ -132,9 +132,18 @@ def progress(items: Iterable[Item], total: int, description: str) -> Iterator[It
         yield from bar.track(items, total=total, description=description)
 
 
-def print_json(content: dict[str, Any]) -> None:
-    """Print one JSON object."""
-    click.echo(json.dumps(content, allow_nan=False))  # in ASCII, which every stream takes
+def print_json(content: object) -> None:
+    """Print a dictionary or a dataclass as one JSON object."""
+    click.echo(json.dumps(typed.to_json(content), allow_nan=False))  # in ASCII, which every stream takes
+
+
+def show(as_json: bool, content: object, *lines: str) -> None:
+    """Print a result: `content` as one JSON object, or the lines."""
+    if as_json:
+        print_json(content)
+    else:
+        for line in lines:
+            click.echo(line)
 
 
 def problem(error: OSError) -> str:

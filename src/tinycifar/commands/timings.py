@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
-from tinycifar import atomic, catalog, data, recipes
+from tinycifar import atomic, catalog, data, recipes, typed
 from tinycifar.bench import INFER_ROUNDS, startup
 from tinycifar.commands import terminal
 
@@ -26,10 +24,7 @@ def step(model_name: str, threads: int | None, as_json: bool) -> None:
 
     terminal.set_threads(threads)
     result = timing.bench_step(model_name)
-    if as_json:
-        terminal.print_json(asdict(result))
-    else:
-        click.echo(timing.render(result))
+    terminal.show(as_json, result, timing.render(result))
 
 
 @bench_group.command("train")
@@ -54,13 +49,10 @@ def train_bench(recipe_name: str, runs: int, steps: int, record: bool, threads: 
     path = run.record_path(recipe_name, name, torch.device("cpu")) if record else None
     console = terminal.console(as_json)
     result = timing.bench_train(data.load(), recipe_name=recipe_name, runs=runs, steps=steps, console=console)
-    if as_json:
-        terminal.print_json(asdict(result))
-    else:
-        click.echo(timing.render_train(result))
+    terminal.show(as_json, result, timing.render_train(result))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_json(path, asdict(result))
+        atomic.write_json(path, typed.to_json(result))
         console.print(f"Record: {path}")
     if not as_json:
         click.echo(_how_to_contribute(recipe_name, name, recorded=path is not None))
@@ -99,12 +91,9 @@ def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     result = infer.bench_infer(model_names or tuple(catalog.shipped()), rounds=rounds)
-    if as_json:
-        terminal.print_json(asdict(result))
-    else:
-        click.echo(infer.render(result))
+    terminal.show(as_json, result, infer.render(result))
     if path is not None:
-        atomic.write_json(path, asdict(result))
+        atomic.write_json(path, typed.to_json(result))
         terminal.console(as_json).print(f"Record: {path}")
 
 
@@ -121,7 +110,4 @@ def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads
 def startup_bench(rounds: int, against: str | None, as_json: bool) -> None:
     """Time the start of commands, relative to Python itself and to loading PyTorch."""
     result = startup.bench_startup(rounds=rounds, against=against)
-    if as_json:
-        terminal.print_json(asdict(result))
-    else:
-        click.echo(startup.render(result))
+    terminal.show(as_json, result, startup.render(result))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any
 
@@ -34,10 +34,6 @@ class Range:
             return value in self.values
         return bool(self.values[0] <= value <= self.values[1])
 
-    def as_json(self) -> dict[str, Any]:
-        """The fields as JSON returns them."""
-        return {**asdict(self), "values": list(self.values)}
-
     def __str__(self) -> str:
         if self.kind == "choice":
             return f"{self.field}={','.join(map(_text, self.values))}"
@@ -46,11 +42,6 @@ class Range:
 
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def from_json(content: dict[str, Any]) -> Range:
-    """A range from the result of `as_json`."""
-    return Range(**{**content, "values": tuple(content["values"])})
 
 
 def parse(texts: Iterable[str], recipe: Recipe) -> tuple[Range, ...]:

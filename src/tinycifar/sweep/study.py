@@ -10,10 +10,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from tinycifar import atomic
+from tinycifar import atomic, typed
 from tinycifar.data import Dataset
 from tinycifar.recipes import Recipe
-from tinycifar.sweep import ranges
 from tinycifar.sweep.ranges import Range
 
 
@@ -109,8 +108,9 @@ def create(
         if path.exists():
             _check_same(study, read(out))
         else:
-            content = {**asdict(study), "ranges": [item.as_json() for item in varied]}
-            atomic.write_json(path, {name: value for name, value in content.items() if name != "folder"})
+            content = typed.to_json(study)
+            del content["folder"]
+            atomic.write_json(path, content)
     return study
 
 
@@ -119,10 +119,10 @@ def read(folder: Path) -> Study:
     path = folder / "study.json"
     content = atomic.read_json(path)
     try:
-        varied = tuple(map(ranges.from_json, content.pop("ranges")))
+        varied = tuple(typed.from_json(Range, item, "ranges") for item in content.pop("ranges"))
         return Study(folder, Recipe(**content.pop("recipe")), varied, **content)
     except (TypeError, ValueError, AttributeError, LookupError) as error:
-        raise ValueError(f"{path} is no study that this version knows: {error}") from None
+        raise ValueError(f"{path} is not a study of this version: {error}") from None
 
 
 def _check_same(study: Study, stored: Study) -> None:
