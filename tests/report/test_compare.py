@@ -98,7 +98,7 @@ def test_a_seed_that_was_not_finished_is_left_out_and_named(tmp_path: Path) -> N
     many = seeds_of(tmp_path / "many", RECIPE, [850, 852, 854])
     (many / "seed-1" / "evaluation.json").unlink()
     found = compare.compare([many])
-    assert [member.seed for member in found.contenders[0].runs] == [0, 2]
+    assert [member.environment.seed for member in found.contenders[0].runs] == [0, 2]
     assert f"{many / 'seed-1'} is not finished and is left out." in found.lines()
     for seed in (0, 2):
         (many / f"seed-{seed}" / "evaluation.json").unlink()
