@@ -129,7 +129,7 @@ def test_evaluating_a_run_gives_the_accuracy_that_training_gave(tinycifar: Any, 
 def test_evaluate_prints_scores_by_class_and_the_confusion_matrix(tinycifar: Any, trained: Path) -> None:
     content = tinycifar("evaluate", trained, "--json").json
     lines = tinycifar("evaluate", trained).out.splitlines()
-    assert any("no temperature, as it is fitted on validation images only" in line for line in lines)
+    assert any("no temperature: it is fitted on validation images only" in line for line in lines)
     for row, counts in zip(content["classes"], content["confusion"], strict=True):
         score, confusion = (line.split() for line in lines if line.startswith(row["class"]))
         assert score[1:] == [str(row["images"]), *(f"{row[name]:.2%}" for name in ("precision", "recall", "f1"))]
