@@ -81,7 +81,7 @@ def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads
     """Time inference of MODELs (default: all shipped), ResNet-8 and ResNet-20 in PyTorch, ONNX and int8, in turn."""
     import torch
 
-    from tinycifar import run
+    from tinycifar import machine, run
     from tinycifar.bench import infer
 
     if record and (model_names or rounds != INFER_ROUNDS):
