@@ -93,7 +93,7 @@ def test_a_seed_that_is_killed_is_reported_and_no_other_ones_result_is_its(
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     done = tinycifar("train", "--data", "sample", "--limit", "32", "--seeds", "3", "--out", "many", "--jobs", "2")
     assert (done.code, done.err) == (1, "tinycifar: seed 1: it was killed by signal 9\n")
-    assert "The speed in parallel is not known: a training on few images failed" in done.out
+    assert "The speed in parallel is unknown: a training on few images failed" in done.out
     assert json.loads(Path("many/summary.json").read_text())["finished"] == [0, 2]
 
 
