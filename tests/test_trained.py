@@ -63,7 +63,7 @@ def test_what_is_no_weights_file_of_ours_is_refused_by_name(weights: Path, tmp_p
         "empty": "is no run directory: it holds no model.safetensors",
         "text.safetensors": "is not a readable safetensors file",
         "short.safetensors": "is not a readable safetensors file",
-        "foreign.safetensors": "does not name its model, classes and data; no tinycifar",
+        "foreign.safetensors": "does not name its model, classes and data: this version of tinycifar",
         "count.safetensors": "does not name its model, classes and data",
         "misfit.safetensors": "weights that do not fit the model c1c2c3c4o",
         "unknown.safetensors": "unknown model 'vgg'",
