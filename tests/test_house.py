@@ -14,7 +14,19 @@ STAGES = [
     {"data", "dataset", "pictures"},  # the last two are former names of modules in `data`
     {"scale"},
     # the core of the pipeline
-    {"augment", "checkpoint", "distill", "epochs", "evaluation", "heatmaps", "inference", "labels", "metrics", "models"}
+    {
+        "augment",
+        "checkpoint",
+        "distill",
+        "epochs",
+        "evaluation",
+        "heatmaps",
+        "inference",
+        "labels",
+        "layers",
+        "metrics",
+        "models",
+    }
     | {
         "numpy_model",
         "optim",

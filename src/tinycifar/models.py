@@ -11,11 +11,17 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tinycifar import catalog
 from tinycifar.catalog import MOST_PIXELS
 from tinycifar.data.dataset import MEAN, STD
+from tinycifar.layers import MirroredBlock as MirroredBlock
+from tinycifar.layers import MirroredBottleneck as MirroredBottleneck
+from tinycifar.layers import MirroredConv as MirroredConv
+from tinycifar.layers import MirroredLinear as MirroredLinear
+from tinycifar.layers import MirroredNorm as MirroredNorm
+from tinycifar.layers import WhiteningStem as WhiteningStem
+from tinycifar.layers import written_out as written_out
 
 WHITENING_IMAGES = 2_000  # 450,000 patches for the second moments of 48 values
 
@@ -26,7 +32,7 @@ class Classifier(nn.Sequential):
     `mean` and `std` are buffers of shape (3, 1, 1), in units of the [0, 1] pixel scale. They are no layer of their own,
     so a layer table shows the architecture alone. `image_size` is the side, in pixels, of the images that it is for;
     `IMAGE_SIZES` are those that an architecture takes. `classes` and `temperature` are what `tinycifar.load` knows of a
-    trained one: the names of its outputs, and what logits are to be divided by before probabilities are told.
+    trained one: the names of its outputs, and what logits are divided by before the softmax.
     """
 
     IMAGE_SIZES: ClassVar[range] = range(16, MOST_PIXELS + 1, 8)
@@ -117,182 +123,22 @@ class C1C2C3C4O(Classifier):
     IMAGE_SIZES = range(17, MOST_PIXELS + 1)  # of what is smaller, unpadded convolutions leave nothing
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, dropout: float = 0.1) -> None:
-        one, two, three = (scaled(channels, width) for channels in (32, 64, 128))
+        narrow, middle, wide = (scaled(channels, width) for channels in (32, 64, 128))
         super().__init__(
-            Block1(3, one),
-            Block2(one, two),
-            Block3(two, three),
-            Block4(three, two),
+            Block1(3, narrow),
+            Block2(narrow, middle),
+            Block3(middle, wide),
+            Block4(wide, middle),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Dropout(dropout),
-            nn.Linear(two, num_classes),
+            nn.Linear(middle, num_classes),
         )
-
-
-class WhiteningStem(nn.Conv2d):
-    """A 4x4 convolution of stride 2 whose fixed filters make patches of an image uncorrelated and of equal variance.
-
-    Half of the filters are the first principal components of 4x4 patches and of their mirror images, each divided by
-    its standard deviation, the other half their negatives, so that a ReLU behind loses nothing; components without
-    variance get filters of zeros. From cifar10-fast (Page
-    2019) and airbench (Jordan 2024, arXiv:2404.00498), which whiten smaller patches without a stride.
-    """
-
-    EPSILON = 5e-4  # added to the variances: components that are nearly constant are not blown up
-    NO_VARIANCE = 1e-5  # below it a component is no more than rounding, as two thirds of them are on grey images
-
-    def __init__(self, out_channels: int) -> None:
-        super().__init__(3, out_channels, 4, stride=2, padding=1, bias=False)
-        self.weight.requires_grad_(False)
-
-    @torch.no_grad()
-    def fit(self, images: Tensor) -> Tensor:
-        """Set the filters from normalised images (N, 3, H, W); gives the channel each one becomes in a mirror image."""
-        patches = functional.unfold(images, 4, stride=2).transpose(1, 2).flatten(0, 1)
-        moments = (patches.T @ patches / len(patches)).cpu().double()
-        places = torch.arange(moments.shape[0]).view(self.weight.shape[1:])
-        mirrored = places.flip(2).flatten()
-        # The mirror image of a component is itself or its negative; the last term tells those of equal variance apart.
-        mirror = torch.eye(len(mirrored), dtype=torch.float64)[mirrored]
-        variances, components = torch.linalg.eigh((moments + moments[mirrored][:, mirrored]) / 2 + 1e-6 * mirror)
-        components = torch.where(variances > self.NO_VARIANCE, components, 0)
-        filters = (components / (variances.clamp(min=0) + self.EPSILON).sqrt()).T.flip(0)[: self.out_channels // 2]
-        even = (filters * filters[:, mirrored]).sum(1) > 0
-        filters = filters.view(-1, *self.weight.shape[1:])
-        self.weight.copy_(torch.cat([filters, -filters]))
-        channel, negative = torch.arange(self.out_channels).view(2, -1)
-        return torch.cat([torch.where(even, channel, negative), torch.where(even, negative, channel)])
 
 
 def whitening_channels(channels: int, width: float) -> int:
     """As `scaled`, but no more than there are components of 4x4 patches and their negatives."""
     return min(scaled(channels, width), 2 * 3 * 4 * 4)
-
-
-class MirroredConv(nn.Conv2d):
-    """A convolution to which a mirrored image is the same image, seen by other channels.
-
-    It holds half of its filters; the others are their mirror images. `mirror` (in_channels) says which channel each of
-    its inputs becomes where the image is mirrored. Of its outputs the two halves then change places, which is also
-    what it expects of its inputs unless told otherwise. A group convolution (Cohen & Welling 2016, arXiv:1602.07576).
-    """
-
-    mirror: Tensor
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
-        super().__init__(in_channels, out_channels // 2, kernel_size, padding=kernel_size // 2, bias=False)
-        self.register_buffer("mirror", torch.arange(in_channels).roll(in_channels // 2))
-        nn.init.dirac_(self.weight[: in_channels // 2].detach())
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (N, in_channels, H, W) -> (N, out_channels, H, W)."""
-        weight = torch.cat([self.weight, self.weight.flip(3)[:, self.mirror]])
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        return functional.conv2d(inputs, weight, padding=self.padding)
-
-
-class MirroredNorm(nn.Module):
-    """Batch normalisation behind a `MirroredConv`, with one learned shift for a channel and its mirror image.
-
-    It learns no scale, which the next filters can have as well. In evaluation a pair shares its statistics too.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int, momentum: float = 0.2) -> None:
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(channels // 2))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-        self.momentum = momentum
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (N, channels, H, W) -> the same shape."""
-        mean, variance = self.running_mean, self.running_var
-        if not self.training:
-            mean, variance = ((values + values.roll(len(values) // 2)) / 2 for values in (mean, variance))
-        shift = torch.cat([self.shift, self.shift])
-        return functional.batch_norm(inputs, mean, variance, None, shift, self.training, self.momentum)
-
-
-class MirroredBlock(nn.Module):
-    """A mirrored convolution, max-pooling by 2 where asked for, normalisation and ReLU, in this order.
-
-    Pooling first leaves a quarter of the work to the rest. With `residual` the input, of the same shape as the output,
-    is added before the ReLU. Filters start as the identity as far as there are input channels.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 3,
-        *,
-        pool: bool = False,
-        residual: bool = False,
-    ) -> None:
-        super().__init__()
-        conv = MirroredConv(in_channels, out_channels, kernel_size)
-        self.layers = nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), MirroredNorm(out_channels))
-        self.activation = nn.ReLU(inplace=True)
-        self.residual = residual
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (N, in_channels, H, W) -> (N, out_channels, H, W), or half of H and W with pooling."""
-        outputs: Tensor = self.layers(inputs)
-        activated: Tensor = self.activation(outputs + inputs if self.residual else outputs)
-        return activated
-
-
-class MirroredBottleneck(nn.Module):
-    """A residual block whose 3x3 convolution works on fewer channels, between two of 1x1 (He et al. 2016)."""
-
-    def __init__(self, channels: int, inner_channels: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            MirroredConv(channels, inner_channels, 1),
-            MirroredNorm(inner_channels),
-            nn.ReLU(inplace=True),
-            MirroredConv(inner_channels, inner_channels),
-            MirroredNorm(inner_channels),
-            nn.ReLU(inplace=True),
-            MirroredConv(inner_channels, channels, 1),
-            MirroredNorm(channels),
-        )
-        self.activation = nn.ReLU(inplace=True)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (N, channels, H, W) -> the same shape."""
-        activated: Tensor = self.activation(self.layers(inputs) + inputs)
-        return activated
-
-
-class MirroredLinear(nn.Linear):
-    """A linear layer without bias on the sums of a channel and its mirror image, scaled by 1 / sqrt(in_features).
-
-    Its weights are then of order 1 and learn well at the rate of the normalisations' shifts, not at one of their own.
-    """
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features // 2, out_features, bias=False)
-        nn.init.normal_(self.weight)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (N, in_features) -> (N, out_features)."""
-        one, other = features.chunk(2, dim=1)
-        return super().forward((one + other) * features.shape[1] ** -0.5)
-
-
-def written_out(model: nn.Module) -> int:
-    """The number of parameters if those that a mirrored layer uses twice were there twice."""
-    mirrored = (MirroredConv, MirroredNorm, MirroredLinear)
-    return sum(
-        parameter.numel() * (2 if isinstance(module, mirrored) else 1)
-        for module in model.modules()
-        for parameter in module.parameters(recurse=False)
-    )
 
 
 class MirroredNet(Classifier):
@@ -327,15 +173,15 @@ class WhiteNet(MirroredNet):
 
     def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
         stem = whitening_channels(48, width)
-        one, two, three = (scaled(channels, width) for channels in (48, 64, 128))
+        narrow, middle, wide = (scaled(channels, width) for channels in (48, 64, 128))
         super().__init__(
             WhiteningStem(stem),
-            MirroredBlock(stem, one),
-            MirroredBlock(one, one, pool=True),
-            MirroredBlock(one, two),
-            MirroredBlock(two, three, pool=True),
-            MirroredBlock(three, three, residual=True),
-            channels=three,
+            MirroredBlock(stem, narrow),
+            MirroredBlock(narrow, narrow, pool=True),
+            MirroredBlock(narrow, middle),
+            MirroredBlock(middle, wide, pool=True),
+            MirroredBlock(wide, wide, residual=True),
+            channels=wide,
             num_classes=num_classes,
         )
 
@@ -345,17 +191,17 @@ class NanoNet(MirroredNet):
 
     def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
         stem = whitening_channels(64, width)
-        one, two, three = (scaled(channels, width) for channels in (32, 48, 96))
+        narrow, middle, wide = (scaled(channels, width) for channels in (32, 48, 96))
         super().__init__(
             WhiteningStem(stem),
-            MirroredBlock(stem, one, 1),
-            MirroredBlock(one, one),
-            MirroredBlock(one, two, pool=True),
-            MirroredBlock(two, two, residual=True),
-            MirroredBlock(two, three, pool=True),
-            MirroredBottleneck(three, two),
-            MirroredBottleneck(three, two),
-            channels=three,
+            MirroredBlock(stem, narrow, 1),
+            MirroredBlock(narrow, narrow),
+            MirroredBlock(narrow, middle, pool=True),
+            MirroredBlock(middle, middle, residual=True),
+            MirroredBlock(middle, wide, pool=True),
+            MirroredBottleneck(wide, middle),
+            MirroredBottleneck(wide, middle),
+            channels=wide,
             num_classes=num_classes,
         )
 
@@ -365,18 +211,18 @@ class AccurateNet(MirroredNet):
 
     def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
         stem = whitening_channels(96, width)
-        one, two, three = (scaled(channels, width) for channels in (48, 64, 96))
+        narrow, middle, wide = (scaled(channels, width) for channels in (48, 64, 96))
         super().__init__(
             WhiteningStem(stem),
-            MirroredBlock(stem, one, 1),
-            MirroredBlock(one, one),
-            MirroredBlock(one, two, pool=True),
-            MirroredBlock(two, two, residual=True),
-            MirroredBlock(two, two, residual=True),
-            MirroredBlock(two, three, pool=True),
-            MirroredBlock(three, three, residual=True),
-            MirroredBlock(three, three, residual=True),
-            channels=three,
+            MirroredBlock(stem, narrow, 1),
+            MirroredBlock(narrow, narrow),
+            MirroredBlock(narrow, middle, pool=True),
+            MirroredBlock(middle, middle, residual=True),
+            MirroredBlock(middle, middle, residual=True),
+            MirroredBlock(middle, wide, pool=True),
+            MirroredBlock(wide, wide, residual=True),
+            MirroredBlock(wide, wide, residual=True),
+            channels=wide,
             num_classes=num_classes,
         )
 
@@ -386,16 +232,16 @@ class TeacherNet(MirroredNet):
 
     def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
         stem = whitening_channels(64, width)
-        one, two, three = (scaled(channels, width) for channels in (96, 192, 384))
+        narrow, middle, wide = (scaled(channels, width) for channels in (96, 192, 384))
         super().__init__(
             WhiteningStem(stem),
-            MirroredBlock(stem, one),
-            MirroredBlock(one, one, pool=True),
-            MirroredBlock(one, two),
-            MirroredBlock(two, two, residual=True),
-            MirroredBlock(two, three, pool=True),
-            MirroredBlock(three, three, residual=True),
-            channels=three,
+            MirroredBlock(stem, narrow),
+            MirroredBlock(narrow, narrow, pool=True),
+            MirroredBlock(narrow, middle),
+            MirroredBlock(middle, middle, residual=True),
+            MirroredBlock(middle, wide, pool=True),
+            MirroredBlock(wide, wide, residual=True),
+            channels=wide,
             num_classes=num_classes,
         )
 

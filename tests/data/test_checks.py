@@ -82,7 +82,7 @@ def pets(tmp_path: Path) -> Path:
 
 def test_pictures_that_cannot_be_read_are_listed_in_a_file_or_left_out_and_counted(pets: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"4 of 40 pictures in .*: train/cat/14\.jpg: no PNG.*--skip-unreadable"
+        ValueError, match=r"4 of 40 pictures in .*: train/cat/14\.jpg: no PNG.*`skip_unreadable=`"
     ) as told:
         data.load(pets)
     listed = Path(str(told.value).partition("all of them: ")[2].partition(")")[0])

@@ -245,7 +245,7 @@ def test_damaged_pictures_are_named_and_counted_and_nothing_is_used(tmp_path: Pa
         r"7 of 11 pictures in .*own cannot be used: train/a/000\.png: it is damaged; train/a/001\.png: no PNG, JPEG, "
         r".*AVIF image; .*; train/a/004\.png: .* image; and 2 more "
         r"\(all of them: .*unreadable-[0-9a-f]{16}\.txt\)\. Repair or remove them, or leave them out with "
-        "--skip-unreadable; nothing was used",
+        "`skip_unreadable=`; nothing was used",
     )
     for index in range(6):
         draw(own / f"train/a/00{index}.png", index)

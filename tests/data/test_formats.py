@@ -94,10 +94,10 @@ def test_numbers_are_classes_in_the_order_of_numbers(tmp_path: Path) -> None:
 
 def test_columns_of_other_names_are_named_by_an_option(tmp_path: Path) -> None:
     own = table(tmp_path / "own", "was,what\n" + "\n".join(LINES))
-    refused(own, "labels.csv has the columns was, what, none of which is known as file or label; name them: --columns")
+    refused(own, "labels.csv has the columns was, what, none of which is known as file or label; name them: `columns=`")
     assert load(f"{own}?columns=file=was,label=what").classes == ("cat", "dog")
     refused(f"{own}?columns=file=who,label=what", "there is no column 'who'; the columns are was, what")
-    refused(f"{own}?columns=files=was", r"--columns takes KIND=NAME,KIND=NAME of the kinds file, label, split, group")
+    refused(f"{own}?columns=files=was", r"`columns=` takes KIND=NAME,KIND=NAME of the kinds file, label, split, group")
 
 
 @pytest.mark.parametrize(

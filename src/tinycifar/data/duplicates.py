@@ -33,12 +33,12 @@ def perceptual_hashes(images: Tensor) -> Tensor:
 def nearest(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """For each of N images the bits (N,) in which it differs from the most similar of `others`, and which (N,)."""
     own, known = perceptual_hashes(images), perceptual_hashes(others)
-    distances, places = [], []
+    distances, indices = [], []
     for part in torch.split(own, ROWS):
-        most, place = (part @ known.T).max(1)
+        most, index = (part @ known.T).max(1)
         distances.append(((own.shape[1] - most) / 2).round().long())
-        places.append(place)
-    return torch.cat(distances), torch.cat(places)
+        indices.append(index)
+    return torch.cat(distances), torch.cat(indices)
 
 
 def near_duplicates(images: Tensor, others: Tensor) -> int:

@@ -135,7 +135,7 @@ def read(tree: Tree, group: str = "") -> Contents:
         rows[split] = np.arange(first, len(names))
     shown = ", ".join(f"{part.folder}/" for part in splits.values())
     layout = "folders of classes" + ("" if root else f" in {shown}")
-    found = Contents(
+    whole = Contents(
         tree.path,
         layout,
         classes,
@@ -147,7 +147,7 @@ def read(tree: Tree, group: str = "") -> Contents:
         notes=tuple(notes),
         by_path=not tree.is_archive,
     )
-    return with_groups(found, group)
+    return with_groups(whole, group)
 
 
 def _list(tree: Tree, folder: str) -> _Split:
@@ -166,9 +166,9 @@ def _list(tree: Tree, folder: str) -> _Split:
         kind = unicodedata.normalize("NFC", entry.name)
         forms.setdefault(kind, []).append(entry.name)
         files = split.classes.setdefault(kind, [])
-        place = f"{folder}/{entry.name}".lstrip("/")
-        for file in tree.entries(place):
-            name = f"{place}/{file.name}"
+        class_folder = f"{folder}/{entry.name}".lstrip("/")
+        for file in tree.entries(class_folder):
+            name = f"{class_folder}/{file.name}"
             if file.kind == "folder":
                 split.left_out["folder in a class"] += 1
             elif holds_picture(tree, name) or file.kind != "file":
@@ -223,24 +223,24 @@ def _notes(tree: Tree, splits: dict[str, _Split], classes: tuple[str, ...]) -> l
     return notes
 
 
-def with_groups(found: Contents, pattern: str) -> Contents:
+def with_groups(whole: Contents, pattern: str) -> Contents:
     """The contents with the groups that a pattern finds in the names of files; a file it does not match is its own.
 
     Raises ValueError for a pattern that is none, has no group in parentheses, or matches no file.
     """
     if not pattern:
-        return found
+        return whole
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"--group {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"`group=` {pattern!r} is no regular expression: {error}") from None
     if not expression.groups:
-        raise ValueError(f"--group {pattern!r} needs a part in parentheses, which names the group, as in '(.*)_\\d+'")
-    matches = [expression.search(Path(name).name) for name in found.names]
+        raise ValueError(f"`group=` {pattern!r} needs a part in parentheses, which names the group, as in '(.*)_\\d+'")
+    matches = [expression.search(Path(name).name) for name in whole.names]
     if not any(matches):
-        raise ValueError(f"--group {pattern!r} matches no file, for example not {Path(found.names[0]).name!r}")
+        raise ValueError(f"`group=` {pattern!r} matches no file, for example not {Path(whole.names[0]).name!r}")
     groups = [
         "|".join(part or "" for part in match.groups()) if match else f"file {name}"
-        for name, match in zip(found.names, matches, strict=True)
+        for name, match in zip(whole.names, matches, strict=True)
     ]
-    return contents.grouped(found, groups, len(groups) - sum(match is not None for match in matches))
+    return contents.grouped(whole, groups, len(groups) - sum(match is not None for match in matches))

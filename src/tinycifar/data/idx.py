@@ -73,18 +73,18 @@ class _Set:
 
 def sets(tree: Tree) -> dict[str, _Set]:
     """The data sets in the top folder of a tree, by name; MNIST's own has the name ""."""
-    found: dict[str, _Set] = {}
+    by_name: dict[str, _Set] = {}
     for name in tree.names("", "file"):
         file = FILE.fullmatch(name)
         about = SPLIT.fullmatch(file["stem"]) if file else None
         if file and about:
             split = {"t": "test", "v": "validation"}[about["split"][0].lower()]
             split = "train" if about["split"].lower().startswith("train") else split
-            data_set = found.setdefault(about["name"].lower(), _Set(about["name"]))
+            data_set = by_name.setdefault(about["name"].lower(), _Set(about["name"]))
             key = split, file["kind"].lower()
             if key not in data_set.files or data_set.files[key].endswith(".gz"):  # unpacked goes before packed
                 data_set.files[key] = name
-    return found
+    return by_name
 
 
 def read(tree: Tree, transposed: str = "", file: str = "") -> Contents:
@@ -94,16 +94,16 @@ def read(tree: Tree, transposed: str = "", file: str = "") -> Contents:
     EMNIST are. Classes are named by their labels, or as those of Fashion-MNIST, KMNIST or EMNIST. Raises ValueError,
     naming the file, for what is missing, damaged, or not as the format or the other files have it.
     """
-    found = sets(tree)
+    data_sets = sets(tree)
     if file:
-        found = {name: known for name, known in found.items() if file in known.files.values()}
-    if len(found) > 1:
-        example = next(iter(found.values())).files
+        data_sets = {name: known for name, known in data_sets.items() if file in known.files.values()}
+    if len(data_sets) > 1:
+        example = next(iter(data_sets.values())).files
         raise ValueError(
-            f"{tree.path} has {len(found)} data sets: {', '.join(sorted(found))}; name one of its files, as "
+            f"{tree.path} has {len(data_sets)} data sets: {', '.join(sorted(data_sets))}; name one of its files, as "
             f"{tree.where(next(iter(example.values())))}"
         )
-    (data_set,) = found.values()
+    (data_set,) = data_sets.values()
     files = dict(data_set.files)
     for split, kind in (("train", "images"), ("train", "labels"), ("test", "images"), ("test", "labels")):
         if (split, kind) not in files:
@@ -130,10 +130,10 @@ def read(tree: Tree, transposed: str = "", file: str = "") -> Contents:
     notes = []
     if turned:
         parts = {split: images.transpose(0, 2, 1) for split, images in parts.items()}
-        why = "--transposed yes" if transposed else "EMNIST stores them so; --transposed no leaves them as they are"
+        why = "transposed=yes" if transposed else "EMNIST stores them so; transposed=no leaves them as they are"
         notes.append(f"The images are transposed ({why})")
     elif not kind and not transposed:
-        notes.append("The images are taken as stored; if they lie on their side, as EMNIST's do, use --transposed yes")
+        notes.append("The images are taken as stored; if they lie on their side, as EMNIST's do, use transposed=yes")
     side = "x".join(map(str, parts["train"].shape[1:]))
     return arrays.contents(
         tree.where(file),
@@ -182,9 +182,9 @@ def _read(tree: Tree, name: str, magic: int) -> tuple[Bytes, str]:
         tree.size(name)
         with tree.open(name) as file, gzip.open(file) if name.lower().endswith(".gz") else file as content:
             header = content.read(header_bytes)
-            found, *shape = (int(number) for number in np.frombuffer(header.ljust(header_bytes, b"\0"), ">u4"))
-            if found != magic:
-                raise ValueError(f"it begins with {found:#010x}, not {magic:#010x}")
+            first, *shape = (int(number) for number in np.frombuffer(header.ljust(header_bytes, b"\0"), ">u4"))
+            if first != magic:
+                raise ValueError(f"it begins with {first:#010x}, not {magic:#010x}")
             if min(shape) < 1 or shape[1:] != shape[1:2] * (len(shape) - 1) or max(shape[1:], default=1) > MOST_PIXELS:
                 raise ValueError(
                     f"it claims {' x '.join(map(str, shape))} bytes; allowed are images of 1 to {MOST_PIXELS} pixels a "

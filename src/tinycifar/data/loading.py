@@ -92,13 +92,13 @@ def examine(source: str | Path) -> Contents | None:
     wrapper = None if tree is None else _wrapped(tree)
     if tree is not None and wrapper is not None:
         tree = trees.InnerTree(tree, wrapper)
-    found = _examine(path, tree, options)
-    if found is not None and wrapper is not None:
-        found = replace(found, layout=f"{found.layout}, inside {wrapper}/")
-    if found is None:
+    examined = _examine(path, tree, options)
+    if examined is not None and wrapper is not None:
+        examined = replace(examined, layout=f"{examined.layout}, inside {wrapper}/")
+    if examined is None:
         _check_cifar10(path, tree)
         return None
-    return replace(found, source=str(options), skip_unreadable=options.unreadable == "skip")
+    return replace(examined, source=str(options), skip_unreadable=options.unreadable == "skip")
 
 
 def _examine(path: Path, tree: Tree | None, options: Source) -> Contents | None:
@@ -157,19 +157,19 @@ def _check_cifar10(path: Path, tree: Tree | None) -> None:
         raise cifar10.DataError(f"{path} is a file of no kind that is known here; allowed are {ALLOWED}")
     if tree is None:
         raise cifar10.DataError(f"{path} does not exist; allowed are {ALLOWED}")
-    if found := folders.misplaced(tree):
-        raise cifar10.DataError(f"{path} {found}; expected are {folders.LAYOUT}, or CLASS/* for at least two classes")
+    if problem := folders.misplaced(tree):
+        raise cifar10.DataError(f"{path} {problem}; expected are {folders.LAYOUT}, or CLASS/* for at least two classes")
     raise cifar10.DataError(f"{path} holds no images that are known here; allowed are {ALLOWED}")
 
 
 def sample(image_size: int = 32) -> Dataset:
     """Load the packaged sample: the first 400 training and 200 test images of CIFAR-10, for trials and tests."""
     folder = Path(__file__).parent / "sample"
-    found = [cifar10.examine(folder / name, records, md5) for name, (records, md5) in SAMPLE.items()]
-    for state, _ in found:
+    files = [cifar10.examine(folder / name, records, md5) for name, (records, md5) in SAMPLE.items()]
+    for state, _ in files:
         if not state.ok:
             raise cifar10.DataError(f"{folder / state.name}: {state.problem}. Install tinycifar again")
-    return _dataset("sample", [data for _, data in found], image_size)
+    return _dataset("sample", [data for _, data in files], image_size)
 
 
 def _dataset(name: str, parts: Sequence[bytes], image_size: int) -> Dataset:

@@ -22,11 +22,11 @@ LABELS = {"fine": ("label", "labels", "fine_label", "class", "target"), "coarse"
 
 def find(tree: Tree) -> list[str]:
     """The parquet files of a folder, or of its folder `data`, where the hub has them."""
-    found: list[str] = []
+    files: list[str] = []
     for folder in ("", "data"):
         names = [name for name in tree.names(folder, "file") if name.lower().endswith(".parquet")]
-        found = found or [f"{folder}/{name}".lstrip("/") for name in names]
-    return found
+        files = files or [f"{folder}/{name}".lstrip("/") for name in names]
+    return files
 
 
 def read(tree: Tree, files: list[str], labels: str = "", group: str = "") -> Contents:
@@ -83,7 +83,7 @@ def read(tree: Tree, files: list[str], labels: str = "", group: str = "") -> Con
             raise ValueError(f"{len(content):,} bytes, allowed are {MOST_BYTES:,}")
         return content
 
-    found = Contents(
+    whole = Contents(
         tree.where(files[0]) if len(files) == 1 and tree.path == tree.where(files[0]).parent else tree.path,
         f"{counted(len(files), 'parquet file')}, labels from {label}",
         classes,
@@ -93,7 +93,7 @@ def read(tree: Tree, files: list[str], labels: str = "", group: str = "") -> Con
         content_of,
         contents.picture_decoder(),
     )
-    return folders.with_groups(found, group)
+    return folders.with_groups(whole, group)
 
 
 def _split(file: Path) -> str | None:
@@ -139,6 +139,6 @@ def _classes(path: Path, values: list[Any], names: list[str]) -> tuple[tuple[str
         return tuple(map(str, known.tolist())), np.searchsorted(known, numbers)
     if all(isinstance(value, str) for value in values):
         texts = sorted(set(values))
-        place = {name: index for index, name in enumerate(texts)}
-        return tuple(texts), np.array([place[value] for value in values], np.int64)
+        labels = {name: index for index, name in enumerate(texts)}
+        return tuple(texts), np.array([labels[value] for value in values], np.int64)
     raise ValueError(f"{path}: labels must be whole numbers or texts, not {type(values[0]).__name__}")

@@ -86,19 +86,19 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
     In the order of `paths`, those of a folder sorted; hidden ones are left out, links to folders not followed. Raises
     ValueError for a path that does not exist and for a folder without such a file, OSError for one that cannot be read.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for name in paths:
         path = Path(name)
         if path.is_dir() and str(name):
             inside = sorted(_inside(path))
             if not inside:
                 raise ValueError(f"the folder {path} holds no picture ({', '.join(SUFFIXES)})")
-            found += inside
+            files += inside
         elif path.exists() and str(name):
-            found.append(path)
+            files.append(path)
         else:
             raise ValueError(f"{name or 'an empty name'} does not exist; name pictures or folders of pictures")
-    return found
+    return files
 
 
 def _inside(folder: Path) -> Iterator[Path]:
@@ -294,13 +294,13 @@ def upright(image: Image.Image, fit: str = "crop") -> Image.Image:
 
 def _scans(content: bytes) -> int:
     """How many scans the first picture of a JPEG file has; no more than one over `MOST_SCANS` are counted."""
-    count, place = 0, 2
-    while count <= MOST_SCANS and (found := _MARKER.search(content, place)):
-        marker = found[0][-1]
+    count, position = 0, 2
+    while count <= MOST_SCANS and (match := _MARKER.search(content, position)):
+        marker = match[0][-1]
         if marker == 0xD9:  # the end
             break
         count += marker == 0xDA
-        place = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+        position = match.end() + int.from_bytes(content[match.end() : match.end() + 2], "big")
     return count
 
 
@@ -366,10 +366,10 @@ def resized(images: Tensor, size: int) -> Tensor:
     """Images as uint8 (N, 3, size, size) from uint8 (N, 3, S, S), each resized as `to_array` does."""
     if images.shape[-1] == size:
         return images
-    found = images.new_empty(len(images), 3, size, size)
+    output = images.new_empty(len(images), 3, size, size)
     for index, image in enumerate(images):
-        found[index] = to_tensor(to_image(image), size)
-    return found
+        output[index] = to_tensor(to_image(image), size)
+    return output
 
 
 def to_image(tensor: Tensor) -> Image.Image:

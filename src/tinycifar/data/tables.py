@@ -73,14 +73,14 @@ def read(tree: Tree, tables: list[str], columns: str = "", group: str = "") -> C
             if not row.label:
                 skipped["line without a label"] += 1
                 continue
-            found = index.find(row.file, row.split)
-            if found is None:
+            file = index.find(row.file, row.split)
+            if file is None:
                 missing.append(row.file)
                 continue
-            if found in names and (names[found].label, names[found].split) != (row.label, row.split):
-                raise ValueError(f"{tree.path}: {printable(found)} is listed twice, with different labels or splits")
-            skipped["repeated line"] += found in names
-            names[found] = row
+            if file in names and (names[file].label, names[file].split) != (row.label, row.split):
+                raise ValueError(f"{tree.path}: {printable(file)} is listed twice, with different labels or splits")
+            skipped["repeated line"] += file in names
+            names[file] = row
     where = tree.where(tables[0])
     if missing:
         raise ValueError(
@@ -94,7 +94,7 @@ def read(tree: Tree, tables: list[str], columns: str = "", group: str = "") -> C
     classes = tuple(sorted({row.label for row in rows}, key=(lambda label: (int(label), label)) if numbers else None))
     label_of = {kind: label for label, kind in enumerate(classes)}
     splits = {
-        split: np.array([place for place, row in enumerate(rows) if row.split == split], np.int64)
+        split: np.array([number for number, row in enumerate(rows) if row.split == split], np.int64)
         for split in contents.SPLITS
     }
     splits = {split: part for split, part in splits.items() if len(part)}
@@ -109,7 +109,7 @@ def read(tree: Tree, tables: list[str], columns: str = "", group: str = "") -> C
         files,
         np.array([label_of[row.label] for row in rows], np.int64),
         splits,
-        lambda place: tree.read(files[place], MOST_BYTES),
+        lambda index: tree.read(files[index], MOST_BYTES),
         contents.picture_decoder(),
         notes=(f"Left out in {tree.path}: {counts}",) if counts else (),
     )
@@ -136,10 +136,10 @@ class _Index:
         name = name.replace("\\", "/").removeprefix("./")
         if name in self._exact:
             return name
-        found = [file for file in self._by_name.get(name.rpartition("/")[2], []) if _fits(file, name)]
-        if len(found) > 1:
-            found = [file for file in found if split_of(file.partition("/")[0]) == split]
-        return found[0] if len(found) == 1 else None
+        matching = [file for file in self._by_name.get(name.rpartition("/")[2], []) if _fits(file, name)]
+        if len(matching) > 1:
+            matching = [file for file in matching if split_of(file.partition("/")[0]) == split]
+        return matching[0] if len(matching) == 1 else None
 
 
 def _fits(file: str, name: str) -> bool:
@@ -158,13 +158,13 @@ def _pictures(tree: Tree, folder: str, depth: int) -> Iterator[str]:
 
 def _rows(tree: Tree, table: str, columns: str, of_table: str | None) -> Iterator[Row]:
     header, chosen = _header(tree, table), _chosen(columns)
-    found = {kind: _column(header, kind, chosen) for kind in COLUMNS}
-    if lacking := [kind for kind in NEEDED if found[kind] is None]:
+    indices = {kind: _column(header, kind, chosen) for kind in COLUMNS}
+    if lacking := [kind for kind in NEEDED if indices[kind] is None]:
         raise ValueError(
             f"{tree.where(table)} has the columns {few(header)}, none of which is known as {' or '.join(lacking)}; "
-            "name them: --columns file=NAME,label=NAME"
+            "name them: `columns=` file=NAME,label=NAME"
         )
-    for kind, column in found.items():
+    for kind, column in indices.items():
         if column is not None and (count := header.count(header[column])) > 1:
             raise ValueError(
                 f"{tree.where(table)} has {count} columns {header[column]!r}; rename all but that of the {kind}"
@@ -175,7 +175,7 @@ def _rows(tree: Tree, table: str, columns: str, of_table: str | None) -> Iterato
             continue
         values = {
             kind: cells[column].strip() if column is not None and column < len(cells) else ""
-            for kind, column in found.items()
+            for kind, column in indices.items()
         }
         split = split_of(values["split"]) if values["split"] else of_table or "train"
         if split is None:
@@ -226,7 +226,7 @@ def _chosen(columns: str) -> Mapping[str, str]:
         kind, mark, name = part.partition("=")
         if not mark or kind not in COLUMNS:
             raise ValueError(
-                f"--columns takes KIND=NAME,KIND=NAME of the kinds {', '.join(COLUMNS)}, as "
+                f"`columns=` takes KIND=NAME,KIND=NAME of the kinds {', '.join(COLUMNS)}, as "
                 f"file=Path,label=ClassId, not {part!r}"
             )
         chosen[kind] = name

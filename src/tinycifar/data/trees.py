@@ -76,7 +76,7 @@ class FolderTree(Tree):
     is_archive = False
 
     def entries(self, folder: str = "") -> list[Entry]:
-        found = []
+        inside = []
         if not self.where(folder).is_dir():
             return []
         with os.scandir(self.where(folder)) as entries:
@@ -85,8 +85,8 @@ class FolderTree(Tree):
                     kind = "folder" if entry.is_dir() else "file"
                     if kind == "file" and entry.is_symlink() and not entry.is_file():
                         kind = "broken link"
-                    found.append(Entry(entry.name, kind))
-        return sorted(found, key=lambda entry: entry.name)
+                    inside.append(Entry(entry.name, kind))
+        return sorted(inside, key=lambda entry: entry.name)
 
     def size(self, name: str) -> int:
         status = self.where(name).stat()

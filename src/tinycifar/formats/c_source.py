@@ -310,8 +310,8 @@ def paths(folder: Path, name: str) -> tuple[Path, Path]:
 
 def _c_string(name: str) -> str:
     """A C string with a name in UTF-8, whatever is in it."""
-    kept = set(range(32, 127)) - set(b'"\\?')  # two question marks can begin a trigraph
-    return '"' + "".join(chr(byte) if byte in kept else f"\\{byte:03o}" for byte in name.encode()) + '"'
+    plain = set(range(32, 127)) - set(b'"\\?')  # two question marks can begin a trigraph
+    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in name.encode()) + '"'
 
 
 def _c_float(value: float | str) -> str:

@@ -114,8 +114,8 @@ def _read(path: Path) -> Network:
 def _attributes(node: Any) -> dict[str, Any]:
     from onnx import helper
 
-    found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-    return {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in attributes.items()}
 
 
 def _named(node: Any) -> str:

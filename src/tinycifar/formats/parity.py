@@ -80,8 +80,8 @@ class Tolerance:
     def check(self, expected: Tensor, exported: Tensor, what: str) -> Parity:
         """Compare logits, each (N, num_classes); ParityError, naming `what` disagrees, unless both limits hold."""
         parity = compare(expected, exported)
-        kept = (parity.same_class + parity.undecided) / parity.images
-        if not (kept >= self.classes and parity.relative_error <= self.logits):  # not a number fails too
+        agreeing = (parity.same_class + parity.undecided) / parity.images
+        if not (agreeing >= self.classes and parity.relative_error <= self.logits):  # not a number fails too
             raise ParityError(
                 f"{what}: {parity.images - parity.same_class} of {parity.images} images get another class, "
                 f"{parity.undecided} of them undecided; logits differ by up to {parity.largest_difference:.2g}, "

@@ -75,37 +75,37 @@ def write_out(model: Classifier) -> Plain:
 
 
 def _plain(layers: Iterable[nn.Module]) -> list[nn.Module]:
-    found: list[nn.Module] = []
+    plain: list[nn.Module] = []
     for layer in layers:
         if isinstance(layer, MirroredBlock) and layer.residual:
-            found.append(Residual(*_plain(layer.layers)))
+            plain.append(Residual(*_plain(layer.layers)))
         elif isinstance(layer, MirroredBlock):
-            found += _plain([*layer.layers, layer.activation])
+            plain += _plain([*layer.layers, layer.activation])
         elif isinstance(layer, MirroredBottleneck):
-            found.append(Residual(*_plain(layer.layers)))
+            plain.append(Residual(*_plain(layer.layers)))
         elif isinstance(layer, MirroredLinear):
-            found.append(_linear(layer))
+            plain.append(_linear(layer))
         elif isinstance(layer, Residual):
-            found.append(Residual(*_plain(layer)))
+            plain.append(Residual(*_plain(layer)))
         elif _is_a(layer, nn.Sequential):
-            found += _plain(layer)  # type: ignore[arg-type]
+            plain += _plain(layer)  # type: ignore[arg-type]
         elif isinstance(layer, MirroredConv) or _is_a(layer, nn.Conv2d):
-            found.append(_convolution(layer))  # type: ignore[arg-type]
+            plain.append(_convolution(layer))  # type: ignore[arg-type]
         elif isinstance(layer, (nn.BatchNorm2d, MirroredNorm)):
             if layer.running_mean is None:
                 raise ValueError(f"{type(layer).__name__} without running statistics cannot be exported")
-            pooled = bool(found) and isinstance(found[-1], nn.MaxPool2d)
-            convolution = (None, None, *found)[-2 if pooled else -1]
+            pooled = bool(plain) and isinstance(plain[-1], nn.MaxPool2d)
+            convolution = (None, None, *plain)[-2 if pooled else -1]
             if type(convolution) is not nn.Conv2d:
                 raise ValueError(f"{type(layer).__name__} that does not follow a convolution cannot be exported")
             _fold(convolution, layer, pooled)
-        elif isinstance(layer, nn.ReLU) and found and isinstance(found[-1], nn.MaxPool2d):
-            found.insert(-1, nn.ReLU())  # the same, and a runtime can join it with the convolution
+        elif isinstance(layer, nn.ReLU) and plain and isinstance(plain[-1], nn.MaxPool2d):
+            plain.insert(-1, nn.ReLU())  # the same, and a runtime can join it with the convolution
         elif isinstance(layer, nn.ReLU):
-            found.append(nn.ReLU())  # not in place
+            plain.append(nn.ReLU())  # not in place
         elif not isinstance(layer, (nn.Dropout, nn.Dropout2d, nn.Identity)):
-            found.append(copy.deepcopy(layer))
-    return found
+            plain.append(copy.deepcopy(layer))
+    return plain
 
 
 def _is_a(layer: nn.Module, kind: type[nn.Module]) -> bool:

