@@ -141,12 +141,13 @@ def read(directory: Path) -> Evaluated:
 
 
 def _read(directory: Path) -> Evaluated:
+    recipe = run.read_recipe(directory)
     if not (directory / "evaluation.json").exists():
         raise ValueError(f"{directory} was not evaluated; `tinycifar evaluate` does that")
     stored = run_page.read_logits(directory / "evaluation.safetensors")
     return Evaluated(
         directory=directory,
-        recipe=run.read_recipe(directory),
+        recipe=recipe,
         environment=run.read_environment(directory),
         scores=run.read_evaluation(directory),
         history=run.read_metrics(directory),
