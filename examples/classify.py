@@ -29,7 +29,10 @@ resized = picture.resize(shape, Image.Resampling.LANCZOS)
 picture = Image.new("RGB", (size, size), (128, 128, 128))
 picture.paste(resized, [(size - side) // 2 for side in shape])
 
-images = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255
+if about.get("channels") == "1":
+    picture = picture.convert("L")
+
+images = np.asarray(picture, np.float32).reshape(size, size, -1).transpose(2, 0, 1)[None] / 255
 (logits,) = session.run(["logits"], {"images": images})
 powers = np.exp((logits[0] - logits[0].max()) / (json.loads(about["temperature"]) or 1))
 for index in powers.argsort()[:-4:-1]:

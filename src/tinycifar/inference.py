@@ -43,7 +43,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def logits(model: Classifier, images: Tensor, *, flip: bool = False, batch_size: int = 500) -> Tensor:
     """Logits of `images`, float32 on the CPU, shape (N, num_classes).
 
-    `images` is (N, 3, H, W), uint8 in 0..255 or float in [0, 1], on any device. With `flip` the logits of each image
+    `images` is (N, C, H, W), uint8 in 0..255 or float in [0, 1], on any device. With `flip` the logits of each image
     and of its mirror image are averaged (test-time augmentation). The model is put in evaluation mode for the call and
     left as it was.
     """
@@ -197,7 +197,7 @@ def evaluate_model(
     classes or of another size, and if what it was trained on is gone or has changed.
     """
     if isinstance(source, Dataset):
-        dataset = source
+        dataset = source.with_channels(trained.channels)
         if dataset.image_size != trained.image_size:
             raise ValueError(f"{trained.name} takes images of {trained.image_size} pixels, not of {dataset.image_size}")
     else:
@@ -222,16 +222,15 @@ def _load_to_score(trained: Trained, source: str | Path, display: Progress | Non
 
     It may lack training images and some of the model's classes.
     """
+    size, fit, channels = trained.image_size, trained.fit, trained.channels
     own = None if str(source) in data.NAMES else data.examine(source)
     if own is None or ({"train", "test"} <= own.splits.keys() and own.classes == trained.classes):
-        return data.load(source, image_size=trained.image_size, fit=trained.fit, display=display)
-    scored = data.load_to_score(
-        source, trained.classes, image_size=trained.image_size, fit=trained.fit, display=display
-    )
+        return data.load(source, image_size=size, fit=fit, channels=channels, display=display)
+    scored = data.load_to_score(source, trained.classes, image_size=size, fit=fit, channels=channels, display=display)
     seen = trained.seen()
     may_be_its_own = "train" in own.splits and own.classes == trained.classes
     if may_be_its_own and (seen is None or count_seen(seen, scored.digests("test"))):
-        return data.load(source, image_size=trained.image_size, fit=trained.fit, display=display)
+        return data.load(source, image_size=size, fit=fit, channels=channels, display=display)
     return scored
 
 
@@ -249,4 +248,6 @@ def predict(trained: Trained, given: Sequence[Any], top: int = 3) -> Iterator[di
         scaled = logits(trained.model, torch.from_numpy(images)) / (trained.temperature or 1)
         return scaled.softmax(1).numpy()
 
-    return predictions.predict(given, trained.classes, trained.image_size, probabilities, top, trained.fit)
+    return predictions.predict(
+        given, trained.classes, trained.image_size, probabilities, top, trained.fit, trained.channels
+    )

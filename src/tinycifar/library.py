@@ -150,6 +150,8 @@ def _raise_interrupt(stopped_by: int | None, directory: Path, argument: str) -> 
 def load(model: Source, device: str = "cpu") -> Classifier:
     """Load a trained model as an `nn.Module` in evaluation mode: images (N, 3, S, S) in [0, 1] -> logits (N, C).
 
+    A model of grey images takes (N, 1, S, S).
+
     `model` is the name of a shipped model, a run directory, a weights file, or the result of `train`. The module has
     `image_size` (S), `classes` (C names) and `temperature`: divide logits by it before the softmax; it is 1.0 if none
     was fitted. Images must be floating-point numbers; divide uint8 images by 255. Integers raise TypeError.
@@ -176,10 +178,10 @@ def predict(
 
     `pictures` is one picture or a list of them: a path to a PNG, JPEG or WebP file or to a folder of such files, the
     bytes of a file, a PIL image, an array, or a tensor. Arrays and tensors are uint8 in 0..255 or floating point in
-    [0, 1], in RGB, of the shape (H, W, 3) or (3, H, W), or batches (N, H, W, 3) or (N, 3, H, W). If both orders are
-    possible, an array has its channels last and a tensor first. Pictures are cropped to their central square and
-    resized like files; floating-point pictures of the model's own size are used as they are, others are rounded to 8
-    bits.
+    [0, 1], in RGB, of the shape (H, W, 3) or (3, H, W), or batches (N, H, W, 3) or (N, 3, H, W); grey ones have 1 in
+    the place of 3. If both orders are possible, an array has its channels last and a tensor first. Pictures are fitted
+    and resized like files; floating-point pictures of the model's own shape are used as they are, others are rounded to
+    8 bits.
 
     Each dict has `file`, the path or None, and `classes`, a list of the `top` most probable ones, each with `class` and
     `probability`. For a file that cannot be read there is `problem`, the reason, instead of `classes`.
@@ -253,7 +255,7 @@ def export(
     for file in c_source.paths(path, loaded.name) if format == "c" else [] if format == "web" else [path]:
         atomic.check_new(file, overwrite)
     if data is not None and not isinstance(data, Dataset):
-        data = loading.load(data, image_size=loaded.image_size, fit=loaded.fit)
+        data = loading.load(data, image_size=loaded.image_size, fit=loaded.fit, channels=loaded.channels)
     if format == "onnx":
         return onnx_file.to_onnx(loaded, path, data)
     if format == "onnx-int8":

@@ -29,9 +29,11 @@ class NumpyModel:
     classes: tuple[str, ...]
     image_size: int
     temperature: float | None
+    fit: str = "crop"
+    channels: int = 3
 
     def logits(self, images: np.ndarray[Any, Any]) -> Array:
-        """Images (N, 3, S, S), uint8 in 0..255 or float32 in [0, 1] -> logits (N, C)."""
+        """Images (N, channels, S, S), uint8 in 0..255 or float32 in [0, 1] -> logits (N, C)."""
         if images.dtype == np.uint8:
             images = images.astype(np.float32) / 255
         values = (images - self.tensors["mean"]) / self.tensors["std"]
@@ -99,6 +101,8 @@ def load(name: str) -> NumpyModel:
         tuple(stated["classes"]),
         int(stated.get("image_size", 32)),
         stated["temperature"],
+        stated.get("fit", "crop"),
+        stated.get("channels", 3),
     )
 
 

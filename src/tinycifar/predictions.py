@@ -23,7 +23,7 @@ KINDS = "files, folders, bytes of a file, PIL images, arrays, tensors, or a list
 
 
 def listed(given: Picture | Iterable[Picture]) -> list[Any]:
-    """Every single picture of `given`: a path, bytes, a PIL image, or an array (3, H, W).
+    """Every single picture of `given`: a path, bytes, a PIL image, or an array (3, H, W) or (1, H, W).
 
     Folders are searched, batches taken apart, arrays and tensors checked. Raises ValueError or TypeError, naming the
     argument `pictures`, for what is no picture.
@@ -46,15 +46,15 @@ def listed(given: Picture | Iterable[Picture]) -> list[Any]:
 
 
 def _arrays(values: Array, channels_first: bool) -> list[Array]:
-    """The pictures of an array or tensor, each (3, H, W); `channels_first` decides where both orders are possible."""
+    """The pictures of an array or tensor, each (C, H, W); `channels_first` decides where both orders are possible."""
     shape = tuple(values.shape)
     if values.dtype != np.uint8 and not np.issubdtype(values.dtype, np.floating):
         raise TypeError(f"pictures must be uint8 in 0..255 or floating point in [0, 1], not {values.dtype}")
-    first, last = (len(shape) in (3, 4) and min(shape) > 0 and shape[axis] == 3 for axis in (-3, -1))
+    first, last = (len(shape) in (3, 4) and min(shape) > 0 and shape[axis] in (1, 3) for axis in (-3, -1))
     if not (first or last):
         raise ValueError(
-            f"pictures must have the shape (H, W, 3), (3, H, W), (N, H, W, 3) or (N, 3, H, W), not {shape}; "
-            "convert pictures of other modes with PIL.Image"
+            "pictures must have the shape (H, W, 3), (3, H, W), (N, H, W, 3) or (N, 3, H, W), with 1 in the place of 3 "
+            f"for grey ones, not {shape}; convert pictures of other modes with PIL.Image"
         )
     if values.dtype != np.uint8:
         if not (values.min() >= 0 and values.max() <= 1):  # false for NaN too
@@ -72,12 +72,13 @@ def predict(
     probabilities: Callable[[Array], Array],
     top: int = 3,
     fit: str = "crop",
+    channels: int = 3,
 ) -> Iterator[dict[str, Any]]:
     """The `top` most probable classes of each picture of a list made by `listed`, one after another, as dicts.
 
     `file` is a picture's path, None in memory. `classes` has dicts with `class` and `probability`; for an unreadable
-    picture there is the reason as `problem` instead. `probabilities` gives those of images (N, 3, S, S), uint8 or
-    float32 in [0, 1], as (N, C). `fit` is the recipe's.
+    picture there is the reason as `problem` instead. `probabilities` gives those of images (N, channels, S, S),
+    uint8 or float32 in [0, 1], as (N, C). `fit` and `channels` are the recipe's.
     """
     top = min(top, len(classes))
     for start in range(0, len(given), BATCH):
@@ -86,7 +87,7 @@ def predict(
         for picture in given[start : start + BATCH]:
             file = str(picture) if isinstance(picture, (str, Path)) else None
             try:
-                images.append(_pixels(picture, image_size, fit))
+                images.append(_pixels(picture, image_size, fit, channels))
                 entries.append({"file": file, "classes": []})
             except (ValueError, OSError) as error:
                 entries.append({"file": file, "problem": str(error)})
@@ -100,16 +101,17 @@ def predict(
         yield from entries
 
 
-def _pixels(picture: Any, size: int, fit: str) -> Array:
-    """What a model sees of a picture: (3, size, size), uint8 in 0..255 or float32 in [0, 1]."""
+def _pixels(picture: Any, size: int, fit: str, channels: int) -> Array:
+    """What a model sees of a picture: (channels, size, size), uint8 in 0..255 or float32 in [0, 1]."""
     if isinstance(picture, (str, Path)):
-        return pictures.to_array(pictures.read(picture, fit), size, fit)
+        return pictures.to_array(pictures.read(picture, fit), size, fit, channels)
     if isinstance(picture, bytes):
-        return pictures.decode(picture, contextlib.nullcontext, size, fit)
+        return pictures.decode(picture, contextlib.nullcontext, size, fit, channels=channels)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8:
-            if picture.shape == (3, size, size):
+            if picture.shape == (channels, size, size):
                 return picture
             picture = (picture * 255).round().astype(np.uint8)
-        picture = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
-    return pictures.to_array(pictures.upright(picture, fit), size, fit)
+        rows = np.ascontiguousarray(picture.transpose(1, 2, 0))
+        picture = Image.fromarray(rows if rows.shape[2] == 3 else rows[..., 0])
+    return pictures.to_array(pictures.upright(picture, fit), size, fit, channels)

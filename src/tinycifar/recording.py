@@ -162,6 +162,7 @@ class Recorder:
             width=recipe.width,
             image_size=recipe.image_size,
             fit=recipe.fit,
+            channels=recipe.channels,
             recipe=recipe.name,
             classes=dataset.classes,
             data=self._job.data_name,

@@ -18,9 +18,9 @@ from torch import nn
 from tinycifar import atomic, catalog, data, machine, models, run
 from tinycifar.data import Dataset
 from tinycifar.data.dataset import Digests
-from tinycifar.data.pictures import check_fit
+from tinycifar.data.pictures import CHANNELS, check_fit
 from tinycifar.models import Classifier
-from tinycifar.words import is_printable
+from tinycifar.words import counted, is_printable
 
 # The largest model, a teacher, has 5 MB of weights; what is much larger is not ours, and is not read.
 MOST_BYTES = 50_000_000
@@ -38,7 +38,7 @@ class Trained:
     many of these images were held out. Divide logits by `temperature` before computing probabilities; it is None if
     none was fitted. `source` is what `load` takes to find it again from anywhere, `sha256` the digest of its file.
     `data_path` is where the data was, from the run's `environment.json`: weights are shared, and do not say. `fit` is
-    what becomes of pictures that are not square, as in a recipe.
+    what becomes of pictures that are not square, and `channels` are those of an image, as in a recipe.
     """
 
     model: Classifier
@@ -56,6 +56,7 @@ class Trained:
     data_digest: str = ""
     data_path: str = ""
     fit: str = "crop"
+    channels: int = 3
 
     @property
     def run(self) -> Path | None:
@@ -77,7 +78,9 @@ class Trained:
                 "--data"
             )
         try:
-            dataset = data.load(source, image_size=self.image_size, fit=self.fit, display=display)
+            dataset = data.load(
+                source, image_size=self.image_size, fit=self.fit, channels=self.channels, display=display
+            )
         except ValueError as error:
             if not self.data_digest:
                 raise
@@ -134,6 +137,11 @@ def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bo
     The head is taken too where the classes are the same, in the same order; gives whether they are. Raises ValueError
     where the architectures differ.
     """
+    if init.channels != model.channels:
+        raise ValueError(
+            f"{init.name} takes images of {counted(init.channels, 'channel')}, and the model of this recipe of "
+            f"{model.channels}: take the recipe with --set channels={init.channels}, or another model to start from"
+        )
     own, weights = model.state_dict(), init.model.state_dict()
     head = [name for name in weights if name.startswith(f"{len(model) - 1}.")]
     same = init.classes == classes
@@ -197,7 +205,10 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         temperature = None if about["temperature"] is None else float(about["temperature"])
         width, image_size = float(about.get("width", 1.0)), int(about.get("image_size", 32))
         data_digest, fit = str(about.get("data_digest", "")), str(about.get("fit", "crop"))
+        channels = about.get("channels", 3)
         check_fit(fit)
+        if type(channels) is not int or channels not in CHANNELS:
+            raise ValueError("channels that are none")
         if not (0 < len(classes) <= MOST_CLASSES and all(map(is_printable, (*classes, recipe, data)))):
             raise ValueError("names that cannot be printed, or too many classes")
         if not (catalog.LEAST_WIDTH <= width <= catalog.MOST_WIDTH and re.fullmatch("[0-9a-f]{64}|", data_digest)):
@@ -208,7 +219,7 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise ValueError(f"{file} does not name its model, classes and data; no tinycifar of today wrote it") from None
     try:
-        model = models.build(model_name, num_classes=len(classes), image_size=image_size, width=width)
+        model = models.build(model_name, len(classes), image_size=image_size, width=width, channels=channels)
     except ValueError as error:
         raise ValueError(f"{file} holds no model that is known here: {error}") from None
     try:
@@ -239,6 +250,7 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         data_digest,
         data_path,
         fit,
+        channels,
     )
 
 
@@ -260,6 +272,7 @@ def save_weights(
     width: float = 1.0,
     image_size: int = 32,
     fit: str = "crop",
+    channels: int = 3,
     classes: tuple[str, ...],
     data: str,
     data_digest: str = "",
@@ -278,6 +291,7 @@ def save_weights(
         "width": width,
         "image_size": image_size,
         "fit": fit,
+        "channels": channels,
         "recipe": recipe,
         "classes": classes,
         "data": data,

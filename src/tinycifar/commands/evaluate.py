@@ -83,7 +83,9 @@ def report_command(directory: Path, source: str | None, as_json: bool) -> int:
     if source is not None:
         with terminal.display(to_stderr=True) as display:
             recipe = run.read_recipe(directory)
-            dataset = data.load(source, image_size=recipe.image_size, fit=recipe.fit, display=display)
+            dataset = data.load(
+                source, image_size=recipe.image_size, fit=recipe.fit, channels=recipe.channels, display=display
+            )
     path = run_page.write(directory, dataset)
     plots.save_curves(directory)
     if as_json:

@@ -66,7 +66,9 @@ def _predictions(
         from tinycifar import numpy_model
 
         quick = numpy_model.load(model_name)
-        results = predictions.predict(files, quick.classes, quick.image_size, quick.probabilities)
+        results = predictions.predict(
+            files, quick.classes, quick.image_size, quick.probabilities, fit=quick.fit, channels=quick.channels
+        )
         return quick.classes, quick.temperature, results
     from tinycifar import inference, trained
 

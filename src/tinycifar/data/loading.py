@@ -36,10 +36,11 @@ def load(
     *,
     image_size: int = 32,
     fit: str = "crop",
+    channels: int = 3,
     skip_unreadable: bool = False,
     display: Progress | None = None,
 ) -> Dataset:
-    """Load images into memory, resized to `image_size` pixels a side.
+    """Load images into memory, resized to `image_size` pixels a side, in RGB or, with one of `channels`, in grey.
 
     `fit` says what becomes of images that are not square (`pictures.FITS`). With `skip_unreadable` pictures that cannot
     be read are left out and counted.
@@ -51,13 +52,14 @@ def load(
     `cifar10.DataError` is the kind for damaged data; OSError if the disk fails.
     """
     if source == "sample":
-        return sample(image_size)
+        return sample(image_size, channels)
     if source not in (None, "cifar10") and (own := examine(str(source))) is not None:
         if skip_unreadable:
             own = replace(own, skip_unreadable=True, source=str(replace(sources.parse(own.source), unreadable="skip")))
         folder = cifar10.cache_directory() if cache is None else cache
-        return contents.to_dataset(own, folder, image_size, fit, display)
-    return _dataset("cifar10", cifar10.read(None if source == "cifar10" else source, cache), image_size)
+        return contents.to_dataset(own, folder, image_size, fit, display).with_channels(channels)
+    known = _dataset("cifar10", cifar10.read(None if source == "cifar10" else source, cache), image_size)
+    return known.with_channels(channels)
 
 
 def load_to_score(
@@ -66,13 +68,15 @@ def load_to_score(
     *,
     image_size: int = 32,
     fit: str = "crop",
+    channels: int = 3,
     display: Progress | None = None,
 ) -> Dataset:
     """Load own data for a model of these `classes` to be scored on, as `tinycifar.data.contents.to_dataset` says."""
     own = examine(source)
     if own is None:
         raise ValueError(f"{source} is CIFAR-10, which has test images of its own")
-    return contents.to_dataset(own, cifar10.cache_directory(), image_size, fit, display, classes)
+    dataset = contents.to_dataset(own, cifar10.cache_directory(), image_size, fit, display, classes)
+    return dataset.with_channels(channels)
 
 
 def examine(source: str | Path) -> Contents | None:
@@ -162,14 +166,14 @@ def _check_cifar10(path: Path, tree: Tree | None) -> None:
     raise cifar10.DataError(f"{path} holds no images that are known here; allowed are {ALLOWED}")
 
 
-def sample(image_size: int = 32) -> Dataset:
+def sample(image_size: int = 32, channels: int = 3) -> Dataset:
     """Load the packaged sample: the first 400 training and 200 test images of CIFAR-10, for trials and tests."""
     folder = Path(__file__).parent / "sample"
     found = [cifar10.examine(folder / name, records, md5) for name, (records, md5) in SAMPLE.items()]
     for state, _ in found:
         if not state.ok:
             raise cifar10.DataError(f"{folder / state.name}: {state.problem}. Install tinycifar again")
-    return _dataset("sample", [data for _, data in found], image_size)
+    return _dataset("sample", [data for _, data in found], image_size).with_channels(channels)
 
 
 def _dataset(name: str, parts: Sequence[bytes], image_size: int) -> Dataset:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 WEB = ("PNG", "JPEG", "WEBP")  # what a service decodes for strangers
 FITS = ("crop", "pad", "squash")
+CHANNELS = (1, 3)  # grey, or red, green and blue
 PADDING = (128, 128, 128)
 # What is larger is refused before it is decoded: within these limits, decoding takes less than 300 MB.
 MOST_BYTES = 50_000_000
@@ -145,12 +146,13 @@ def decode(
     size: int = 32,
     fit: str = "crop",
     formats: Sequence[str] = FORMATS,
+    channels: int = 3,
 ) -> Pixels:
-    """What a model sees of a file's content, uint8 (3, size, size); else as `read`.
+    """What a model sees of a file's content, uint8 (channels, size, size); else as `read`.
 
     What `alone` gives is held while more than `MANY_PIXELS` are decoded. Raises ValueError.
     """
-    return decode_counted(content, alone, size, fit, formats)[0]
+    return decode_counted(content, alone, size, fit, formats, channels)[0]
 
 
 def decode_counted(
@@ -159,6 +161,7 @@ def decode_counted(
     size: int,
     fit: str,
     formats: Sequence[str] = FORMATS,
+    channels: int = 3,
 ) -> tuple[Pixels, bool]:
     """As `decode`, and whether it is a JPEG that lacks its end marker."""
     try:
@@ -166,7 +169,7 @@ def decode_counted(
             raise _Refused(f"{len(content):,} bytes, allowed are {MOST_BYTES:,}")
         with contextlib.ExitStack() as held:
             image, lacks_end = _read(content, fit, lambda: held.enter_context(alone()), formats)
-            return to_array(image, size, fit), lacks_end
+            return to_array(image, size, fit, channels), lacks_end
     except MemoryError:
         raise
     except Exception as error:  # as above
@@ -336,11 +339,12 @@ def fitted(image: Image.Image, fit: str) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def to_array(image: Image.Image, size: int = 32, fit: str = "crop") -> Pixels:
-    """An RGB picture as uint8 (3, size, size), resized with antialiasing.
+def to_array(image: Image.Image, size: int = 32, fit: str = "crop", channels: int = 3) -> Pixels:
+    """An RGB picture as uint8 (channels, size, size), resized with antialiasing.
 
     With "crop" it is square already, with "squash" both sides are resized to `size`; with "pad" it keeps its
-    proportions and lies in the middle of a square of grey, `PADDING`.
+    proportions and lies in the middle of a square of grey, `PADDING`. For one channel it becomes grey at the end, by
+    Pillow's "L".
     """
     # Cropped before: with `box`, or `ImageOps.fit`, the filter would mix in pixels from outside the crop.
     longer = max(image.size)
@@ -352,14 +356,16 @@ def to_array(image: Image.Image, size: int = 32, fit: str = "crop") -> Pixels:
         padded = Image.new("RGB", (size, size), PADDING)
         padded.paste(resized, ((size - width) // 2, (size - height) // 2))
         resized = padded
+    if channels == 1:
+        return np.asarray(resized.convert("L"))[None].copy()
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
-def to_tensor(image: Image.Image, size: int = 32, fit: str = "crop") -> Tensor:
+def to_tensor(image: Image.Image, size: int = 32, fit: str = "crop", channels: int = 3) -> Tensor:
     """As `to_array`, a tensor."""
     import torch  # not before: `tinycifar predict` does without it
 
-    return torch.from_numpy(to_array(image, size, fit))
+    return torch.from_numpy(to_array(image, size, fit, channels))
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -373,5 +379,5 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 
 def to_image(tensor: Tensor) -> Image.Image:
-    """A picture from uint8 (3, H, W) in RGB."""
-    return Image.fromarray(tensor.permute(1, 2, 0).contiguous().numpy())
+    """An RGB picture from uint8 (3, H, W), or (1, H, W) in grey."""
+    return Image.fromarray(tensor.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())

@@ -28,6 +28,11 @@ from tinycifar.trained import Trained
 # Of the integer evaluation and the int8 ONNX model, whose arithmetic is the same but for roundings: shipped models have
 # the same classes on 400 images, and errors of 0.05%.
 TOLERANCE = parity.Tolerance(classes=0.99, logits=0.01)
+FIT_WORDS = {  # what a program does with a picture that is not square before it resizes it
+    "crop": "the central square of a picture is resized to the image size",
+    "pad": "a picture keeps its proportions and lies in the middle of a square of grey, 128",
+    "squash": "both sides of a picture are resized to the image size",
+}
 OVERREAD = 12  # bytes behind the last filter, which MVE reads 16 at a time
 
 
@@ -283,6 +288,8 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
         "head": integer.head(network),
         "classes": json.loads(network.about["classes"]),
         "temperature": network.about["temperature"],
+        "fit": network.about.get("fit", "crop"),
+        "fit_words": FIT_WORDS[network.about.get("fit", "crop")],
         "maps": [
             {"offset": offsets[item], "channels": item.channels, "size": item.size, "zero": item.zero - 128}
             for item in maps

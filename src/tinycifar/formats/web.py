@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -70,8 +70,6 @@ def write(
             raise ValueError(f"the folder {folder} is in use; name a new or an empty one with `out=`")
         if not overwrite:
             raise ValueError(f"{folder} holds a page already; name another output, or pass `overwrite=` to replace it")
-    if trained.fit != "crop":
-        raise ValueError(f"the page crops pictures to squares, and {trained.name} was trained with fit={trained.fit}")
     package = _package()
     dataset = parity.known_data(trained, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,8 +88,9 @@ def write(
         shown = samples(dataset)
         for file, _, content in shown:
             (page / file).write_bytes(content)
-        told = about(trained.name, trained.classes, trained.image_size, trained.temperature, shown, "browser")
-        atomic.write_json(page / "model.json", told)
+        form = Form(trained.image_size, trained.fit, trained.channels)
+        described = about(trained.name, trained.classes, form, trained.temperature, shown, "browser")
+        atomic.write_json(page / "model.json", described)
         exported = onnx_file.to_onnx(trained, page / "model.onnx", dataset)
         replaced = Path(name) / "replaced"
         if folder.exists():
@@ -105,10 +104,19 @@ def write(
     return replace(exported, path=folder / "model.onnx")
 
 
+@dataclass(frozen=True)
+class Form:
+    """What a model's images are: their side in pixels, a recipe's `fit`, and 1 or 3 channels."""
+
+    image_size: int
+    fit: str
+    channels: int
+
+
 def about(
     name: str,
     classes: Sequence[str],
-    image_size: int,
+    form: Form,
     temperature: float | None,
     samples: Sequence[Sample],
     runtime: Literal["browser", "server"],
@@ -124,7 +132,7 @@ def about(
         known = f"{len(classes):,} classes, among them {known}"
     return {
         "name": name,
-        "image_size": image_size,
+        **asdict(form),
         "classes": list(classes),
         "temperature": temperature,
         "text": f"{name} knows {known}, and takes everything for one of these. {where[runtime]}",

@@ -61,9 +61,9 @@ class Served:
         return list(self.about["classes"])
 
     @property
-    def image_size(self) -> int:
-        """Pixels a side of the images that it takes."""
-        return int(self.about["image_size"])
+    def form(self) -> web.Form:
+        """What its images are."""
+        return web.Form(*(self.about[name] for name in ("image_size", "fit", "channels")))
 
 
 def open_model(source: str) -> Served:
@@ -75,14 +75,15 @@ def open_model(source: str) -> Served:
     if path.suffix == ".onnx" and path.is_file():
         served = read_model(path.stem, path)
         known = tuple(served.classes) == CLASSES
-        return replace(served, samples=web.samples(data.sample(served.image_size))) if known else served
+        shown = web.samples(data.sample(served.form.image_size, served.form.channels)) if known else ()
+        return replace(served, samples=shown)
     model = trained.load(source, "cpu")
-    shown: tuple[web.Sample, ...] = ()
+    shown = ()
     try:
         dataset = parity.known_data(model)
         shown = web.samples(dataset)
     except (OSError, ValueError):  # what is to be served is the model; without its data it is tried on other pictures
-        dataset = data.sample(model.image_size)
+        dataset = data.sample(model.image_size, model.channels)
     with tempfile.TemporaryDirectory() as folder:
         exported = onnx_file.to_onnx(model, Path(folder) / "model.onnx", dataset)
         return replace(read_model(model.name, exported.path), samples=shown)
@@ -98,16 +99,18 @@ def read_model(name: str, path: Path) -> Served:
         about |= {key: json.loads(metadata[key]) for key in ("classes", "temperature")}
         # Files of before there were models of own data say neither.
         about |= {"data": metadata.get("data", "cifar10"), "image_size": json.loads(metadata.get("image_size", "32"))}
-        about["fit"] = metadata.get("fit", "crop")
+        about |= {"fit": metadata.get("fit", "crop"), "channels": json.loads(metadata.get("channels", "3"))}
         pictures.check_fit(about["fit"])
         classes, temperature, size = about["classes"], about["temperature"], about["image_size"]
+        if about["channels"] not in pictures.CHANNELS:
+            raise ValueError("channels that are none")
         if not (isinstance(classes, list) and all(isinstance(of, str) and is_printable(of) for of in classes)):
             raise ValueError("classes that are none")
         if not (temperature is None or 0 < float(temperature) < math.inf):
             raise ValueError("a temperature that is none")
         if type(size) is not int or not 0 < size <= MOST_PIXELS:
             raise ValueError("a size that is none")
-        zeros = np.zeros((1, 3, size, size), np.float32)
+        zeros = np.zeros((1, about["channels"], size, size), np.float32)
         logits, _ = session.run([onnx_file.LOGITS, onnx_file.ACTIVATION], {onnx_file.INPUT: zeros})
         if logits.shape != (1, len(classes)):
             raise ValueError("another number of classes")
@@ -191,11 +194,12 @@ class Service:
             jobs[0].answer.get_loop().call_soon_threadsafe(_deliver, answers)
 
     def decode(self, content: bytes) -> pictures.Pixels:
-        """A picture file's content as the model sees it, uint8 (3, S, S); ValueError if it is no picture."""
-        return pictures.decode(content, self.large, self.model.image_size, self.model.about["fit"], pictures.WEB)
+        """A picture file's content as the model sees it, uint8 (C, S, S); ValueError if it is no picture."""
+        form = self.model.form
+        return pictures.decode(content, self.large, form.image_size, form.fit, pictures.WEB, form.channels)
 
     def classify(self, pixels: Sequence[pictures.Pixels], asked: Sequence[Asked]) -> list[dict[str, Any]]:
-        """What the model says of pictures, each uint8 (3, S, S), in one batch: as much of each as is asked."""
+        """What the model says of pictures, each uint8 (C, S, S), in one batch: as much of each as is asked."""
         if not pixels:
             return []
         start = time.perf_counter()
@@ -335,7 +339,7 @@ def assets(model: Served) -> dict[str, tuple[str, bytes]]:
     }
     found["/"] = found.pop("/index.html")
     found |= {f"/{name}": (TYPES[".png"], content) for name, _, content in model.samples}
-    about = web.about(model.name, model.classes, model.image_size, model.about["temperature"], model.samples, "server")
+    about = web.about(model.name, model.classes, model.form, model.about["temperature"], model.samples, "server")
     found["/model.json"] = "application/json", json.dumps(about).encode()
     return found
 

@@ -205,7 +205,7 @@ def work(study: Study, dataset: Dataset, *, trials: int, source: str | None, dev
     `dataset` is the data as it was read from `source` for the recipe's image size. Raises Stopped at a signal.
     """
     kept = open_study(study)
-    datasets = {(dataset.image_size, study.recipe.fit): dataset}
+    datasets = {(dataset.image_size, study.recipe.fit, dataset.channels): dataset}
     while (begun := _begin(study, kept, trials)) is not None:
         try:
             try:
@@ -213,9 +213,9 @@ def work(study: Study, dataset: Dataset, *, trials: int, source: str | None, dev
             except ValueError as error:
                 _fail(kept, begun, error)  # a value between two that the recipe takes, perhaps
             else:
-                seen_as = recipe.image_size, recipe.fit
+                seen_as = size, fit, channels = recipe.image_size, recipe.fit, recipe.channels
                 if seen_as not in datasets:
-                    datasets[seen_as] = data.load(source, image_size=recipe.image_size, fit=recipe.fit)
+                    datasets[seen_as] = data.load(source, image_size=size, fit=fit, channels=channels)
                 _train(study, kept, begun, recipe, datasets[seen_as], device)
         except (Stopped, KeyboardInterrupt, SystemExit):
             if kept.get_trials(deepcopy=False)[begun.trial.number].state == TrialState.RUNNING:

@@ -13,6 +13,9 @@ extern "C" {
 #endif
 
 #define {{ prefix | upper }}_CLASSES {{ classes | length }}
+#define {{ prefix | upper }}_IMAGE_SIZE {{ size }}
+#define {{ prefix | upper }}_CHANNELS {{ table | length }} /* {{ "red, green and blue" if table | length == 3 else "grey: 0.299 red + 0.587 green + 0.114 blue" if table | length == 1 else "of each pixel" }} */
+#define {{ prefix | upper }}_FIT "{{ fit }}" /* {{ fit_words }} */
 #define {{ prefix | upper }}_MEMORY_BYTES {{ memory_bytes }}
 #define {{ prefix | upper }}_SCORE_SCALE {{ head.scale | c_float }} /* a logit is a score times this */
 {% if temperature != "null" %}
