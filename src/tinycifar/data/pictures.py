@@ -351,6 +351,8 @@ def to_array(image: Image.Image, size: int = 32, fit: str = "crop", channels: in
     width, height = (
         (max(1, (2 * side * size + longer) // (2 * longer)) if fit == "pad" else size) for side in image.size
     )
+    if image.width != image.height:  # Pillow would choose by the proportions whether rows or columns come first
+        image = image.resize((width, image.height), Image.Resampling.LANCZOS)
     resized = image.resize((width, height), Image.Resampling.LANCZOS)
     if (width, height) != (size, size):
         padded = Image.new("RGB", (size, size), PADDING)
