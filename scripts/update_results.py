@@ -314,6 +314,7 @@ def boards() -> str:
         "nano": "`nano`",
         "plainnet": "PlainNet of [EXTENDING](EXTENDING.md)",
         "thousand": "`whitenet`, 1,000 classes",
+        "grey": "`nano`, one channel",
     }
     lines = [
         "| model | core | instructions per image | per MAC | flash | RAM | stack in it |",
