@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tinycifar import atomic, data, metrics, predictions, run
 from tinycifar.data import Dataset
-from tinycifar.evaluation import subsets
+from tinycifar.evaluation import outside, subsets
 from tinycifar.models import Classifier
 from tinycifar.trained import Trained, count_seen
 
@@ -107,8 +107,9 @@ def evaluate(
     Of CIFAR-10's test images it also gives the accuracy on each of `tinycifar.evaluation.subsets`.
 
     On validation images a temperature is fitted, if they say enough (`metrics.tells_temperature`); what it does for
-    calibration is told of each half of the images with the temperature of the other half. Nothing may be fitted to test
-    images: there it is `temperature`, if given, which must come from elsewhere.
+    calibration is told of each half of the images with the temperature of the other half. `kept` are the thresholds of
+    `evaluation.outside`. Nothing may be fitted to test images: there it is `temperature`, if given, which must come
+    from elsewhere.
     """
     split, images, labels = evaluation_split(dataset, test)
     start = time.perf_counter()
@@ -140,6 +141,7 @@ def evaluate(
         "top3_accuracy": metrics.top_k_accuracy(plain, labels, 3),
         **metrics.calibration(plain, labels),
         "temperature": temperature,
+        **({"kept": outside.thresholds(plain.numpy(), labels.numpy())} if split == "validation" else {}),
         "calibrated": None if scaled is None else metrics.calibration(scaled, labels),
         "images_per_second": len(labels) / seconds,
         "classes": [{"class": name, **row} for name, row in named],
@@ -187,9 +189,16 @@ def evaluate_model(
     source: str | Path | Dataset | None = None,
     test: bool = False,
     corrupted: int = 0,
+    others: str | Path | None = None,
+    keep: float | None = None,
+    threshold: float | None = None,
     display: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a trained model on the images that it opens, and its `robustness` on `corrupted` of them.
+
+    `others` are pictures that belong to none of its classes, as `data.load_pictures` takes them: `outside` in the
+    content says how many are rejected at the `threshold`, or at that which keeps the share `keep` of right answers,
+    0.95 by default.
 
     `source` is a Dataset or as in `tinycifar.data.load`; by default the data it was trained on. Of that a model which
     was trained with validation images opens only these, unless `test` opens the test images. The progress of reading,
@@ -212,9 +221,38 @@ def evaluate_model(
     if not test and trained.trained_on(dataset):
         dataset = dataset.split(trained.validation_images)
     found = evaluate(trained.model, dataset, trained.temperature, test=test)
+    if others is not None:
+        found.content["outside"] = _outside(trained, found, others, keep, threshold, display)
     if corrupted:
         found.content["robustness"] = robustness(trained.model, dataset, corrupted, test=test)
     return found
+
+
+def _outside(
+    trained: Trained,
+    known: Evaluation,
+    source: str | Path,
+    keep: float | None,
+    threshold: float | None,
+    display: Progress | None,
+) -> dict[str, Any]:
+    """What a threshold does with the known images and with pictures of other kinds; see `evaluation.outside`.
+
+    A share to keep on validation images is that of each half at the threshold of the other half.
+    """
+    images = data.load_pictures(
+        source, image_size=trained.image_size, fit=trained.fit, channels=trained.channels, display=display
+    )
+    others, values, labels = logits(trained.model, images).numpy(), known.logits.numpy(), known.labels.numpy()
+    name = Path(str(source)).name
+    if threshold is None and known.content["split"] == "validation":
+        keep = 0.95 if keep is None else keep
+        return {"source": name, "keep": keep, **outside.crossfit(values, labels, others, keep, trained.name)}
+    if threshold is None and keep is None:
+        keep = 0.95
+    limit = outside.chosen(trained.kept, keep, threshold, trained.name)
+    assert limit is not None
+    return {"source": name, "keep": keep, **outside.compare(values, labels, others, limit)}
 
 
 def _load_to_score(trained: Trained, source: str | Path, display: Progress | None) -> Dataset:
@@ -240,14 +278,18 @@ def several(classes: Sequence[str]) -> str:
     return f"{len(classes):,} classes ({', '.join(classes[:3])}{more})"
 
 
-def predict(trained: Trained, given: Sequence[Any], top: int = 3) -> Iterator[dict[str, Any]]:
+def predict(
+    trained: Trained, given: Sequence[Any], top: int = 3, threshold: float | None = None
+) -> Iterator[dict[str, Any]]:
     """The `top` most probable classes of each picture, at the model's temperature; see `predictions.predict`."""
-
-    @torch.inference_mode()
-    def probabilities(images: predictions.Array) -> predictions.Array:
-        scaled = logits(trained.model, torch.from_numpy(images)) / (trained.temperature or 1)
-        return scaled.softmax(1).numpy()
-
     return predictions.predict(
-        given, trained.classes, trained.image_size, probabilities, top, trained.fit, trained.channels
+        given,
+        trained.classes,
+        trained.image_size,
+        lambda images: logits(trained.model, torch.from_numpy(images)).numpy(),
+        top,
+        temperature=trained.temperature,
+        fit=trained.fit,
+        channels=trained.channels,
+        threshold=threshold,
     )

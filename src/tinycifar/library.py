@@ -18,6 +18,7 @@ from rich.progress import Progress
 from tinycifar import atomic, inference, predictions, recipes, run, trained
 from tinycifar.data import Dataset, loading
 from tinycifar.data.pictures import find as find_pictures
+from tinycifar.evaluation.outside import chosen as chosen_threshold
 from tinycifar.models import Classifier
 from tinycifar.predictions import Picture
 from tinycifar.recipes import Recipe
@@ -160,19 +161,37 @@ def load(model: Source, device: str = "cpu") -> Classifier:
 
 
 def evaluate(
-    model: Source, data: str | Path | Dataset | None = None, *, test: bool = False, device: str = "auto"
+    model: Source,
+    data: str | Path | Dataset | None = None,
+    *,
+    test: bool = False,
+    outside: str | Path | None = None,
+    keep: float | None = None,
+    threshold: float | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Score a trained model; returns the content of an `evaluation.json` and writes nothing.
 
     `data` is a folder, another source of `tinycifar.data.load`, or a `Dataset` in memory; by default it is the data
     that the model was trained on. If that data has validation images, the model is scored on these, unless `test`
     opens the test images.
+
+    `outside` are pictures of none of its classes, a folder or another source: the entry `outside` says how many are
+    rejected at the `threshold`, or at that which keeps the share `keep` of right answers, 0.95 by default.
     """
-    return inference.evaluate_model(trained.load(_source(model), device), source=data, test=test).content
+    return inference.evaluate_model(
+        trained.load(_source(model), device), source=data, test=test, others=outside, keep=keep, threshold=threshold
+    ).content
 
 
 def predict(
-    model: Source, pictures: Picture | Iterable[Picture], *, top: int = 3, device: str = "auto"
+    model: Source,
+    pictures: Picture | Iterable[Picture],
+    *,
+    top: int = 3,
+    keep: float | None = None,
+    threshold: float | None = None,
+    device: str = "auto",
 ) -> list[dict[str, Any]]:
     """Classify pictures; returns a dict for each, in their order.
 
@@ -186,13 +205,19 @@ def predict(
     Each dict has `file`, the path or None, and `classes`, a list of the `top` most probable ones, each with `class` and
     `probability`. For a file that cannot be read there is `problem`, the reason, instead of `classes`.
 
+    With `threshold`, or with `keep`, the share of right answers that is to be kept, each dict also has `score`, how far
+    the largest logit lies above the mean of all, and `none_of_these`: whether the score lies below the threshold.
+    `keep` is from 0.5 to 0.99, for models that were trained with validation images, and shipped ones.
+
     Raises TypeError for another type of pictures or numbers, ValueError for another shape or range, a path that does
     not exist, and a folder without pictures.
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
     given = predictions.listed(pictures)
-    return list(inference.predict(trained.load(_source(model), device), given, top))
+    loaded = trained.load(_source(model), device)
+    limit = chosen_threshold(loaded.kept, keep, threshold, loaded.name)
+    return list(inference.predict(loaded, given, top, limit))
 
 
 def explain(

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tinycifar.data import pictures
+from tinycifar.evaluation import outside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,16 +70,20 @@ def predict(
     given: Sequence[Any],
     classes: tuple[str, ...],
     image_size: int,
-    probabilities: Callable[[Array], Array],
+    logits: Callable[[Array], Array],
     top: int = 3,
+    *,
+    temperature: float | None = None,
     fit: str = "crop",
     channels: int = 3,
+    threshold: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The `top` most probable classes of each picture of a list made by `listed`, one after another, as dicts.
 
     `file` is a picture's path, None in memory. `classes` has dicts with `class` and `probability`; for an unreadable
-    picture there is the reason as `problem` instead. `probabilities` gives those of images (N, channels, S, S),
-    uint8 or float32 in [0, 1], as (N, C). `fit` and `channels` are the recipe's.
+    picture there is the reason as `problem` instead. With a `threshold` there are also `score`, of
+    `evaluation.outside`, and `none_of_these`, whether it lies below. `logits` gives those of images (N, channels, S,
+    S), uint8 or float32 in [0, 1], as (N, C). `temperature`, `fit` and `channels` are the model's.
     """
     top = min(top, len(classes))
     for start in range(0, len(given), BATCH):
@@ -94,11 +99,21 @@ def predict(
         if any(image.dtype != np.uint8 for image in images):
             images = [image if image.dtype != np.uint8 else image.astype(np.float32) / 255 for image in images]
         readable = [entry for entry in entries if "classes" in entry]
-        rows = probabilities(np.stack(images)) if images else np.zeros((0, len(classes)))
-        for entry, row in zip(readable, rows, strict=True):
+        found = logits(np.stack(images)) if images else np.zeros((0, len(classes)))
+        rows = softmax(found / (temperature or 1))
+        for entry, row, score in zip(readable, rows, outside.scores(found), strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             entry["classes"] = [{"class": classes[index], "probability": float(row[index])} for index in best]
+            if threshold is not None:
+                entry |= {"score": float(score), "none_of_these": bool(score < threshold)}
         yield from entries
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities (N, C) from logits (N, C)."""
+    powers = np.exp(logits - logits.max(1, keepdims=True, initial=-np.inf))
+    result: Array = powers / powers.sum(1, keepdims=True)
+    return result
 
 
 def _pixels(picture: Any, size: int, fit: str, channels: int) -> Array:

@@ -128,7 +128,7 @@ class Recorder:
             _check_finite(f"loss on the {evaluation['split']} images", evaluation["loss"], self._job)
             with checkpoint.saving(state.step):
                 scored.save(self._job.directory)
-                self._save_weights(evaluation["temperature"])
+                self._save_weights(evaluation["temperature"], evaluation.get("kept", ()))
         evaluation, stopped_by = ranks.exchange(evaluation)[0], ranks.signal(self._job.stop)
         for task in self._tasks:
             self._job.display.remove_task(task)
@@ -153,7 +153,7 @@ class Recorder:
         ranks.exchange()
         self._saved_at = time.monotonic()
 
-    def _save_weights(self, temperature: float | None = None) -> None:
+    def _save_weights(self, temperature: float | None = None, kept: Sequence[float] = ()) -> None:
         recipe, dataset = self._job.recipe, self._job.dataset
         trained.save_weights(
             self._job.directory / "model.safetensors",
@@ -169,6 +169,7 @@ class Recorder:
             data_digest=self._job.environment["data_digest"],
             validation_images=recipe.validation_images,
             temperature=temperature,
+            kept=kept,
         )
 
 

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from tinycifar import atomic, catalog, data, machine, models, run
 from tinycifar.data import Dataset
 from tinycifar.data.dataset import Digests
 from tinycifar.data.pictures import CHANNELS, check_fit
+from tinycifar.evaluation import outside
 from tinycifar.models import Classifier
 from tinycifar.words import counted, is_printable
 
@@ -38,7 +40,8 @@ class Trained:
     many of these images were held out. Divide logits by `temperature` before computing probabilities; it is None if
     none was fitted. `source` is what `load` takes to find it again from anywhere, `sha256` the digest of its file.
     `data_path` is where the data was, from the run's `environment.json`: weights are shared, and do not say. `fit` is
-    what becomes of pictures that are not square, and `channels` are those of an image, as in a recipe.
+    what becomes of pictures that are not square, and `channels` are those of an image, as in a recipe. `kept` are the
+    thresholds for "none of these" of `evaluation.outside`, empty if there are none.
     """
 
     model: Classifier
@@ -57,6 +60,7 @@ class Trained:
     data_path: str = ""
     fit: str = "crop"
     channels: int = 3
+    kept: tuple[float, ...] = ()
 
     @property
     def run(self) -> Path | None:
@@ -167,7 +171,7 @@ def load(source: str | Path, device: str = "auto") -> Trained:
         file = catalog.WEIGHTS / f"{source}.safetensors"
         if not file.is_file() or _digest(file) != known[source]["sha256"]:
             raise ValueError(f"{file} is damaged or missing; install tinycifar again")
-        return _read(file, source, source, device)
+        return replace(_read(file, source, source, device), kept=tuple(known[source].get("kept", ())))
     path = Path(source)
     if path.is_dir() and (seeds := run.seeds(path)):
         raise ValueError(f"{path} holds several seeds; name one of them, for example {seeds[0]}")
@@ -205,7 +209,7 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         temperature = None if about["temperature"] is None else float(about["temperature"])
         width, image_size = float(about.get("width", 1.0)), int(about.get("image_size", 32))
         data_digest, fit = str(about.get("data_digest", "")), str(about.get("fit", "crop"))
-        channels = about.get("channels", 3)
+        channels, kept = about.get("channels", 3), tuple(float(value) for value in about.get("kept") or ())
         check_fit(fit)
         if type(channels) is not int or channels not in CHANNELS:
             raise ValueError("channels that are none")
@@ -214,6 +218,8 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         if not (catalog.LEAST_WIDTH <= width <= catalog.MOST_WIDTH and re.fullmatch("[0-9a-f]{64}|", data_digest)):
             raise ValueError("a width or digest that is none")
         data, data_path = _data(data, data_digest, file)
+        if not (len(kept) in (0, len(outside.KEEP_PERCENT)) and all(map(math.isfinite, kept))):
+            raise ValueError("thresholds that are none")
         if validation_images < 0 or (temperature is not None and not 0 < temperature < math.inf):
             raise ValueError("a number that is none of its kind")
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
@@ -251,6 +257,7 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         data_path,
         fit,
         channels,
+        kept,
     )
 
 
@@ -278,6 +285,7 @@ def save_weights(
     data_digest: str = "",
     validation_images: int,
     temperature: float | None = None,
+    kept: Sequence[float] = (),
 ) -> None:
     """Write a model's weights as safetensors, what is needed to build and to judge it again as metadata.
 
@@ -298,5 +306,6 @@ def save_weights(
         "data_digest": data_digest,
         "validation_images": validation_images,
         "temperature": temperature,
+        **({"kept": list(kept)} if kept else {}),
     }
     atomic.write_bytes(path, save(tensors, metadata={"tinycifar": json.dumps(about)}))

@@ -79,6 +79,34 @@ def load_to_score(
     return dataset.with_channels(channels)
 
 
+def load_pictures(
+    source: str | Path,
+    *,
+    image_size: int = 32,
+    fit: str = "crop",
+    channels: int = 3,
+    display: Progress | None = None,
+) -> Tensor:
+    """Images (N, channels, image_size, image_size), uint8, of any source, without labels.
+
+    `source` is as in `load`, of which the test images are taken, or all if it has none; or a folder with pictures
+    anywhere in it, or one picture. Raises ValueError for pictures that cannot be read and for a source without any.
+    """
+    try:
+        own = None if str(source) in NAMES else examine(source)
+    except ValueError:
+        if not Path(source).exists() or not (Path(source).is_dir() or pictures.is_picture(source)):
+            raise
+        files = pictures.find([source])
+        found = [pictures.to_tensor(pictures.read(file, fit), image_size, fit, channels) for file in files]
+        return torch.stack(found)
+    if own is None:
+        return load(source, image_size=image_size, fit=fit, channels=channels, display=display).test_images
+    cache = cifar10.cache_directory()
+    dataset = contents.to_dataset(own, cache, image_size, fit, display, own.classes)
+    return dataset.with_channels(channels).test_images
+
+
 def examine(source: str | Path) -> Contents | None:
     """What own data holds, none of its images decoded; None for CIFAR-10 itself.
 

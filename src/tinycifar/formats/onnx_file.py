@@ -203,6 +203,7 @@ def _described(trained: Trained) -> Any:
         "preprocessing": f"{parity.colours(trained)}, {size}x{size} pixels, float32 in [0, 1], "
         "(batch, channel, row, column); nothing else",
         "temperature": json.dumps(trained.temperature),
+        "kept": json.dumps(trained.kept),
         "outputs": f"{LOGITS}: divide by the temperature, if any, then softmax; {ACTIVATION}: what speaks for a class",
         "weights_sha256": trained.sha256,
     }

@@ -101,6 +101,7 @@ def _content(trained: Trained, model: plain.Plain, steps: Sequence[Step], ranges
         "preprocessing": f"{parity.colours(trained)}, {size}x{size} pixels, (1, row, column, channel), "
         + ("float32 in [0, 1]" if ranges is None else "int8: the pixel of 0..255 minus 128"),
         "temperature": trained.temperature,
+        "kept": trained.kept,
         "outputs": f"{LOGITS}: divide by the temperature, if any, then softmax",
         "weights_sha256": trained.sha256,
     }

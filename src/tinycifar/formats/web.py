@@ -19,6 +19,7 @@ import torch
 from tinycifar import atomic
 from tinycifar.data import Dataset, pictures
 from tinycifar.data.cifar10 import cache_directory
+from tinycifar.evaluation import outside
 from tinycifar.formats import onnx_file, parity
 from tinycifar.trained import Trained
 
@@ -33,6 +34,7 @@ FILES = {  # of the package: its runtime for WebAssembly with SIMD, under names 
 }
 NPM_SECONDS = 300
 SHOWN = 10  # samples and classes
+KEEP = (0.99, 0.95, 0.9)  # shares of right answers that a visitor can choose
 Sample = tuple[str, str, bytes]  # path, label, PNG
 LICENCE = f"""{PACKAGE} {VERSION}, https://github.com/microsoft/onnxruntime (there also ThirdPartyNotices.txt)
 
@@ -89,7 +91,7 @@ def write(
         for file, _, content in shown:
             (page / file).write_bytes(content)
         form = Form(trained.image_size, trained.fit, trained.channels)
-        described = about(trained.name, trained.classes, form, trained.temperature, shown, "browser")
+        described = about(trained.name, trained.classes, form, trained.temperature, shown, "browser", trained.kept)
         atomic.write_json(page / "model.json", described)
         exported = onnx_file.to_onnx(trained, page / "model.onnx", dataset)
         replaced = Path(name) / "replaced"
@@ -120,8 +122,9 @@ def about(
     temperature: float | None,
     samples: Sequence[Sample],
     runtime: Literal["browser", "server"],
+    kept: Sequence[float] = (),
 ) -> dict[str, object]:
-    """What the page is told of its model as `model.json`."""
+    """What the page is told of its model as `model.json`; `kept` are the thresholds of `evaluation.outside`."""
     where = {
         "browser": "It runs in this browser: no picture leaves your machine.",
         "server": "Pictures are sent to the server that this page comes from, which keeps none.",
@@ -130,12 +133,14 @@ def about(
     known = f"{', '.join(most)} and {last}" if most else last
     if len(classes) > SHOWN:
         known = f"{len(classes):,} classes, among them {known}"
+    others = "can be told to reject other pictures" if kept else "takes everything for one of these"
     return {
         "name": name,
         **asdict(form),
         "classes": list(classes),
         "temperature": temperature,
-        "text": f"{name} knows {known}, and takes everything for one of these. {where[runtime]}",
+        "kept": [{"keep": keep, "threshold": outside.threshold(kept, keep, name)} for keep in KEEP if kept],
+        "text": f"{name} knows {known}, and {others}. {where[runtime]}",
         "runtime": runtime,
         "samples": [{"file": file, "label": label} for file, label, _ in samples],
     }

@@ -105,6 +105,24 @@ def accuracy(evaluation: dict[str, Any]) -> str:
     )
 
 
+def outside(evaluation: dict[str, Any]) -> list[str]:
+    """What the threshold for none of these keeps and rejects."""
+    found = evaluation.get("outside")
+    if found is None:
+        return []
+    how = "" if found["keep"] is None else f", chosen to keep {found['keep']:.0%} of right answers"
+    if found["keep"] is not None and evaluation["split"] == "validation":
+        how += "; each half of the validation images at the threshold of the other half"
+    wrong = "" if found["wrong_kept"] is None else f" and {found['wrong_kept']:.1%} of the wrong answers"
+    return [
+        f"None of these below a score of {found['threshold']:.3f}{how}",
+        f"Kept: {found['right_kept'] or 0:.1%} of the right answers{wrong} on {found['images']:,} "
+        f"{evaluation['split']} images",
+        f"Rejected: {found['outside_rejected']:.1%} of the {counted(found['outside'], 'picture')} of "
+        f"{printable(found['source'])} (area under the ROC curve {found['auroc']:.3f})",
+    ]
+
+
 def balance(evaluation: dict[str, Any]) -> list[str]:
     """Balanced accuracy and macro F1 of classes of different sizes, and a warning if accuracy alone misleads."""
     if "balanced_accuracy" not in evaluation:  # written by an earlier version

@@ -31,6 +31,7 @@ from tinycifar import data, trained
 from tinycifar.catalog import MOST_PIXELS
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
+from tinycifar.evaluation import outside
 from tinycifar.formats import onnx_file, parity, web
 from tinycifar.serve.gate import SECONDS, Gate, Limits, Outer
 from tinycifar.words import is_printable
@@ -102,6 +103,9 @@ def read_model(name: str, path: Path) -> Served:
         about |= {"fit": metadata.get("fit", "crop"), "channels": json.loads(metadata.get("channels", "3"))}
         pictures.check_fit(about["fit"])
         classes, temperature, size = about["classes"], about["temperature"], about["image_size"]
+        about["kept"] = [float(value) for value in json.loads(metadata.get("kept", "[]"))]
+        if len(about["kept"]) not in (0, len(outside.KEEP_PERCENT)) or not all(map(math.isfinite, about["kept"])):
+            raise ValueError("thresholds that are none")
         if about["channels"] not in pictures.CHANNELS:
             raise ValueError("channels that are none")
         if not (isinstance(classes, list) and all(isinstance(of, str) and is_printable(of) for of in classes)):
@@ -121,10 +125,11 @@ def read_model(name: str, path: Path) -> Served:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be told of a picture: how many of its most probable classes, and whether with maps of these."""
+    """What is to be told of a picture: its most probable classes, whether with maps, and from which score on."""
 
     top: int = web.SHOWN
     activation: bool = False
+    threshold: float | None = None
 
 
 @dataclass
@@ -212,25 +217,35 @@ class Service:
         probabilities = powers / powers.sum(1, keepdims=True)
         names = self.model.about["classes"]
         found = []
+        scores = outside.scores(logits)
         for number, (of, values) in enumerate(zip(asked, probabilities, strict=True)):
             ranked = np.argsort(-values, kind="stable")[: of.top].tolist()
             classes = [{"class": names[index], "probability": float(values[index])} for index in ranked]
             if of.activation:
                 for entry, index in zip(classes, ranked, strict=True):
                     entry["activation"] = maps[0][number, index].flatten().tolist()
-            found.append({"model": self.model.name, "classes": classes, "milliseconds": milliseconds})
+            answer = {"model": self.model.name, "classes": classes, "milliseconds": milliseconds}
+            if of.threshold is not None:
+                answer |= {"score": float(scores[number]), "none_of_these": bool(scores[number] < of.threshold)}
+            found.append(answer)
         return found
 
     async def predict(self, request: Request) -> Response:
         """POST /predict: a picture as the body or as a form's file -> its classes and their probabilities.
 
         These are the ten most probable ones, or as many as `?top=` says; `?activation=1` adds a map to each, by rows.
+        With `?keep=` or `?threshold=` the answer says whether the picture is none of these.
         """
         self._refuse_if_full()
         query = request.query_params
         if not re.fullmatch(r"[1-9]\d{0,3}", top := query.get("top", str(web.SHOWN)), flags=re.ASCII):
             raise HTTPException(400, "top takes the number of classes to be told, 1 to 9999")
-        asked = Asked(int(top), query.get("activation") == "1")
+        try:
+            keep, threshold = (None if (text := query.get(of)) is None else float(text) for of in ("keep", "threshold"))
+            limit = outside.chosen(self.model.about["kept"], keep, threshold, self.model.name)
+        except ValueError as error:
+            raise HTTPException(400, f"keep and threshold: {error}") from None
+        asked = Asked(int(top), query.get("activation") == "1", limit)
         with contextlib.ExitStack() as held:
             try:
                 async with timeout(self.limits.upload_seconds):
@@ -339,7 +354,8 @@ def assets(model: Served) -> dict[str, tuple[str, bytes]]:
     }
     found["/"] = found.pop("/index.html")
     found |= {f"/{name}": (TYPES[".png"], content) for name, _, content in model.samples}
-    about = web.about(model.name, model.classes, model.form, model.about["temperature"], model.samples, "server")
+    temperature, kept = model.about["temperature"], model.about["kept"]
+    about = web.about(model.name, model.classes, model.form, temperature, model.samples, "server", kept)
     found["/model.json"] = "application/json", json.dumps(about).encode()
     return found
 

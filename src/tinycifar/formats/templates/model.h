@@ -21,6 +21,9 @@ extern "C" {
 {% if temperature != "null" %}
 #define {{ prefix | upper }}_TEMPERATURE {{ temperature | c_float }} /* divide logits by it before softmax */
 {% endif %}
+{% for percent, limit in kept %}
+#define {{ prefix | upper }}_KEEP_{{ percent }} {{ limit | c_float }} /* none of these if the largest logit less their mean is below: keeps {{ percent }}% of right answers */
+{% endfor %}
 
 extern const char *const {{ prefix }}_class_names[{{ prefix | upper }}_CLASSES];
 

@@ -137,7 +137,10 @@ async function browserRuntime(about) {
     const start = performance.now();
     const found = await session.run({ images: new ort.Tensor("float32", values, [1, channels, size, size]) });
     const milliseconds = performance.now() - start;
-    const probabilities = softmax(found.logits.data, about.temperature ?? 1);
+    const logits = Array.from(found.logits.data);
+    const probabilities = softmax(logits, about.temperature ?? 1);
+    const score = Math.max(...logits) - logits.reduce((sum, value) => sum + value, 0) / logits.length;
+    const limit = about.kept.find(({ keep }) => String(keep) === $("keep").value)?.threshold;
     const order = probabilities.map((_, index) => index).sort((a, b) => probabilities[b] - probabilities[a]);
     const maps = found.class_activation.data;
     const positions = maps.length / about.classes.length;
@@ -146,7 +149,7 @@ async function browserRuntime(about) {
       probability: probabilities[index],
       activation: maps.slice(index * positions, (index + 1) * positions),
     }));
-    return { classes, milliseconds };
+    return { classes, milliseconds, score, none_of_these: limit !== undefined && score < limit };
   };
 }
 
@@ -155,7 +158,8 @@ async function serverRuntime(about) {
   return async (pixels, file) => {
     const start = performance.now();
     const body = file.size > SENT_WHOLE_BYTES ? await asPng(pixels, about.image_size) : file;
-    const answer = await fetch(`predict?activation=1&top=${MOST_CLASSES}`, { method: "POST", body });
+    const keep = $("keep").value ? `&keep=${$("keep").value}` : "";
+    const answer = await fetch(`predict?activation=1&top=${MOST_CLASSES}${keep}`, { method: "POST", body });
     const found = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(found.error ?? `The server answered with status ${answer.status}`);
     return { ...found, milliseconds: performance.now() - start };
@@ -241,7 +245,8 @@ function show(about, found) {
       return item;
     }),
   );
-  $("top").textContent = `${found.classes[0].class}, ${percent(found.classes[0])}`;
+  const top = `${found.classes[0].class}, ${percent(found.classes[0])}`;
+  $("top").textContent = found.none_of_these ? `None of these (${top})` : top;
   const left = about.classes.length - found.classes.length;
   $("left").textContent = `and ${left.toLocaleString("en")} less probable class${left > 1 ? "es" : ""}`;
   $("left").hidden = !left;
@@ -268,12 +273,17 @@ async function main() {
   $("picture-caption").textContent = SHOWN_AS[about.fit];
   $("seen-caption").textContent = `What the model sees: ${size} × ${size} pixels`;
 
+  $("reject").hidden = !about.kept.length;
+  for (const { keep } of about.kept) $("keep").add(new Option(`and keep ${100 * keep}% of right answers`, keep));
+
   let answers = 0;
+  let last = null;
   let latest = 0; // of pictures asked for one after another only the last one's answer is shown
   const take = async (chosen) => {
     const turn = ++latest;
     try {
       const file = await chosen;
+      last = file;
       const canvas = await readPicture(file, about.fit);
       const pixels = seenBy(about, canvas);
       const found = await classify(pixels, file);
@@ -305,6 +315,7 @@ async function main() {
     button.addEventListener("click", () => take(fetchSample(sample)));
     $("samples").append(button);
   }
+  $("keep").addEventListener("change", () => last && take(last));
   $("choose").disabled = false;
   $("choose").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", () => {
