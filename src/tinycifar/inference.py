@@ -15,11 +15,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tinycifar import atomic, data, metrics, predictions, run
-from tinycifar.data import Dataset
+from tinycifar.data import Dataset, duplicates
 from tinycifar.evaluation import outside, subsets
 from tinycifar.models import Classifier
-from tinycifar.trained import Trained, count_seen
+from tinycifar.trained import Trained, count_seen, rows_seen
 
+MOST_PAIRS = 2_000_000_000  # of images whose hashes are compared: about ten seconds
+NAMED = 3  # images that a model was trained on
 COMPARED = ("data", "split", "images", "correct", "loss")  # what tells one evaluation from another
 
 
@@ -141,6 +143,7 @@ def evaluate(
         "top3_accuracy": metrics.top_k_accuracy(plain, labels, 3),
         **metrics.calibration(plain, labels),
         "temperature": temperature,
+        **_near_duplicates(dataset, split),
         **({"kept": outside.thresholds(plain.numpy(), labels.numpy())} if split == "validation" else {}),
         "calibrated": None if scaled is None else metrics.calibration(scaled, labels),
         "images_per_second": len(labels) / seconds,
@@ -150,6 +153,24 @@ def evaluate(
         "reliability_calibrated": None if scaled is None else metrics.reliability(scaled, labels),
     }
     return Evaluation(content, plain, flipped, labels)
+
+
+def _near_duplicates(dataset: Dataset, split: str) -> dict[str, int]:
+    """How many of a split's images look like training images, for own data that is not too large for it."""
+    images, known = dataset.images(split), dataset.train_images
+    if not dataset.data_digest or images is None or not 0 < len(images) * len(known) <= MOST_PAIRS:
+        return {}
+    return {"near_duplicates": duplicates.near_duplicates(images, known)}
+
+
+def _seen(trained: Trained, dataset: Dataset, split: str) -> dict[str, Any]:
+    """How many of a split's images the model was trained on, and the names of the first; nothing if that is unknown."""
+    known = trained.seen()
+    if known is None:
+        return {}
+    rows, names = rows_seen(known, dataset.digests(split)), dataset.names.get(split)
+    first = [names[row] if names else f"{split} image {row}" for row in rows[:NAMED]]
+    return {"seen": {"images": len(rows), "first": first}}
 
 
 def robustness(
@@ -221,6 +242,7 @@ def evaluate_model(
     if not test and trained.trained_on(dataset):
         dataset = dataset.split(trained.validation_images)
     found = evaluate(trained.model, dataset, trained.temperature, test=test)
+    found.content.update(_seen(trained, dataset, found.content["split"]))
     if others is not None:
         found.content["outside"] = _outside(trained, found, others, keep, threshold, display)
     if corrupted:

@@ -130,9 +130,15 @@ def check_unseen(known: Trained, role: str, dataset: Dataset) -> list[str]:
     return []
 
 
+def rows_seen(seen: Digests, digests: Digests) -> list[int]:
+    """Which of the images with these `digests` (N, 32) are among those `seen` (M, 32)."""
+    rows: list[int] = np.flatnonzero(np.isin(run.as_rows(digests), run.as_rows(seen))).tolist()
+    return rows
+
+
 def count_seen(seen: Digests, digests: Digests) -> int:
     """How many of the images with these `digests` (N, 32) are among those `seen` (M, 32)."""
-    return int(np.isin(run.as_rows(digests), run.as_rows(seen)).sum())
+    return len(rows_seen(seen, digests))
 
 
 def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bool:

@@ -10,7 +10,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -133,7 +133,7 @@ def read(path: str | Path, fit: str = "crop") -> Image.Image:
             raise _Refused("no file")  # a pipe would be waited for
         if about.st_size > MOST_BYTES:
             raise _Refused(f"{about.st_size:,} bytes, allowed are {MOST_BYTES:,}")
-        return _read(Path(path).read_bytes(), fit)[0]
+        return _read(Path(path).read_bytes(), fit)[0][0]
     except MemoryError:
         raise
     except Exception as error:  # decoders of strangers' bytes raise many kinds, and each means the same here
@@ -152,24 +152,32 @@ def decode(
 
     What `alone` gives is held while more than `MANY_PIXELS` are decoded. Raises ValueError.
     """
-    return decode_counted(content, alone, size, fit, formats, channels)[0]
+    return decode_reported(content, alone, size, fit, formats, channels).pixels
 
 
-def decode_counted(
+class Decoded(NamedTuple):
+    """Pixels, whether the file is a JPEG that lacks its end marker, and the share of its area that was cropped away."""
+
+    pixels: Pixels
+    lacks_end: bool
+    cropped: float
+
+
+def decode_reported(
     content: bytes,
     alone: Callable[[], contextlib.AbstractContextManager[object]],
     size: int,
     fit: str,
     formats: Sequence[str] = FORMATS,
     channels: int = 3,
-) -> tuple[Pixels, bool]:
-    """As `decode`, and whether it is a JPEG that lacks its end marker."""
+) -> Decoded:
+    """As `decode`, and what was odd."""
     try:
         if len(content) > MOST_BYTES:
             raise _Refused(f"{len(content):,} bytes, allowed are {MOST_BYTES:,}")
         with contextlib.ExitStack() as held:
-            image, lacks_end = _read(content, fit, lambda: held.enter_context(alone()), formats)
-            return to_array(image, size, fit, channels), lacks_end
+            (image, cropped), lacks_end = _read(content, fit, lambda: held.enter_context(alone()), formats)
+            return Decoded(to_array(image, size, fit, channels), lacks_end, cropped)
     except MemoryError:
         raise
     except Exception as error:  # as above
@@ -178,8 +186,11 @@ def decode_counted(
 
 def _read(
     content: bytes, fit: str, large: Callable[[], object] = lambda: None, formats: Sequence[str] = FORMATS
-) -> tuple[Image.Image, bool]:
-    """As `read`, and whether an end marker is missing; `large` is called before more than `MANY_PIXELS` are decoded."""
+) -> tuple[tuple[Image.Image, float], bool]:
+    """As `read`, with the share of its area that was cropped away, and whether an end marker is missing.
+
+    `large` is called before more than `MANY_PIXELS` are decoded.
+    """
     check_fit(fit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd but readable metadata, and of pixels, which are counted here
@@ -193,7 +204,7 @@ def _read(
             first, second = (
                 _upright(body + end, fit, large, formats) for end in (b"\xff\xd9", b"\x55" * 64 + b"\xff\xd9")
             )
-            if first.tobytes() != second.tobytes():
+            if first[0].tobytes() != second[0].tobytes():
                 raise
             return first, True
 
@@ -203,7 +214,10 @@ def _lacks_end(content: bytes) -> bool:
     return content.startswith(b"\xff\xd8\xff") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
 
 
-def _upright(content: bytes, fit: str, large: Callable[[], object], formats: Sequence[str]) -> Image.Image:
+def _upright(
+    content: bytes, fit: str, large: Callable[[], object], formats: Sequence[str]
+) -> tuple[Image.Image, float]:
+    """A picture turned upright, and the share of its area that was cropped away."""
     try:
         opened = Image.open(io.BytesIO(content), formats=tuple(formats))
     except UnidentifiedImageError:
@@ -234,11 +248,11 @@ def _upright(content: bytes, fit: str, large: Callable[[], object], formats: Seq
         whole = box == (0, 0, *image.size)
         part = image if whole else image.crop(box)  # first, as the rest costs memory by size
         turn = TURNS.get(_orientation(image))
-    low = None
+    low, cropped = None, 1 - part.width * part.height / (image.width * image.height)
     if kind == "PNG":
         part, low = _deep(part, content, raw_mode, largest, box)
     rgb = colours.to_rgb(part, largest, low)
-    return rgb if turn is None else rgb.transpose(turn)
+    return rgb if turn is None else rgb.transpose(turn), cropped
 
 
 def _raw_mode(image: Image.Image) -> str:

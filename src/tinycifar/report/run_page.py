@@ -100,6 +100,7 @@ def _page(directory: Path, dataset: Dataset | None) -> str:
         confused=metrics.most_confused(evaluation["confusion"]) if evaluation is not None and many else [],
         accuracy=text.accuracy(evaluation) if evaluation else None,
         subsets=text.subsets(evaluation) if evaluation else [],
+        leaks=text.leaks(evaluation) if evaluation else [],
         calibration=text.calibration(evaluation) if evaluation else None,
         robustness=robustness,
         corruption_note=text.corruption_note(robustness) if robustness else "",

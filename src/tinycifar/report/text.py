@@ -150,12 +150,28 @@ def scores(evaluation: dict[str, Any]) -> list[str]:
     """Accuracy and calibration."""
     return [
         f"{evaluation['split'].capitalize()} accuracy: {accuracy(evaluation)}, loss {evaluation['loss']:.4f}",
+        *leaks(evaluation),
         *subsets(evaluation),
         *balance(evaluation),
         f"With flip averaging (TTA): {evaluation['accuracy_tta']:.2%}",
         f"Among the best two: {evaluation['top2_accuracy']:.2%}, three: {evaluation['top3_accuracy']:.2%}",
         f"Calibration: {calibration(evaluation)}",
     ]
+
+
+def leaks(evaluation: dict[str, Any]) -> list[str]:
+    """Warnings of images that the model was trained on, and of such that look like training images."""
+    lines, of = [], f"of the {evaluation['images']:,} {evaluation['split']} images"
+    if seen := (evaluation.get("seen") or {}).get("images", 0):
+        first = ", ".join(map(printable, evaluation["seen"]["first"])) + ", ..." * (
+            seen > len(evaluation["seen"]["first"])
+        )
+        lines.append(f"Warning: the model was trained on {seen:,} {of}: scores are too good ({first})")
+    if near := evaluation.get("near_duplicates"):
+        lines.append(
+            f"{near:,} {of} look like training images (perceptual hashes): scores may be too good; see --group"
+        )
+    return lines
 
 
 def subsets(evaluation: dict[str, Any]) -> list[str]:
