@@ -20,6 +20,7 @@ from tinycifar.data import pictures
 from tinycifar.data.dataset import Dataset, to_grey
 from tinycifar.evaluation import corruptions
 from tinycifar.formats import c_source, onnx_file, tflite, web
+from tinycifar.report import run_page
 from tinycifar.serve import app
 
 
@@ -69,6 +70,12 @@ def test_a_run_of_one_channel_has_a_first_layer_of_one_and_says_so_everywhere(gr
     stored = json.loads((grey_run.directory / "evaluation.json").read_text())
     assert evaluated["accuracy"] == stored["accuracy"]
     assert tinycifar.load(grey_run.directory)(torch.rand(2, 1, 24, 24)).shape == (2, 3)
+
+
+def test_the_report_of_a_run_of_one_channel_has_its_pictures(grey_run: Own) -> None:
+    page = run_page.write(grey_run.directory, grey_run.dataset).read_text()
+    assert page.count("data:image/png;base64,") > 20
+    assert "channels" in page
 
 
 def run_log(own: Own) -> str:

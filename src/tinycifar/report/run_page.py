@@ -72,7 +72,7 @@ def _page(directory: Path, dataset: Dataset | None) -> str:
         evaluation = run.read_evaluation(directory)
         robustness = evaluation.get("robustness")
         try:
-            dataset = _dataset(directory) if dataset is None else dataset
+            dataset = _dataset(directory) if dataset is None else dataset.with_channels(recipe.channels)
             mistakes = _mistakes(directory, evaluation, dataset)
             hardest = _hardest(directory, dataset)
         except _MissingError as error:
