@@ -403,18 +403,18 @@ def outside() -> str:
     record = json.loads((RESULTS / "outside.json").read_text(encoding="utf-8"))
     parts = [(f"`{name}`", row) for name, rows in record["shipped"].items() for row in rows]
     text = (
-        f"Thresholds keep {record['keep']:.0%} of the right answers on the images that they were chosen on. The shipped "
-        "models were trained on all training images, so theirs were chosen on CIFAR-10's test images 0 to 4,999; the "
-        "table has the other 5,000. In parentheses is the area under the ROC curve between known and foreign images; "
-        "0.5 is chance."
+        f"Thresholds keep {record['keep']:.0%} of the right answers on the images that they were chosen on. The "
+        "shipped models were trained on all training images, so theirs were chosen on CIFAR-10's test images 0 to "
+        "4,999; the table has the other 5,000. In parentheses is the area under the ROC curve between known and "
+        "foreign images; 0.5 is chance."
     )
     if held := record.get("held-out"):
         classes = " and ".join(held["classes"])
         parts += [(f"`minute` without {classes}", row) for row in held["rows"]]
         text += (
             f" `minute` without {classes} was trained once, seed 0, on the eight other classes with "
-            f"{held['validation_images']:,} validation images, which gave its thresholds; the table has its test images, "
-            f"of which it classifies {held['test_accuracy']:.1%} correctly."
+            f"{held['validation_images']:,} validation images, which gave its thresholds; the table has its test "
+            f"images, of which it classifies {held['test_accuracy']:.1%} correctly."
         )
     lines = [
         "| model | score | right kept | wrong kept | Fashion-MNIST rejected | held-out classes rejected |",
