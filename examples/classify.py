@@ -16,7 +16,8 @@ if about.get("int8") == "s8s8":  # its sums overflow in onnxruntime's kernels on
 size = session.get_inputs()[0].shape[2]
 
 # The pixels that the model was trained on: upright, transparent parts white, then as its `fit` says. The central square
-# is cropped before it is resized: ImageOps.fit would mix in pixels from outside the square.
+# is cropped before it is resized: ImageOps.fit would mix in pixels from outside the square. Rows are resized before
+# columns, which Pillow itself does for wide pictures only.
 picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGBA")
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 side = min(picture.size)
@@ -25,11 +26,15 @@ fit, longer = about.get("fit", "crop"), max(picture.size)
 if fit == "crop":
     picture = picture.crop((left, top, left + side, top + side))
 shape = [max(1, (2 * side * size + longer) // (2 * longer)) for side in picture.size] if fit == "pad" else [size, size]
-resized = picture.resize(shape, Image.Resampling.LANCZOS)
+rows = picture.resize((shape[0], picture.height), Image.Resampling.LANCZOS)
+resized = rows.resize(shape, Image.Resampling.LANCZOS)
 picture = Image.new("RGB", (size, size), (128, 128, 128))
 picture.paste(resized, [(size - side) // 2 for side in shape])
 
-images = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255
+if about.get("channels") == "1":
+    picture = picture.convert("L")
+
+images = np.asarray(picture, np.float32).reshape(size, size, -1).transpose(2, 0, 1)[None] / 255
 (logits,) = session.run(["logits"], {"images": images})
 powers = np.exp((logits[0] - logits[0].max()) / (json.loads(about["temperature"]) or 1))
 for index in powers.argsort()[:-4:-1]:

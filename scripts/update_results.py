@@ -314,6 +314,7 @@ def boards() -> str:
         "nano": "`nano`",
         "plainnet": "PlainNet of [EXTENDING](EXTENDING.md)",
         "thousand": "`whitenet`, 1,000 classes",
+        "grey": "`nano`, one channel",
     }
     lines = [
         "| model | core | instructions per image | per MAC | flash | RAM | stack in it |",
@@ -395,6 +396,36 @@ def own_images() -> str:
         f"{100 * statistics.mean(gains):.2f} points ({len(gains)} seeds, each with images of its own; 95% interval "
         f"{100 * least:.2f} to {100 * most:.2f}). Measured on: {place(found)}."
     )
+
+
+def outside() -> str:
+    """What thresholds for none of these keep and reject, by score, of `scripts/measure_outside.py`."""
+    record = json.loads((RESULTS / "outside.json").read_text(encoding="utf-8"))
+    parts = [(f"`{name}`", row) for name, rows in record["shipped"].items() for row in rows]
+    text = (
+        f"Thresholds keep {record['keep']:.0%} of the right answers on the images that they were chosen on. The "
+        "shipped models were trained on all training images, so theirs were chosen on CIFAR-10's test images 0 to "
+        "4,999; the table has the other 5,000. In parentheses is the area under the ROC curve between known and "
+        "foreign images; 0.5 is chance."
+    )
+    if held := record.get("held-out"):
+        classes = " and ".join(held["classes"])
+        parts += [(f"`minute` without {classes}", row) for row in held["rows"]]
+        text += (
+            f" `minute` without {classes} was trained once, seed 0, on the eight other classes with "
+            f"{held['validation_images']:,} validation images, which gave its thresholds; the table has its test "
+            f"images, of which it classifies {held['test_accuracy']:.1%} correctly."
+        )
+    lines = [
+        "| model | score | right kept | wrong kept | Fashion-MNIST rejected | held-out classes rejected |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model, row in parts:
+        shares = [f"{row[key]:.1%}" for key in ("right_kept", "wrong_kept")]
+        for key in ("fashion-mnist", "held-out classes"):
+            shares.append(f"{row[key]['rejected']:.1%} ({row[key]['auroc']:.3f})" if key in row else "")
+        lines.append(f"| {model} | {row['score']} | {' | '.join(shares)} |")
+    return wrapped("\n".join([*lines, "", text]))
 
 
 def scale() -> str:
@@ -741,7 +772,7 @@ def log_index() -> str:
 
 TEXTS = {
     "README.md": (headline, processors, choices),
-    "docs/RESULTS.md": (table, frontier, own_images, subsets, sources),
+    "docs/RESULTS.md": (table, frontier, own_images, outside, subsets, sources),
     "docs/EXPORT.md": (inference, exports),
     "docs/EMBEDDED.md": (boards, board_times),
     "docs/LEADERBOARD.md": (leaderboard, processors),

@@ -153,6 +153,33 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Own:
 
 
 @pytest.fixture(scope="session")
+def grey_run(tmp_path_factory: pytest.TempPathFactory) -> Own:
+    """A run of one channel and `fit=pad` on pictures with colours, 24 pixels a side; `log` has what was printed."""
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from tinycifar import data, recipes, training
+
+    sample = data.sample(24)
+    dataset = replace(
+        sample,
+        name="mine",
+        classes=("a", "b", "c"),
+        train_labels=sample.train_labels % 3,
+        test_labels=sample.test_labels % 3,
+    )
+    changes = ["epochs=2", "image_size=24", "width=0.5", "validation_images=60", "channels=1", "fit=pad"]
+    folder = tmp_path_factory.mktemp("grey")
+    with (folder / "log").open("w") as log:
+        display = Progress(console=Console(file=log, soft_wrap=True), disable=True)
+        recipe = recipes.with_settings(recipes.get("minute"), changes)
+        training.train(recipe, dataset, out=folder / "run", display=display)
+    return Own(folder / "run", dataset)
+
+
+@pytest.fixture(scope="session")
 def thousand(tmp_path_factory: pytest.TempPathFactory) -> Own:
     """A run, as far as there is one without training, whose model has a thousand classes."""
     import torch

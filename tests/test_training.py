@@ -524,7 +524,7 @@ def test_a_run_begins_with_the_weights_it_is_given_and_remembers_whose_they_are(
 
 def test_a_start_that_has_seen_the_validation_images_is_refused(tmp_path: Path) -> None:
     recipe = recipes.with_settings(MINUTE, ["validation_images=40"])
-    with pytest.raises(ValueError, match=r"the model minute was trained .*held out"):
+    with pytest.raises(ValueError, match=r"the model minute was trained .*held-out"):
         training.train(recipe, data.sample(), out=tmp_path / "run", init=trained.load("minute", "cpu"))
 
 

@@ -46,7 +46,7 @@ class Augmentation(Protocol):
         """Draw the parameters of `count` images from a CPU generator; they lie on the CPU."""
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Images (B, 3, H, W), uint8, and their B rows of parameters -> float32 in [0, 1] on the images' device."""
+        """Images (B, C, H, W), uint8, and their B rows of parameters -> float32 in [0, 1] on the images' device."""
 
 
 def flip(images: Tensor, flipped: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class NoAugmentation:
         return {}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Images (B, 3, H, W), uint8 -> float32 in [0, 1]."""
+        """Images (B, C, H, W), uint8 -> float32 in [0, 1]."""
         return images / 255
 
 
@@ -153,16 +153,16 @@ class Translation:
         return {"shift": torch.randint(-self.most, self.most + 1, (count, 2), generator=generator)}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Images (B, 3, H, W), uint8, and their rows of parameters -> float32 in [0, 1]."""
+        """Images (B, C, H, W), uint8, and their rows of parameters -> float32 in [0, 1]."""
         count, _, height, width = images.shape
         padded = F.pad(images.float() / 255, [self.most] * 4, mode="reflect")
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, 2 * most + 1, 2 * most + 1, H, W), a view
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2 * most + 1, 2 * most + 1, H, W), a view
         top, left = (parameters["shift"] + self.most).unbind(1)
         return windows[torch.arange(count, device=images.device), :, top, left]
 
 
 class TranslationWithHole(Translation):
-    """A translation, then one hole of `side` pixels in the colour `fill`, red, green and blue in 0-255.
+    """A translation, then one hole of `side` pixels in the colour `fill`, a value of 0-255 for each channel.
 
     The hole's centre is any of the `image_size` x `image_size` pixels, so that part of it may lie outside the image, as
     in Cutout (DeVries & Taylor 2017, arXiv:1708.04552).
@@ -181,7 +181,7 @@ class TranslationWithHole(Translation):
         return shift | {"holes": torch.cat([start, start + self.side], dim=-1).clamp(0, self.image_size)}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Images (B, 3, H, W), uint8, and their rows of parameters -> float32 in [0, 1]."""
+        """Images (B, C, H, W), uint8, and their rows of parameters -> float32 in [0, 1]."""
         fill = torch.tensor(self.fill, device=images.device) / 255
         return fill_holes(super().apply(images, parameters), parameters["holes"], fill)
 
@@ -189,7 +189,7 @@ class TranslationWithHole(Translation):
 class ReferenceAugmentation:
     """The reference's pipeline as tensor operations on any device.
 
-    `most_holes` and `hole_size_range` (pixels) are those of `draw_holes`; `fill` is red, green, blue in 0-255.
+    `most_holes` and `hole_size_range` (pixels) are those of `draw_holes`; `fill` has a value of 0-255 by channel.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class ReferenceAugmentation:
         }
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Images (B, 3, H, W), uint8, and their rows of parameters -> float32 in [0, 1]."""
+        """Images (B, C, H, W), uint8, and their rows of parameters -> float32 in [0, 1]."""
         flipped = flip(images, parameters["flipped"]).float()
         # Rounded since Albumentations gives whole levels; it also makes what is not warped exactly the pixels it was.
         warped = affine(flipped, parameters["matrices"]).round_()
@@ -249,7 +249,7 @@ class AlbumentationsAugmentation:
         return {"seed": torch.randint(2**63 - 1, (count,), generator=generator)}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Images (B, 3, H, W), uint8, and their seeds -> float32 in [0, 1]."""
+        """Images (B, C, H, W), uint8, and their seeds -> float32 in [0, 1]."""
         augmented = []
         for image, seed in zip(images.permute(0, 2, 3, 1).cpu().numpy(), parameters["seed"].tolist(), strict=True):
             # Not `set_random_seed`: it gives every transform the same stream, so that an image with a hole would
@@ -276,7 +276,7 @@ def _text(image_size: int, mean: Sequence[float]) -> Augmentation:
 
 def _as_run(image_size: int, mean: Sequence[float]) -> Augmentation:
     # CoarseDropout's defaults in 2.0.8: one or two holes, 0.1 to 0.2 of the side, black.
-    return ReferenceAugmentation(2, (0.1 * image_size, 0.2 * image_size), (0, 0, 0), image_size)
+    return ReferenceAugmentation(2, (0.1 * image_size, 0.2 * image_size), (0,) * len(mean), image_size)
 
 
 def _albumentations_text(image_size: int, mean: Sequence[float]) -> Augmentation:

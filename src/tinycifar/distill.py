@@ -17,6 +17,7 @@ from tinycifar.data import Dataset
 from tinycifar.environment import UsedModel
 from tinycifar.recipes import Recipe
 from tinycifar.trained import Trained
+from tinycifar.words import counted
 
 
 def load(source: str | Path, device: str = "auto") -> list[Trained]:
@@ -59,7 +60,7 @@ def check(recipe: Recipe, teachers: Sequence[Trained]) -> None:
 
 
 def check_data(recipe: Recipe, teachers: Sequence[Trained], dataset: Dataset) -> list[str]:
-    """Raise ValueError unless the teachers fit classes and image size and have not seen the validation images.
+    """Raise ValueError unless the teachers fit classes, image size and channels, and saw no validation images.
 
     Returns a warning for each teacher that has seen a few of them, or test images.
     """
@@ -70,6 +71,11 @@ def check_data(recipe: Recipe, teachers: Sequence[Trained], dataset: Dataset) ->
         if teacher.image_size != recipe.image_size:
             raise ValueError(
                 f"the teacher {teacher.name} takes an image_size of {teacher.image_size}, not {recipe.image_size}"
+            )
+        if teacher.channels != recipe.channels:
+            raise ValueError(
+                f"the teacher {teacher.name} takes images of {counted(teacher.channels, 'channel')}, and {recipe.name} "
+                f"has channels={recipe.channels}"
             )
         warnings += trained.check_unseen(teacher, "teacher", dataset)
     return warnings
@@ -127,7 +133,7 @@ def teacher_logits(
     precision: str,
     stop: signals.StopSignal,
 ) -> Tensor | None:
-    """The mean of the teachers' logits (N, num_classes) for images (N, 3, H, W), uint8, augmented by `parameters`.
+    """The mean of the teachers' logits (N, num_classes) for images (N, C, H, W), uint8, augmented by `parameters`.
 
     Batches are always the same, so that the logits have the same bits after a resume. None after a signal.
     """

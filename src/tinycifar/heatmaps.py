@@ -15,7 +15,7 @@ def split_head(model: Classifier) -> tuple[nn.Sequential, nn.Sequential]:
 
     Raises ValueError for a model without such a map.
     """
-    features = torch.zeros(1, 3, model.image_size, model.image_size, device=model.mean.device)
+    features = torch.zeros(1, model.channels, model.image_size, model.image_size, device=model.mean.device)
     last = None
     layers = list(model.children())
     with torch.no_grad():

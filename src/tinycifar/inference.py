@@ -15,12 +15,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tinycifar import atomic, data, metrics, predictions, run, typed
-from tinycifar.data import Dataset
-from tinycifar.evaluation import subsets
+from tinycifar.data import Dataset, duplicates
+from tinycifar.evaluation import outside, subsets
 from tinycifar.models import Classifier
-from tinycifar.scores import Robustness, Scores
-from tinycifar.trained import Trained, count_seen
+from tinycifar.scores import Outside, Robustness, Scores, Seen
+from tinycifar.trained import Trained, count_seen, rows_seen
 
+MOST_PAIRS = 2_000_000_000  # of images whose hashes are compared: about ten seconds
+NAMED = 3  # images that a model was trained on
 COMPARED = ("data", "split", "images", "correct", "loss")  # what tells one evaluation from another
 
 
@@ -44,7 +46,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def logits(model: Classifier, images: Tensor, *, flip: bool = False, batch_size: int = 500) -> Tensor:
     """Logits of `images`, float32 on the CPU, shape (N, num_classes).
 
-    `images` is (N, 3, H, W), uint8 in 0..255 or float in [0, 1], on any device. With `flip` the logits of each image
+    `images` is (N, C, H, W), uint8 in 0..255 or float in [0, 1], on any device. With `flip` the logits of each image
     and of its mirror image are averaged (test-time augmentation). The model is put in evaluation mode for the call and
     left as it was.
     """
@@ -108,8 +110,9 @@ def evaluate(
     Of CIFAR-10's test images it also gives the accuracy on each of `tinycifar.evaluation.subsets`.
 
     On validation images a temperature is fitted, if they say enough (`metrics.tells_temperature`); what it does for
-    calibration is told of each half of the images with the temperature of the other half. Nothing may be fitted to test
-    images: there it is `temperature`, if given, which must come from elsewhere.
+    calibration is told of each half of the images with the temperature of the other half. `kept` are the thresholds of
+    `evaluation.outside`. Nothing may be fitted to test images: there it is `temperature`, if given, which must come
+    from elsewhere.
     """
     split, images, labels = evaluation_split(dataset, test)
     start = time.perf_counter()
@@ -143,6 +146,8 @@ def evaluate(
         brier=metrics.brier_score(plain, labels),
         ece=metrics.expected_calibration_error(plain, labels),
         temperature=temperature,
+        near_duplicates=_near_duplicates(dataset, split),
+        kept=tuple(outside.thresholds(plain.numpy(), labels.numpy())) if split == "validation" else None,
         calibrated=None if scaled is None else metrics.calibration(scaled, labels),
         images_per_second=len(labels) / seconds,
         classes=metrics.per_class(confusion, dataset.classes),
@@ -151,6 +156,24 @@ def evaluate(
         reliability_calibrated=None if scaled is None else metrics.reliability(scaled, labels),
     )
     return Evaluation(scores, plain, flipped, labels)
+
+
+def _near_duplicates(dataset: Dataset, split: str) -> int | None:
+    """How many of a split's images look like training images; None for known data and data too large for it."""
+    images, known = dataset.images(split), dataset.train_images
+    if not dataset.data_digest or images is None or not 0 < len(images) * len(known) <= MOST_PAIRS:
+        return None
+    return duplicates.near_duplicates(images, known)
+
+
+def _seen(trained: Trained, dataset: Dataset, split: str) -> Seen | None:
+    """How many of a split's images the model was trained on, and the names of the first; None if that is unknown."""
+    known = trained.seen()
+    if known is None:
+        return None
+    rows, names = rows_seen(known, dataset.digests(split)), dataset.names.get(split)
+    first = [names[row] if names else f"{split} image {row}" for row in rows[:NAMED]]
+    return Seen(len(rows), tuple(first))
 
 
 def robustness(
@@ -187,9 +210,16 @@ def evaluate_model(
     source: str | Path | Dataset | None = None,
     test: bool = False,
     corrupted: int = 0,
+    others: str | Path | None = None,
+    keep: float | None = None,
+    threshold: float | None = None,
     display: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a trained model on the images that it opens, and its `robustness` on `corrupted` of them.
+
+    `others` are pictures that belong to none of its classes, as `data.load_pictures` takes them: `outside` in the
+    scores says how many are rejected at the `threshold`, or at that which keeps the share `keep` of right answers,
+    0.95 by default.
 
     `source` is a Dataset or as in `tinycifar.data.load`; by default the data it was trained on. Of that a model which
     was trained with validation images opens only these, unless `test` opens the test images. The progress of reading,
@@ -197,7 +227,7 @@ def evaluate_model(
     classes or of another size, and if what it was trained on is gone or has changed.
     """
     if isinstance(source, Dataset):
-        dataset = source
+        dataset = source.with_channels(trained.channels)
         if dataset.image_size != trained.image_size:
             raise ValueError(f"{trained.name} takes images of {trained.image_size} pixels, not of {dataset.image_size}")
     else:
@@ -212,10 +242,39 @@ def evaluate_model(
     if not test and trained.trained_on(dataset):
         dataset = dataset.split(trained.validation_images)
     evaluation = evaluate(trained.model, dataset, trained.temperature, test=test)
-    if not corrupted:
-        return evaluation
-    measured = robustness(trained.model, dataset, corrupted, test=test)
-    return replace(evaluation, scores=replace(evaluation.scores, robustness=measured))
+    scores = replace(evaluation.scores, seen=_seen(trained, dataset, evaluation.scores.split))
+    if others is not None:
+        scores = replace(scores, outside=_outside(trained, evaluation, others, keep, threshold, display))
+    if corrupted:
+        scores = replace(scores, robustness=robustness(trained.model, dataset, corrupted, test=test))
+    return replace(evaluation, scores=scores)
+
+
+def _outside(
+    trained: Trained,
+    known: Evaluation,
+    source: str | Path,
+    keep: float | None,
+    threshold: float | None,
+    display: Progress | None,
+) -> Outside:
+    """What a threshold does with the known images and with pictures of other kinds; see `evaluation.outside`.
+
+    A share to keep on validation images is that of each half at the threshold of the other half.
+    """
+    images = data.load_pictures(
+        source, image_size=trained.image_size, fit=trained.fit, channels=trained.channels, display=display
+    )
+    others, values, labels = logits(trained.model, images).numpy(), known.logits.numpy(), known.labels.numpy()
+    name = Path(str(source)).name
+    if threshold is None and known.scores.split == "validation":
+        keep = 0.95 if keep is None else keep
+        return Outside(source=name, keep=keep, **outside.crossfit(values, labels, others, keep, trained.name))
+    if threshold is None and keep is None:
+        keep = 0.95
+    limit = outside.chosen(trained.kept, keep, threshold, trained.name)
+    assert limit is not None
+    return Outside(source=name, keep=keep, **outside.compare(values, labels, others, limit))
 
 
 def _load_to_score(trained: Trained, source: str | Path, display: Progress | None) -> Dataset:
@@ -223,16 +282,15 @@ def _load_to_score(trained: Trained, source: str | Path, display: Progress | Non
 
     It may lack training images and some of the model's classes.
     """
+    size, fit, channels = trained.image_size, trained.fit, trained.channels
     own = None if str(source) in data.NAMES else data.examine(source)
     if own is None or ({"train", "test"} <= own.splits.keys() and own.classes == trained.classes):
-        return data.load(source, image_size=trained.image_size, fit=trained.fit, display=display)
-    scored = data.load_to_score(
-        source, trained.classes, image_size=trained.image_size, fit=trained.fit, display=display
-    )
+        return data.load(source, image_size=size, fit=fit, channels=channels, display=display)
+    scored = data.load_to_score(source, trained.classes, image_size=size, fit=fit, channels=channels, display=display)
     seen = trained.seen()
     may_be_its_own = "train" in own.splits and own.classes == trained.classes
     if may_be_its_own and (seen is None or count_seen(seen, scored.digests("test"))):
-        return data.load(source, image_size=trained.image_size, fit=trained.fit, display=display)
+        return data.load(source, image_size=size, fit=fit, channels=channels, display=display)
     return scored
 
 
@@ -242,12 +300,18 @@ def several(classes: Sequence[str]) -> str:
     return f"{len(classes):,} classes ({', '.join(classes[:3])}{more})"
 
 
-def predict(trained: Trained, given: Sequence[Any], top: int = 3) -> Iterator[dict[str, Any]]:
+def predict(
+    trained: Trained, given: Sequence[Any], top: int = 3, threshold: float | None = None
+) -> Iterator[dict[str, Any]]:
     """The `top` most probable classes of each picture, at the model's temperature; see `predictions.predict`."""
-
-    @torch.inference_mode()
-    def probabilities(images: predictions.Array) -> predictions.Array:
-        scaled = logits(trained.model, torch.from_numpy(images)) / (trained.temperature or 1)
-        return scaled.softmax(1).numpy()
-
-    return predictions.predict(given, trained.classes, trained.image_size, probabilities, top, trained.fit)
+    return predictions.predict(
+        given,
+        trained.classes,
+        trained.image_size,
+        lambda images: logits(trained.model, torch.from_numpy(images)).numpy(),
+        top,
+        temperature=trained.temperature,
+        fit=trained.fit,
+        channels=trained.channels,
+        threshold=threshold,
+    )

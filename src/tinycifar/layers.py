@@ -19,13 +19,13 @@ class WhiteningStem(nn.Conv2d):
     EPSILON = 5e-4  # added to the variances: components that are nearly constant are not blown up
     NO_VARIANCE = 1e-5  # below it a component is no more than rounding, as two thirds of them are on grey images
 
-    def __init__(self, out_channels: int) -> None:
-        super().__init__(3, out_channels, 4, stride=2, padding=1, bias=False)
+    def __init__(self, out_channels: int, in_channels: int = 3) -> None:
+        super().__init__(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
         self.weight.requires_grad_(False)
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> Tensor:
-        """Set the filters from normalised images (N, 3, H, W); gives the channel each one becomes in a mirror image."""
+        """Set the filters from normalised images (N, C, H, W); gives the channel each one becomes in a mirror image."""
         patches = functional.unfold(images, 4, stride=2).transpose(1, 2).flatten(0, 1)
         moments = (patches.T @ patches / len(patches)).cpu().double()
         positions = torch.arange(moments.shape[0]).view(self.weight.shape[1:])

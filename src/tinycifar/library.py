@@ -18,6 +18,7 @@ from rich.progress import Progress
 from tinycifar import atomic, catalog, inference, predictions, recipes, run, trained, typed
 from tinycifar.data import Dataset, loading
 from tinycifar.data.pictures import find as find_pictures
+from tinycifar.evaluation.outside import chosen as chosen_threshold
 from tinycifar.models import Classifier
 from tinycifar.predictions import Picture
 from tinycifar.recipes import Recipe
@@ -141,6 +142,8 @@ def _raise_interrupt(stopped_by: int | None, directory: Path, argument: str) -> 
 def load(model: Source, device: str = "cpu") -> Classifier:
     """Load a trained model as an `nn.Module` in evaluation mode: images (N, 3, S, S) in [0, 1] -> logits (N, C).
 
+    A model of grey images takes (N, 1, S, S).
+
     `model` is the name of a shipped model, a run directory, a weights file, or the result of `train`. The module has
     `image_size` (S), `classes` (C names) and `temperature`: divide logits by it before the softmax; it is 1.0 if none
     was fitted. Images must be floating-point numbers; divide uint8 images by 255. Integers raise TypeError.
@@ -149,33 +152,55 @@ def load(model: Source, device: str = "cpu") -> Classifier:
 
 
 def evaluate(
-    model: Source, data: str | Path | Dataset | None = None, *, test: bool = False, device: str = "auto"
+    model: Source,
+    data: str | Path | Dataset | None = None,
+    *,
+    test: bool = False,
+    outside: str | Path | None = None,
+    keep: float | None = None,
+    threshold: float | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Score a trained model; returns the content of an `evaluation.json` and writes nothing.
 
     `data` is a folder, another source of `tinycifar.data.load`, or a `Dataset` in memory; by default it is the data
     that the model was trained on. If that data has validation images, the model is scored on these, unless `test`
     opens the test images.
+
+    `outside` are pictures of none of its classes, a folder or another source: the entry `outside` says how many are
+    rejected at the `threshold`, or at that which keeps the share `keep` of right answers, 0.95 by default.
     """
-    evaluation = inference.evaluate_model(trained.load(_source(model), device), source=data, test=test)
+    evaluation = inference.evaluate_model(
+        trained.load(_source(model), device), source=data, test=test, others=outside, keep=keep, threshold=threshold
+    )
     content: dict[str, Any] = typed.to_json(evaluation.scores)
     return content
 
 
 def predict(
-    model: Source, pictures: Picture | Iterable[Picture], *, top: int = 3, device: str = "auto"
+    model: Source,
+    pictures: Picture | Iterable[Picture],
+    *,
+    top: int = 3,
+    keep: float | None = None,
+    threshold: float | None = None,
+    device: str = "auto",
 ) -> list[dict[str, Any]]:
     """Classify pictures; returns a dict for each, in their order.
 
     `pictures` is one picture or a list of them: a path to a PNG, JPEG or WebP file or to a folder of such files, the
     bytes of a file, a PIL image, an array, or a tensor. Arrays and tensors are uint8 in 0..255 or floating point in
-    [0, 1], in RGB, of the shape (H, W, 3) or (3, H, W), or batches (N, H, W, 3) or (N, 3, H, W). If both orders are
-    possible, an array has its channels last and a tensor first. Pictures are cropped to their central square and
-    resized like files; floating-point pictures of the model's own size are used as they are, others are rounded to 8
-    bits.
+    [0, 1], in RGB, of the shape (H, W, 3) or (3, H, W), or batches (N, H, W, 3) or (N, 3, H, W); grey ones have 1 in
+    the place of 3. If both orders are possible, an array has its channels last and a tensor first. Pictures are fitted
+    and resized like files; floating-point pictures of the model's own shape are used as they are, others are rounded to
+    8 bits.
 
     Each dict has `file`, the path or None, and `classes`, a list of the `top` most probable ones, each with `class` and
     `probability`. For a file that cannot be read there is `problem`, the reason, instead of `classes`.
+
+    With `threshold`, or with `keep`, the share of right answers that is to be kept, each dict also has `score`, how far
+    the largest logit lies above the mean of all, and `none_of_these`: whether the score lies below the threshold.
+    `keep` is from 0.5 to 0.99, for models that were trained with validation images, and shipped ones.
 
     Raises TypeError for another type of pictures or numbers, ValueError for another shape or range, a path that does
     not exist, and a folder without pictures.
@@ -183,7 +208,9 @@ def predict(
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
     given = predictions.listed(pictures)
-    return list(inference.predict(trained.load(_source(model), device), given, top))
+    loaded = trained.load(_source(model), device)
+    limit = chosen_threshold(loaded.kept, keep, threshold, loaded.name)
+    return list(inference.predict(loaded, given, top, limit))
 
 
 def explain(
@@ -248,7 +275,7 @@ def export(
     for file in c_source.paths(path, loaded.name) if format == "c" else [] if format == "web" else [path]:
         atomic.check_new(file, overwrite)
     if data is not None and not isinstance(data, Dataset):
-        data = loading.load(data, image_size=loaded.image_size, fit=loaded.fit)
+        data = loading.load(data, image_size=loaded.image_size, fit=loaded.fit, channels=loaded.channels)
     if format == "onnx":
         return onnx_file.to_onnx(loaded, path, data)
     if format == "onnx-int8":

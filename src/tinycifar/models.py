@@ -1,12 +1,13 @@
 """Blocks and architectures.
 
-Every model takes float images in [0, 1], shape (N, 3, H, W), 32x32 pixels unless it was built for others, and gives
-logits, shape (N, num_classes). Normalisation is a buffer applied in `forward`, so training, inference and every export
-see the same numbers.
+Every model takes float images in [0, 1], shape (N, C, H, W), in RGB and of 32x32 pixels unless it was built for others,
+and gives logits, shape (N, num_classes). Normalisation is a buffer applied in `forward`, so training, inference and
+every export see the same numbers.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import ClassVar
 
 import torch
@@ -29,10 +30,11 @@ WHITENING_IMAGES = 2_000  # 450,000 patches for the second moments of 48 values
 class Classifier(nn.Sequential):
     """A sequence of layers from normalised images to logits, with the normalisation in front.
 
-    `mean` and `std` are buffers of shape (3, 1, 1), in units of the [0, 1] pixel scale. They are no layer of their own,
-    so a layer table shows the architecture alone. `image_size` is the side, in pixels, of the images that it is for;
-    `IMAGE_SIZES` are those that an architecture takes. `classes` and `temperature` are what `tinycifar.load` knows of a
-    trained one: the names of its outputs, and what logits are divided by before the softmax.
+    `mean` and `std` are buffers of shape (channels, 1, 1), in units of the [0, 1] pixel scale. They are no layer of
+    their own, so a layer table shows the architecture alone. `channels` is 3 for images in RGB, 1 for grey ones.
+    `image_size` is the side, in pixels, of the images that it is for; `IMAGE_SIZES` are those that an architecture
+    takes. `classes` and `temperature` are what `tinycifar.load` knows of a trained one: the names of its outputs, and
+    what logits are divided by before the softmax.
     """
 
     IMAGE_SIZES: ClassVar[range] = range(16, MOST_PIXELS + 1, 8)
@@ -43,24 +45,30 @@ class Classifier(nn.Sequential):
     classes: tuple[str, ...] = ()
     temperature: float = 1.0
 
-    def __init__(self, *layers: nn.Module) -> None:
+    def __init__(self, *layers: nn.Module, channels: int = 3) -> None:
         super().__init__(*layers)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
+        mean, std = (MEAN, STD) if channels == 3 else (MEAN[:1], STD[:1])  # a training sets those of its images
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images that it takes: 3 for RGB, 1 for grey."""
+        return len(self.mean)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [0, 1] -> logits (N, num_classes); TypeError for integers."""
+        """Images (N, channels, H, W) in [0, 1] -> logits (N, num_classes); TypeError for integers."""
         if not images.is_floating_point():
             raise TypeError(f"images must be floating-point numbers in [0, 1], not {images.dtype}; divide uint8 by 255")
         logits: Tensor = super().forward(self.normalize(images))  # type: ignore[no-untyped-call]
         return logits
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [0, 1] -> what the first layer takes, of the same shape."""
+        """Images (N, channels, H, W) in [0, 1] -> what the first layer takes, of the same shape."""
         return (images - self.mean).div_(self.std)
 
     def prepare(self, images: Tensor) -> None:
-        """Set what follows from the training images (N, 3, H, W), uint8, before the first step; here nothing does."""
+        """Set what follows from the training images (N, C, H, W), uint8, before the first step; here nothing does."""
 
 
 def scaled(channels: int, width: float) -> int:
@@ -122,10 +130,10 @@ class C1C2C3C4O(Classifier):
 
     IMAGE_SIZES = range(17, MOST_PIXELS + 1)  # of what is smaller, unpadded convolutions leave nothing
 
-    def __init__(self, num_classes: int = 10, width: float = 1.0, dropout: float = 0.1) -> None:
-        narrow, middle, wide = (scaled(channels, width) for channels in (32, 64, 128))
+    def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3, dropout: float = 0.1) -> None:
+        narrow, middle, wide = (scaled(count, width) for count in (32, 64, 128))
         super().__init__(
-            Block1(3, narrow),
+            Block1(channels, narrow),
             Block2(narrow, middle),
             Block3(middle, wide),
             Block4(wide, middle),
@@ -133,33 +141,35 @@ class C1C2C3C4O(Classifier):
             nn.Flatten(),
             nn.Dropout(dropout),
             nn.Linear(middle, num_classes),
+            channels=channels,
         )
 
 
-def whitening_channels(channels: int, width: float) -> int:
-    """As `scaled`, but no more than there are components of 4x4 patches and their negatives."""
-    return min(scaled(channels, width), 2 * 3 * 4 * 4)
+def whitening_stem(count: int, width: float, channels: int) -> WhiteningStem:
+    """A stem of `scaled` filters, but no more than there are components of 4x4 patches and their negatives."""
+    return WhiteningStem(min(scaled(count, width), 2 * channels * 4 * 4), channels)
 
 
 class MirroredNet(Classifier):
     """A fixed whitening stem, blocks of mirrored convolutions, a pooled linear head.
 
     Its logits are the same for an image and its mirror image. The first block is a `MirroredBlock`, the last gives
-    `channels`. Feature maps start with 16x16 pixels.
+    `features` channels. Feature maps start with 16x16 pixels.
     """
 
-    def __init__(self, stem: WhiteningStem, *blocks: nn.Module, channels: int, num_classes: int) -> None:
+    def __init__(self, stem: WhiteningStem, *blocks: nn.Module, features: int, num_classes: int) -> None:
         super().__init__(
             stem,
             nn.ReLU(inplace=True),
             *blocks,
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            MirroredLinear(channels, num_classes),
+            MirroredLinear(features, num_classes),
+            channels=stem.in_channels,
         )
 
     def prepare(self, images: Tensor) -> None:
-        """Fit the whitening stem to the first of the training images (N, 3, H, W), uint8; of large ones to fewer."""
+        """Fit the whitening stem to the first of the training images (N, C, H, W), uint8; of large ones to fewer."""
         stem, first = self[0], self[2]
         assert isinstance(stem, WhiteningStem)
         assert isinstance(first, MirroredBlock)
@@ -171,17 +181,17 @@ class MirroredNet(Classifier):
 class WhiteNet(MirroredNet):
     """The model of `minute`: five 3x3 convolutions, on 16x16, 8x8 and 4x4 pixels."""
 
-    def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
-        stem = whitening_channels(48, width)
-        narrow, middle, wide = (scaled(channels, width) for channels in (48, 64, 128))
+    def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3) -> None:
+        stem = whitening_stem(48, width, channels)
+        narrow, middle, wide = (scaled(count, width) for count in (48, 64, 128))
         super().__init__(
-            WhiteningStem(stem),
-            MirroredBlock(stem, narrow),
+            stem,
+            MirroredBlock(stem.out_channels, narrow),
             MirroredBlock(narrow, narrow, pool=True),
             MirroredBlock(narrow, middle),
             MirroredBlock(middle, wide, pool=True),
             MirroredBlock(wide, wide, residual=True),
-            channels=wide,
+            features=wide,
             num_classes=num_classes,
         )
 
@@ -189,19 +199,19 @@ class WhiteNet(MirroredNet):
 class NanoNet(MirroredNet):
     """The model of `nano`: below 78,000 parameters and 12.5 million multiply-accumulates."""
 
-    def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
-        stem = whitening_channels(64, width)
-        narrow, middle, wide = (scaled(channels, width) for channels in (32, 48, 96))
+    def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3) -> None:
+        stem = whitening_stem(64, width, channels)
+        narrow, middle, wide = (scaled(count, width) for count in (32, 48, 96))
         super().__init__(
-            WhiteningStem(stem),
-            MirroredBlock(stem, narrow, 1),
+            stem,
+            MirroredBlock(stem.out_channels, narrow, 1),
             MirroredBlock(narrow, narrow),
             MirroredBlock(narrow, middle, pool=True),
             MirroredBlock(middle, middle, residual=True),
             MirroredBlock(middle, wide, pool=True),
             MirroredBottleneck(wide, middle),
             MirroredBottleneck(wide, middle),
-            channels=wide,
+            features=wide,
             num_classes=num_classes,
         )
 
@@ -209,12 +219,12 @@ class NanoNet(MirroredNet):
 class AccurateNet(MirroredNet):
     """The model of `accurate`: below 200,000 parameters, and 26 million multiply-accumulates."""
 
-    def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
-        stem = whitening_channels(96, width)
-        narrow, middle, wide = (scaled(channels, width) for channels in (48, 64, 96))
+    def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3) -> None:
+        stem = whitening_stem(96, width, channels)
+        narrow, middle, wide = (scaled(count, width) for count in (48, 64, 96))
         super().__init__(
-            WhiteningStem(stem),
-            MirroredBlock(stem, narrow, 1),
+            stem,
+            MirroredBlock(stem.out_channels, narrow, 1),
             MirroredBlock(narrow, narrow),
             MirroredBlock(narrow, middle, pool=True),
             MirroredBlock(middle, middle, residual=True),
@@ -222,7 +232,7 @@ class AccurateNet(MirroredNet):
             MirroredBlock(middle, wide, pool=True),
             MirroredBlock(wide, wide, residual=True),
             MirroredBlock(wide, wide, residual=True),
-            channels=wide,
+            features=wide,
             num_classes=num_classes,
         )
 
@@ -230,18 +240,18 @@ class AccurateNet(MirroredNet):
 class TeacherNet(MirroredNet):
     """What `nano` and `accurate` learn from; it has more than 200,000 parameters and is not shipped."""
 
-    def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
-        stem = whitening_channels(64, width)
-        narrow, middle, wide = (scaled(channels, width) for channels in (96, 192, 384))
+    def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3) -> None:
+        stem = whitening_stem(64, width, channels)
+        narrow, middle, wide = (scaled(count, width) for count in (96, 192, 384))
         super().__init__(
-            WhiteningStem(stem),
-            MirroredBlock(stem, narrow),
+            stem,
+            MirroredBlock(stem.out_channels, narrow),
             MirroredBlock(narrow, narrow, pool=True),
             MirroredBlock(narrow, middle),
             MirroredBlock(middle, middle, residual=True),
             MirroredBlock(middle, wide, pool=True),
             MirroredBlock(wide, wide, residual=True),
-            channels=wide,
+            features=wide,
             num_classes=num_classes,
         )
 
@@ -253,7 +263,7 @@ MODELS: dict[str, type[Classifier]] = {
     "accuratenet": AccurateNet,
     "teachernet": TeacherNet,
 }
-"""By name: each is called with `num_classes` and `width`, a factor on its channels."""
+"""By name: each is called with `num_classes`, `width`, a factor on its channels, and `channels` for other than RGB."""
 
 
 def image_sizes(name: str) -> range:
@@ -261,14 +271,22 @@ def image_sizes(name: str) -> range:
     return _constructor(name).IMAGE_SIZES
 
 
-def build(name: str, num_classes: int = 10, *, image_size: int = 32, width: float = 1.0) -> Classifier:
+def build(
+    name: str, num_classes: int = 10, *, image_size: int = 32, width: float = 1.0, channels: int = 3
+) -> Classifier:
     """Construct a model by its name in `MODELS`, case ignored, for images of `image_size` pixels a side.
 
-    Raises ValueError with the list of names if there is none of that name, and for a size that it does not take.
+    `channels` is 3 for images in RGB, 1 for grey ones. Raises ValueError with the list of names if there is none of
+    that name, and for a size or channels that it does not take.
     """
     constructor = _constructor(name)
     catalog.check_image_size(name, constructor.IMAGE_SIZES, image_size)
-    model = constructor(num_classes=num_classes, width=width)  # type: ignore[call-arg]
+    if channels == 3:
+        model = constructor(num_classes=num_classes, width=width)  # type: ignore[call-arg]
+    elif "channels" in inspect.signature(constructor).parameters:
+        model = constructor(num_classes=num_classes, width=width, channels=channels)  # type: ignore[call-arg]
+    else:
+        raise ValueError(f"the model {name} has no argument `channels`: it takes images in RGB only")
     model.image_size = image_size
     return model
 

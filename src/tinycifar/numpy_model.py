@@ -29,9 +29,12 @@ class NumpyModel:
     classes: tuple[str, ...]
     image_size: int
     temperature: float | None
+    fit: str = "crop"
+    channels: int = 3
+    kept: tuple[float, ...] = ()
 
     def logits(self, images: np.ndarray[Any, Any]) -> Array:
-        """Images (N, 3, S, S), uint8 in 0..255 or float32 in [0, 1] -> logits (N, C)."""
+        """Images (N, channels, S, S), uint8 in 0..255 or float32 in [0, 1] -> logits (N, C)."""
         if images.dtype == np.uint8:
             images = images.astype(np.float32) / 255
         values = (images - self.tensors["mean"]) / self.tensors["std"]
@@ -44,13 +47,6 @@ class NumpyModel:
         features = values.mean((1, 2))
         halves = np.split(features, 2, axis=1)
         result: Array = (halves[0] + halves[1]) * features.shape[1] ** -0.5 @ self.tensors[f"{last}.weight"].T
-        return result
-
-    def probabilities(self, images: np.ndarray[Any, Any]) -> Array:
-        """As `logits`, through the temperature and a softmax."""
-        logits = self.logits(images) / (self.temperature or 1)
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        result: Array = powers / powers.sum(1, keepdims=True)
         return result
 
     def _block(self, index: int, inputs: Array) -> Array:
@@ -99,6 +95,9 @@ def load(name: str) -> NumpyModel:
         tuple(stated["classes"]),
         int(stated.get("image_size", 32)),
         stated["temperature"],
+        stated.get("fit", "crop"),
+        stated.get("channels", 3),
+        tuple(about.get("kept", ())),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tinycifar.data import pictures
+from tinycifar.evaluation import outside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,7 @@ KINDS = "files, folders, bytes of a file, PIL images, arrays, tensors, or a list
 
 
 def listed(given: Picture | Iterable[Picture]) -> list[Any]:
-    """Every single picture of `given`: a path, bytes, a PIL image, or an array (3, H, W).
+    """Every single picture of `given`: a path, bytes, a PIL image, or an array (3, H, W) or (1, H, W).
 
     Folders are searched, batches taken apart, arrays and tensors checked. Raises ValueError or TypeError, naming the
     argument `pictures`, for what is no picture.
@@ -46,15 +47,15 @@ def listed(given: Picture | Iterable[Picture]) -> list[Any]:
 
 
 def _arrays(values: Array, channels_first: bool) -> list[Array]:
-    """The pictures of an array or tensor, each (3, H, W); `channels_first` decides where both orders are possible."""
+    """The pictures of an array or tensor, each (C, H, W); `channels_first` decides where both orders are possible."""
     shape = tuple(values.shape)
     if values.dtype != np.uint8 and not np.issubdtype(values.dtype, np.floating):
         raise TypeError(f"pictures must be uint8 in 0..255 or floating point in [0, 1], not {values.dtype}")
-    first, last = (len(shape) in (3, 4) and min(shape) > 0 and shape[axis] == 3 for axis in (-3, -1))
+    first, last = (len(shape) in (3, 4) and min(shape) > 0 and shape[axis] in (1, 3) for axis in (-3, -1))
     if not (first or last):
         raise ValueError(
-            f"pictures must have the shape (H, W, 3), (3, H, W), (N, H, W, 3) or (N, 3, H, W), not {shape}; "
-            "convert pictures of other modes with PIL.Image"
+            "pictures must have the shape (H, W, 3), (3, H, W), (N, H, W, 3) or (N, 3, H, W), with 1 in the place of 3 "
+            f"for grey ones, not {shape}; convert pictures of other modes with PIL.Image"
         )
     if values.dtype != np.uint8:
         if not (values.min() >= 0 and values.max() <= 1):  # false for NaN too
@@ -69,15 +70,20 @@ def predict(
     given: Sequence[Any],
     classes: tuple[str, ...],
     image_size: int,
-    probabilities: Callable[[Array], Array],
+    logits: Callable[[Array], Array],
     top: int = 3,
+    *,
+    temperature: float | None = None,
     fit: str = "crop",
+    channels: int = 3,
+    threshold: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The `top` most probable classes of each picture of a list made by `listed`, one after another, as dicts.
 
     `file` is a picture's path, None in memory. `classes` has dicts with `class` and `probability`; for an unreadable
-    picture there is the reason as `problem` instead. `probabilities` gives those of images (N, 3, S, S), uint8 or
-    float32 in [0, 1], as (N, C). `fit` is the recipe's.
+    picture there is the reason as `problem` instead. With a `threshold` there are also `score`, of
+    `evaluation.outside`, and `none_of_these`, whether it lies below. `logits` gives those of images (N, channels, S,
+    S), uint8 or float32 in [0, 1], as (N, C). `temperature`, `fit` and `channels` are the model's.
     """
     top = min(top, len(classes))
     for start in range(0, len(given), BATCH):
@@ -86,30 +92,41 @@ def predict(
         for picture in given[start : start + BATCH]:
             file = str(picture) if isinstance(picture, (str, Path)) else None
             try:
-                images.append(_pixels(picture, image_size, fit))
+                images.append(_pixels(picture, image_size, fit, channels))
                 entries.append({"file": file, "classes": []})
             except (ValueError, OSError) as error:
                 entries.append({"file": file, "problem": str(error)})
         if any(image.dtype != np.uint8 for image in images):
             images = [image if image.dtype != np.uint8 else image.astype(np.float32) / 255 for image in images]
         readable = [entry for entry in entries if "classes" in entry]
-        rows = probabilities(np.stack(images)) if images else np.zeros((0, len(classes)))
-        for entry, row in zip(readable, rows, strict=True):
+        values = logits(np.stack(images)) if images else np.zeros((0, len(classes)))
+        rows = softmax(values / (temperature or 1))
+        for entry, row, score in zip(readable, rows, outside.scores(values), strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             entry["classes"] = [{"class": classes[index], "probability": float(row[index])} for index in best]
+            if threshold is not None:
+                entry |= {"score": float(score), "none_of_these": bool(score < threshold)}
         yield from entries
 
 
-def _pixels(picture: Any, size: int, fit: str) -> Array:
-    """What a model sees of a picture: (3, size, size), uint8 in 0..255 or float32 in [0, 1]."""
+def softmax(logits: Array) -> Array:
+    """Probabilities (N, C) from logits (N, C)."""
+    powers = np.exp(logits - logits.max(1, keepdims=True, initial=-np.inf))
+    result: Array = powers / powers.sum(1, keepdims=True)
+    return result
+
+
+def _pixels(picture: Any, size: int, fit: str, channels: int) -> Array:
+    """What a model sees of a picture: (channels, size, size), uint8 in 0..255 or float32 in [0, 1]."""
     if isinstance(picture, (str, Path)):
-        return pictures.to_array(pictures.read(picture, fit), size, fit)
+        return pictures.to_array(pictures.read(picture, fit), size, fit, channels)
     if isinstance(picture, bytes):
-        return pictures.decode(picture, contextlib.nullcontext, size, fit)
+        return pictures.decode(picture, contextlib.nullcontext, size, fit, channels=channels)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8:
-            if picture.shape == (3, size, size):
+            if picture.shape == (channels, size, size):
                 return picture
             picture = (picture * 255).round().astype(np.uint8)
-        picture = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
-    return pictures.to_array(pictures.upright(picture, fit), size, fit)
+        rows = np.ascontiguousarray(picture.transpose(1, 2, 0))
+        picture = Image.fromarray(rows if rows.shape[2] == 3 else rows[..., 0])
+    return pictures.to_array(pictures.upright(picture, fit), size, fit, channels)

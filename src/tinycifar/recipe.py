@@ -94,6 +94,14 @@ class Recipe:
             choices=("crop", "pad", "squash"),
         ),
     )
+    channels: int = field(
+        default=3,
+        metadata=_info(
+            "Channels of an image: 3 for red, green and blue, or 1 for grey, with which the first layer has a third of "
+            "the weights. Pictures with colours become grey.",
+            note="1 or 3",
+        ),
+    )
 
     batch_size: int = field(
         default=128,
@@ -253,6 +261,8 @@ class Recipe:
         check_name(self.name)
         if self.teacher and not re.fullmatch(NAME, self.teacher):
             raise ValueError(f"teacher takes a recipe's name, or nothing, not {self.teacher!r}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (red, green and blue), not {self.channels}")
         _check_names(self)
         for name, info in INFO.items():
             value = getattr(self, name)
@@ -271,7 +281,9 @@ class Recipe:
         """Build the recipe's model, with weights drawn from torch's global generator."""
         from tinycifar import models
 
-        return models.build(self.model, num_classes, image_size=self.image_size, width=self.width)
+        return models.build(
+            self.model, num_classes, image_size=self.image_size, width=self.width, channels=self.channels
+        )
 
 
 INFO: dict[str, Info] = {item.name: item.metadata["info"] for item in fields(Recipe)}

@@ -150,10 +150,9 @@ def widest(recipe: Recipe, max_parameters: int, num_classes: int = 10) -> Recipe
 
     Raises ValueError, saying how many the narrowest has, if none fits.
     """
-    from tinycifar import models
 
     def parameters(hundredths: int) -> int:
-        model = models.build(recipe.model, num_classes, image_size=recipe.image_size, width=hundredths / 100)
+        model = replace(recipe, width=hundredths / 100).build(num_classes)
         return sum(parameter.numel() for parameter in model.parameters())
 
     low, high = round(100 * LEAST_WIDTH), round(100 * MOST_WIDTH) + 1  # what fits, and what does not

@@ -129,7 +129,7 @@ class Recorder:
             _check_finite(f"loss on the {scores.split} images", scores.loss, self._job)
             with checkpoint.saving(state.step):
                 evaluation.save(self._job.directory)
-                self._save_weights(scores.temperature)
+                self._save_weights(scores.temperature, scores.kept or ())
         scores, stopped_by = ranks.exchange(scores)[0], ranks.signal(self._job.stop)
         for task in self._tasks:
             self._job.display.remove_task(task)
@@ -152,7 +152,7 @@ class Recorder:
         ranks.exchange()
         self._saved_at = time.monotonic()
 
-    def _save_weights(self, temperature: float | None = None) -> None:
+    def _save_weights(self, temperature: float | None = None, kept: Sequence[float] = ()) -> None:
         recipe, dataset = self._job.recipe, self._job.dataset
         trained.save_weights(
             self._job.directory / "model.safetensors",
@@ -161,12 +161,14 @@ class Recorder:
             width=recipe.width,
             image_size=recipe.image_size,
             fit=recipe.fit,
+            channels=recipe.channels,
             recipe=recipe.name,
             classes=dataset.classes,
             data=self._job.data_name,
             data_digest=self._job.environment.data_digest,
             validation_images=recipe.validation_images,
             temperature=temperature,
+            kept=kept,
         )
 
 

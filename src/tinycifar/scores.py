@@ -58,6 +58,34 @@ class Robustness:
     accuracy: Mapping[str, tuple[float, ...]]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """How many of the images the model was trained on, and the names of the first."""
+
+    images: int
+    first: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What a threshold for "none of these" keeps of the `images`, and rejects of `outside` pictures from `source`.
+
+    `keep` is the share of right answers to keep that gave the threshold; None if it was given as a value. `right_kept`
+    and `wrong_kept` are shares of right and wrong answers, None without any; see `evaluation.outside`.
+    """
+
+    source: str
+    keep: float | None
+    threshold: float
+    images: int
+    right: int
+    right_kept: float | None
+    wrong_kept: float | None
+    outside: int
+    outside_rejected: float
+    auroc: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """Scores of a model on the images of a split, "validation" or "test".
@@ -65,7 +93,8 @@ class Scores:
     `data` is the name of the data, `data_digest` the digest of own data; `skipped_images` counts unreadable files by
     reason. `subsets` are parts of CIFAR-10's test images. `calibrated` and `reliability_calibrated` are at
     `temperature`, None without one. `confusion` has the true classes as rows. Files of earlier versions lack some
-    of the fields that have a default.
+    of the fields that have a default. `near_duplicates` of the images look like training images, `kept` are the
+    thresholds of `evaluation.outside`.
     """
 
     data: str
@@ -87,10 +116,14 @@ class Scores:
     brier: float
     ece: float
     temperature: float | None = None
+    near_duplicates: int | None = field(default=None, metadata=typed.OMIT_EMPTY)
+    kept: tuple[float, ...] | None = field(default=None, metadata=typed.OMIT_EMPTY)
     calibrated: Calibration | None = None
     images_per_second: float
     classes: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...]
     reliability: tuple[Bin, ...]
     reliability_calibrated: tuple[Bin, ...] | None = None
+    seen: Seen | None = field(default=None, metadata=typed.OMIT_EMPTY)
+    outside: Outside | None = field(default=None, metadata=typed.OMIT_EMPTY)
     robustness: Robustness | None = field(default=None, metadata=typed.OMIT_EMPTY)

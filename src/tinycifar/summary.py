@@ -97,11 +97,11 @@ def receptive_field(layers: Sequence[Mapping[str, int]]) -> int:
 
 
 def summarize(model: nn.Module, image_size: int | None = None) -> Summary:
-    """Run a copy of `model` once on a blank image (1, 3, image_size, image_size) and tabulate what happened.
+    """Run a copy of `model` once on a blank image (1, C, image_size, image_size) and tabulate what happened.
 
-    The size is by default the model's own `image_size`, or 32 where it has none. Rows come in the order of execution,
-    a block's after those of its layers; the model itself and plain `nn.Sequential` have none. The model is left as it
-    was.
+    The size is by default the model's own `image_size`, or 32 where it has none; C is its `channels`, or 3. Rows come
+    in the order of execution, a block's after those of its layers; the model itself and plain `nn.Sequential` have
+    none. The model is left as it was.
 
     Receptive fields follow the textbook: a window grows the field, several inputs give the largest of theirs, and what
     merges all positions (global pooling, flattening) is a window as large as the map. Of a kernel's sides the larger
@@ -115,7 +115,7 @@ def summarize(model: nn.Module, image_size: int | None = None) -> Summary:
             module.register_forward_pre_hook(walk.enter)
             module.register_forward_hook(walk.leave)
     side = int(image_size or getattr(model, "image_size", 32))  # type: ignore[arg-type]
-    image = torch.zeros(1, 3, side, side)
+    image = torch.zeros(1, int(getattr(model, "channels", 3)), side, side)
     walk.remember(image, View())
     with torch.no_grad(), walk:
         model(image)

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from torch import nn
 from tinycifar import atomic, catalog, data, machine, models, run
 from tinycifar.data import Dataset
 from tinycifar.data.dataset import Digests
-from tinycifar.data.pictures import check_fit
+from tinycifar.data.pictures import CHANNELS, check_fit
+from tinycifar.evaluation import outside
 from tinycifar.models import Classifier
-from tinycifar.words import is_printable
+from tinycifar.words import counted, is_printable
 
 # The largest model, a teacher, has 5 MB of weights; much larger files are not tinycifar's and are not read.
 MOST_BYTES = 50_000_000
@@ -35,10 +37,11 @@ class Trained:
 
     `name` is that of a shipped model, of a run directory or of a file. `data` is the name of its training data,
     `data_digest` the digest of own data (`Dataset.data_digest`), and `validation_images` how many of these images were
-    held out. Divide logits by `temperature` before computing probabilities; it is None if
-    none was fitted. `load` takes `source` to find it again from anywhere; `sha256` is the digest of its file.
-    `data_path` is where the data was, from the run's `environment.json`; weights do not store it, because they are
-    shared. `fit` says how pictures are made square, as in a recipe.
+    held out. Divide logits by `temperature` before computing probabilities; it is None if none was fitted. `load` takes
+    `source` to find it again from anywhere; `sha256` is the digest of its file. `data_path` is where the data was, from
+    the run's `environment.json`; weights do not store it, because they are shared. `fit` says how pictures are made
+    square, and `channels` are those of an image, as in a recipe. `kept` are the thresholds for "none of these" of
+    `evaluation.outside`, empty if there are none.
     """
 
     model: Classifier
@@ -56,6 +59,8 @@ class Trained:
     data_digest: str = ""
     data_path: str = ""
     fit: str = "crop"
+    channels: int = 3
+    kept: tuple[float, ...] = ()
 
     @property
     def run(self) -> Path | None:
@@ -77,7 +82,9 @@ class Trained:
                 "`data=`"
             )
         try:
-            dataset = data.load(source, image_size=self.image_size, fit=self.fit, display=display)
+            dataset = data.load(
+                source, image_size=self.image_size, fit=self.fit, channels=self.channels, display=display
+            )
         except ValueError as error:
             if not self.data_digest:
                 raise
@@ -123,9 +130,15 @@ def check_unseen(known: Trained, role: str, dataset: Dataset) -> list[str]:
     return []
 
 
+def rows_seen(seen: Digests, digests: Digests) -> list[int]:
+    """Which of the images with these `digests` (N, 32) are among those `seen` (M, 32)."""
+    rows: list[int] = np.flatnonzero(np.isin(run.as_rows(digests), run.as_rows(seen))).tolist()
+    return rows
+
+
 def count_seen(seen: Digests, digests: Digests) -> int:
     """How many of the images with these `digests` (N, 32) are among the `seen` ones (M, 32)."""
-    return int(np.isin(run.as_rows(digests), run.as_rows(seen)).sum())
+    return len(rows_seen(seen, digests))
 
 
 def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bool:
@@ -134,6 +147,11 @@ def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bo
     The head is copied too if the classes are the same, in the same order; returns whether they are. Raises ValueError
     if the architectures differ.
     """
+    if init.channels != model.channels:
+        raise ValueError(
+            f"{init.name} takes images of {counted(init.channels, 'channel')}, and the model of this recipe of "
+            f"{model.channels}: take the recipe with --set channels={init.channels}, or another model to start from"
+        )
     own, weights = model.state_dict(), init.model.state_dict()
     head = [name for name in weights if name.startswith(f"{len(model) - 1}.")]
     same = init.classes == classes
@@ -159,7 +177,7 @@ def load(source: str | Path, device: str = "auto") -> Trained:
         file = catalog.WEIGHTS / f"{source}.safetensors"
         if not file.is_file() or _digest(file) != known[source]["sha256"]:
             raise ValueError(f"{file} is damaged or missing; install tinycifar again")
-        return _read(file, source, source, device)
+        return replace(_read(file, source, source, device), kept=tuple(known[source].get("kept", ())))
     path = Path(source)
     if path.is_dir() and (seeds := run.seeds(path)):
         raise ValueError(f"{path} holds several seeds; name one of them, for example {seeds[0]}")
@@ -197,12 +215,17 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         temperature = None if about["temperature"] is None else float(about["temperature"])
         width, image_size = float(about.get("width", 1.0)), int(about.get("image_size", 32))
         data_digest, fit = str(about.get("data_digest", "")), str(about.get("fit", "crop"))
+        channels, kept = about.get("channels", 3), tuple(float(value) for value in about.get("kept") or ())
         check_fit(fit)
+        if type(channels) is not int or channels not in CHANNELS:
+            raise ValueError("channels that are none")
         if not (0 < len(classes) <= MOST_CLASSES and all(map(is_printable, (*classes, recipe, data)))):
             raise ValueError("names that cannot be printed, or too many classes")
         if not (catalog.LEAST_WIDTH <= width <= catalog.MOST_WIDTH and re.fullmatch("[0-9a-f]{64}|", data_digest)):
             raise ValueError("a width or digest that is none")
         data, data_path = _data(data, data_digest, file)
+        if not (len(kept) in (0, len(outside.KEEP_PERCENT)) and all(map(math.isfinite, kept))):
+            raise ValueError("thresholds that are none")
         if validation_images < 0 or (temperature is not None and not 0 < temperature < math.inf):
             raise ValueError("a number that is none of its kind")
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
@@ -210,7 +233,7 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
             f"{file} does not name its model, classes and data: this version of tinycifar did not write it"
         ) from None
     try:
-        model = models.build(model_name, num_classes=len(classes), image_size=image_size, width=width)
+        model = models.build(model_name, len(classes), image_size=image_size, width=width, channels=channels)
     except ValueError as error:
         raise ValueError(f"{file} holds an unknown model: {error}") from None
     try:
@@ -241,6 +264,8 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         data_digest,
         data_path,
         fit,
+        channels,
+        kept,
     )
 
 
@@ -262,11 +287,13 @@ def save_weights(
     width: float = 1.0,
     image_size: int = 32,
     fit: str = "crop",
+    channels: int = 3,
     classes: tuple[str, ...],
     data: str,
     data_digest: str = "",
     validation_images: int,
     temperature: float | None = None,
+    kept: Sequence[float] = (),
 ) -> None:
     """Write a model's weights as safetensors, with metadata to build and evaluate it again.
 
@@ -280,11 +307,13 @@ def save_weights(
         "width": width,
         "image_size": image_size,
         "fit": fit,
+        "channels": channels,
         "recipe": recipe,
         "classes": classes,
         "data": data,
         "data_digest": data_digest,
         "validation_images": validation_images,
         "temperature": temperature,
+        **({"kept": list(kept)} if kept else {}),
     }
     atomic.write_bytes(path, save(tensors, metadata={"tinycifar": json.dumps(about)}))

@@ -13,7 +13,7 @@ from tinycifar import atomic
 
 T = TypeVar("T")
 OMIT_EMPTY = {"omit_empty": True}
-"""Metadata of a field that is left out of the JSON object while it is empty."""
+"""Metadata of a field that is left out of the JSON object while it is None, "" or {}."""
 REST = {"rest": True}
 """Metadata of a field, a mapping, that holds the keys of the JSON object that no other field has."""
 LONGEST = 60  # characters of a value in a message
@@ -37,7 +37,7 @@ def to_json(value: Any) -> Any:
             field_value = getattr(value, item.name)
             if item.metadata.get("rest"):
                 content |= to_json(field_value)
-            elif field_value or not item.metadata.get("omit_empty"):
+            elif not (item.metadata.get("omit_empty") and (field_value is None or field_value in ("", {}))):
                 content[_key(item)] = to_json(field_value)
         return content
     if isinstance(value, Mapping):

@@ -65,12 +65,20 @@ def thousand() -> Trained:
     return dataclasses.replace(nano(), model=model.eval(), model_name="whitenet", classes=classes)
 
 
-MODELS = {"nano": nano, "plainnet": plainnet, "thousand": thousand}
+def grey() -> Trained:
+    """The architecture of `nano` for images of one channel, with random weights."""
+    torch.manual_seed(0)
+    model = models.build("nanonet", channels=1)
+    model.prepare(data.sample(channels=1).train_images)
+    return dataclasses.replace(nano(), model=model.eval(), channels=1)
+
+
+MODELS = {"nano": nano, "plainnet": plainnet, "thousand": thousand, "grey": grey}
 
 
 def network(model: Trained) -> Network:
     """The integer network of a model, whatever its accuracy."""
-    images = parity.spread_out(data.sample().train_images, parity.CALIBRATION_IMAGES)
+    images = parity.spread_out(data.sample(channels=model.channels).train_images, parity.CALIBRATION_IMAGES)
     int8 = onnx_file.quantized(onnx_file._described(model), images, variant="u8u8")
     with tempfile.TemporaryDirectory() as name:
         onnx.save(int8, f"{name}/int8.onnx")
@@ -126,10 +134,10 @@ def main() -> int:
     if options.record and (options.core or options.model or options.images != 20):
         parser.error("--record is for all models, all cores and 20 images")
     rows, entries, wrong = [], [], []
-    images = emulate.example_images(options.images)
     with tempfile.TemporaryDirectory() as folder:
         for name in options.model or MODELS:
-            built = network(MODELS[name]())
+            model = MODELS[name]()
+            built, images = network(model), emulate.example_images(options.images, channels=model.channels)
             cores = options.core or (CORES if name == "nano" else IN_CI)
             measured = [emulate.measure(built, CORES[core], images, Path(folder) / core) for core in cores]
             rows += [(name, built.macs, row) for row in measured]

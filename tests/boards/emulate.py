@@ -203,9 +203,9 @@ def _run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def example_images(count: int, size: int = 32) -> Tensor:
-    """Images of the packaged sample, evenly spread, uint8 (N, 3, size, size)."""
+def example_images(count: int, size: int = 32, channels: int = 3) -> Tensor:
+    """Images of the packaged sample, evenly spread, uint8 (N, channels, size, size)."""
     from tinycifar import data
 
-    images = data.sample(size).test_images
+    images = data.sample(size, channels).test_images
     return images[torch.from_numpy(np.arange(count) * len(images) // count)]

@@ -314,11 +314,11 @@ def test_a_jpeg_without_its_end_marker_is_read_and_one_that_is_cut_off_is_not(pr
     content = encoded(image, "JPEG", quality=90, progressive=progressive)
     expected = decode(content)
     for part in (content[:-2], content[:-1]):
-        seen, lacks_end = pictures.decode_counted(part, contextlib.nullcontext, 32, "crop")
+        seen, lacks_end, _ = pictures.decode_reported(part, contextlib.nullcontext, 32, "crop")
         assert np.array_equal(seen, expected)
         assert lacks_end
-    assert not pictures.decode_counted(content, contextlib.nullcontext, 32, "crop")[1]
-    assert not pictures.decode_counted(content + b"more", contextlib.nullcontext, 32, "crop")[1]
+    assert not pictures.decode_reported(content, contextlib.nullcontext, 32, "crop").lacks_end
+    assert not pictures.decode_reported(content + b"more", contextlib.nullcontext, 32, "crop").lacks_end
     for size in (300, len(content) // 2, len(content) - 40):
         with pytest.raises(ValueError, match="it is damaged"):
             decode(content[:size])

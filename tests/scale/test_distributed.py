@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import faults
-from conftest import float64
-from tinycifar import atomic, augment, checkpoint, cli, data, optim, recipes, run, training
+from conftest import environment, float64
+from tinycifar import augment, checkpoint, cli, data, optim, recipes, run, training
 from tinycifar.epochs import epoch_generator, plan
 from tinycifar.recipes import Recipe
 from tinycifar.scale import distributed
@@ -336,8 +336,7 @@ def test_one_process_is_no_rank_and_a_restart_is_known_by_the_launch(
     model = nn.Linear(1, 1)
     assert alone.parallel(model) is model
     assert (alone.exchange(5), alone.device("cuda:3")) == ([5], "cuda:3")
-    atomic.write_json(tmp_path / "environment.json", {"torchrun": ["none_abc"]})
-    (tmp_path / "recipe.json").touch()
+    run.start(tmp_path, recipes.get("minute"), environment(torchrun=("none_abc",)))
     for launch, began in (("none_abc", True), ("none_xyz", False)):
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
             monkeypatch.setenv(name, value)

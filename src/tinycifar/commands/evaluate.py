@@ -24,6 +24,9 @@ from tinycifar.commands import terminal
 @terminal.device_option
 @terminal.threads_option
 @terminal.option("--robustness", is_flag=True, help="Also score on corrupted images: 17 corruptions, 5 severities.")
+@terminal.option("--outside", metavar="PATH", help="Pictures of no class: count those answered none of these.")
+@terminal.option("--keep", type=float, metavar="SHARE", help="Right answers to keep with --outside (default: 0.95).")
+@terminal.option("--threshold", type=float, metavar="SCORE", help="Reject pictures below this score, with --outside.")
 @terminal.option(
     "--images", type=click.IntRange(1), metavar="N", help="Corrupted images with --robustness (default: 2000)."
 )
@@ -36,6 +39,9 @@ def evaluate(
     device: str,
     threads: int | None,
     robustness: bool,
+    outside: str | None,
+    keep: float | None,
+    threshold: float | None,
     images: int | None,
     as_json: bool,
 ) -> int:
@@ -49,13 +55,24 @@ def evaluate(
 
     if images is not None and not robustness:
         raise ValueError("--images needs --robustness: it sets the number of corrupted images")
+    if outside is None and (keep, threshold) != (None, None):
+        raise ValueError("--keep and --threshold need --outside: pictures that belong to no class")
     terminal.set_threads(threads)
     model = trained.load(model_name, device)
     corrupted = (images or 2000) if robustness else 0
     if test and out is not None and out.resolve() / "model.safetensors" == Path(model.source):
         raise ValueError(f"--test never writes to the run itself, {out}; name another folder with --out")
     with terminal.display(to_stderr=True) as display:
-        evaluation = inference.evaluate_model(model, source=source, test=test, corrupted=corrupted, display=display)
+        evaluation = inference.evaluate_model(
+            model,
+            source=source,
+            test=test,
+            corrupted=corrupted,
+            others=outside,
+            keep=keep,
+            threshold=threshold,
+            display=display,
+        )
     if out is None:  # a run's own evaluation is that on its own data
         is_own = source is None and not test and model_name not in catalog.shipped() and Path(model_name).is_dir()
         out = Path(model_name) if is_own else Path("evaluations") / library.output_name(model)
@@ -66,7 +83,7 @@ def evaluate(
     except OSError as error:
         code = terminal.fail(f"cannot write the evaluation: {terminal.problem(error)}", 1)
     scores = evaluation.scores
-    lines = [*text.scores(scores), *text.by_class(scores), *text.robustness(scores)]
+    lines = [*text.scores(scores), *text.by_class(scores), *text.outside(scores), *text.robustness(scores)]
     terminal.show(as_json, scores, *lines, f"{scores.images_per_second:,.0f} images/s")
     return code
 
@@ -84,7 +101,9 @@ def report_command(directory: Path, source: str | None, as_json: bool) -> int:
     if source is not None:
         with terminal.display(to_stderr=True) as display:
             recipe = run.read_recipe(directory)
-            dataset = data.load(source, image_size=recipe.image_size, fit=recipe.fit, display=display)
+            dataset = data.load(
+                source, image_size=recipe.image_size, fit=recipe.fit, channels=recipe.channels, display=display
+            )
     path = run_page.write(directory, dataset)
     plots.save_curves(directory)
     terminal.show(as_json, {"report": path}, f"Report: {path}")

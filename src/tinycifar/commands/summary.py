@@ -43,7 +43,7 @@ def summary_command(model_name: str, plot: Path | None, overwrite: bool, as_json
         model, label = loaded.model, f"{loaded.name}, trained"
     table = summary.summarize(model)
     if plot is not None:
-        images = data.sample(model.image_size).test_images
+        images = data.sample(model.image_size, model.channels).test_images
         field = heatmaps.effective_receptive_field(model, images)
         plots.save(plot, plots.receptive_fields, table, field, images[plots.EXAMPLE], words.printable(label))
     terminal.show(as_json, summary.as_json(table), summary.render(table))

@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from tinycifar.data.loading import examine as examine
     from tinycifar.data.loading import is_own as is_own
     from tinycifar.data.loading import load as load
+    from tinycifar.data.loading import load_pictures as load_pictures
     from tinycifar.data.loading import load_to_score as load_to_score
     from tinycifar.data.loading import sample as sample
 
-__all__ = ["NAMES", "Dataset", "examine", "is_own", "load", "load_to_score", "sample"]
+__all__ = ["NAMES", "Dataset", "examine", "is_own", "load", "load_pictures", "load_to_score", "sample"]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,8 @@ def to_rgb(image: Image.Image, largest: float | None = None, low: Image.Image | 
     picture of 16 bits a channel, of which `image` holds the high ones. Floating-point samples are taken as in [0, 1] or
     0 to 255 if they lie there, negative ones as stretched from the least to the largest.
     """
+    if image.mode == "RGB" and low is None and not image.has_transparency_data:
+        return image
     if largest is None and image.mode.startswith("I"):
         largest = float(image.getextrema()[1])  # type: ignore[arg-type]
     for ground in ("white", "black"):

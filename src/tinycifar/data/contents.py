@@ -31,6 +31,9 @@ SEED = 0  # of the order of images, and of which are held out
 TEST_SHARE = 5  # one image of so many of a class is held out if there are no test images
 LARGE_AT_ONCE = 2  # pictures of more than pictures.MANY_PIXELS, of which decoding one may take 300 MB
 NAMED = 5  # classes or files in a message
+MUCH_CROPPED = 0.3  # of a picture's area; of a photo with sides of 3:2 a third is lost
+MANY_CROPPED = 0.1  # of the pictures, so that it is worth a note
+CROPPED = "lose more than 30% of their area to the crop; --set fit=pad or fit=squash keeps it"
 LACKS_END = "are JPEGs that lack their end marker; they are used"
 Labels = np.ndarray[tuple[int], np.dtype[np.int64]]
 Decoder = Callable[[bytes, int, str], tuple[Pixels, str]]
@@ -80,20 +83,23 @@ def picture_decoder() -> Decoder:
 
     def decode(content: bytes, image_size: int, fit: str) -> tuple[Pixels, str]:
         try:
-            pixels, lacks_end = pictures.decode_counted(content, lambda: large, image_size, fit)
+            picture = pictures.decode_reported(content, lambda: large, image_size, fit)
         except ValueError as error:
             raise ValueError(str(error).removeprefix("cannot read the picture: ")) from None
-        return pixels, LACKS_END if lacks_end else ""
+        remark = CROPPED if picture.cropped > MUCH_CROPPED else ""
+        return picture.pixels, LACKS_END if picture.lacks_end else remark
 
     return decode
 
 
 def pixel_decoder(shape: tuple[int, ...]) -> Decoder:
     """A `Contents.decode` for uint8 pixels of `shape`, (H, W) in grey or (H, W, 3) in RGB."""
+    least, most = sorted(shape[:2])
 
     def decode(content: bytes, image_size: int, fit: str) -> tuple[Pixels, str]:
+        cropped = fit == "crop" and least < (1 - MUCH_CROPPED) * most
         picture = Image.fromarray(np.frombuffer(content, np.uint8).reshape(shape)).convert("RGB")
-        return pictures.to_array(pictures.fitted(picture, fit), image_size, fit), ""
+        return pictures.to_array(pictures.fitted(picture, fit), image_size, fit), CROPPED if cropped else ""
 
     return decode
 
@@ -172,7 +178,11 @@ def to_dataset(
         kinds = ", ".join(f"{count:,} x {problem}" for problem, count in sorted(skipped.items()))
         path = decoded.unreadable_path(cache, digest)
         notes.append(f"Skipped {len(unreadable):,} of {len(contents.names):,} pictures: {kinds}; listed in {path}")
-    notes += [f"{count:,} of the pictures {remark}" for remark, count in loaded.remarks.items()]
+    notes += [
+        f"{count:,} of the pictures {remark}"
+        for remark, count in loaded.remarks.items()
+        if remark != CROPPED or count >= MANY_CROPPED * len(rows)
+    ]
     splits = plan.splits
     images_of = dict(zip(splits, torch.split(loaded.images, [len(part) for part in splits.values()]), strict=True))
     labels_of = {split: torch.from_numpy(contents.labels[part]) for split, part in splits.items()}

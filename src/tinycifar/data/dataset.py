@@ -23,6 +23,7 @@ CLASSES: tuple[str, ...] = ("airplane", "automobile", "bird", "cat", "deer", "do
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training images, by channel, in [0, 1]
 STD = (0.2470, 0.2435, 0.2616)
 NAMES = ("cifar10", "sample")
+SPLITS = ("train", "validation", "test")
 KNOWN = {  # digests of the data that is known by name
     "ecae167889d6dedd9344db0e65d426c46bd871b92360c19955f551aa134173fd": "cifar10",
     "466fc5a74d398744449d9f7374dd35df37d940fd4babc98b7a91313940c5dd6b": "sample",
@@ -50,7 +51,7 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
 class Dataset:
-    """Images as uint8 (N, 3, S, S) tensors of RGB, labels as int64 (N,), indices into `classes`.
+    """Images as uint8 tensors (N, C, S, S), C being 3 for RGB or 1 for grey, labels as int64 (N,), from 0 to classes.
 
     The validation fields are None until `split` fills them, or from the start if the data brings its own. `path` is the
     absolute path of own data, "" for data made in memory. `notes` are lines that say what was decided when it was
@@ -152,14 +153,14 @@ class Dataset:
             parts["validation"] = self.validation_images, self.validation_labels
         for name, (images, labels) in parts.items():
             if not (isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4):
-                raise ValueError(f"{name} images must be a tensor of uint8, (N, 3, S, S), not {_about(images)}")
+                raise ValueError(f"{name} images must be a tensor of uint8, (N, C, S, S), not {_about(images)}")
             if not (isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.ndim == 1):
                 raise ValueError(f"{name} labels must be a tensor of int64, (N,), not {_about(labels)}")
-            side = self.train_images.shape[-1]
-            if (len(images) < 1 and name != "train") or images.shape[1:] != (3, side, side):
+            shape = (self.channels, self.image_size, self.image_size)
+            if (len(images) < 1 and name != "train") or images.shape[1:] != shape or self.channels not in (1, 3):
                 raise ValueError(
-                    f"{name} images must be one at least, in three colours, square, and all of one size, not "
-                    f"{tuple(images.shape)}"
+                    f"{name} images must be one at least, in three colours or one channel of grey, square, and all of "
+                    f"one size, not {tuple(images.shape)}"
                 )
             if len(images) != len(labels):
                 raise ValueError(f"there are {len(images):,} {name} images, but {len(labels):,} labels of them")
@@ -175,6 +176,33 @@ class Dataset:
     def image_size(self) -> int:
         """Pixels a side."""
         return self.train_images.shape[-1]
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for red, green and blue."""
+        return self.train_images.shape[1]
+
+    def with_channels(self, channels: int) -> Dataset:
+        """The same images in one channel, grey as Pillow's "L" has it, or in three that are alike; ValueError else.
+
+        It is still the same data: its digests stay. A note says so if there were colours.
+        """
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (red, green and blue), not {channels}")
+        if channels == self.channels:
+            return self
+        before = {split: part for split in SPLITS if (part := self.images(split)) is not None}
+        images = {split: to_grey(part) if channels == 1 else _to_three(part) for split, part in before.items()}
+        colours = channels == 1 and not all(map(is_grey, before.values()))
+        note = ("The pictures have colours; channels=1 converts them to grey",) if colours else ()
+        return replace(
+            self,
+            train_images=images["train"],
+            validation_images=images.get("validation"),
+            test_images=images["test"],
+            origins={split: Origin(part, self.digests(split)) for split, part in images.items()},
+            notes=(*self.notes, *note),
+        )
 
     def limit(self, count: int) -> Dataset:
         """Keep the first `count` training images, and all others; ValueError outside 1 to their number."""
@@ -252,16 +280,16 @@ class Dataset:
             raise ValueError("cannot hold out validation images: all training images are of one group")
         return int(min(starts, key=lambda start: abs(start - wanted)))
 
-    def statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of the training images by channel, in [0, 1]; CIFAR-10's are its known ones.
 
         A channel in which all pixels are alike has a deviation of one grey level, so that it can be divided by.
         """
-        if self.known:
+        if self.channels == 3 and self.known:
             return MEAN, STD
-        counts = torch.zeros(3, 256, dtype=torch.int64)
+        counts = torch.zeros(self.channels, 256, dtype=torch.int64)
         for images in torch.split(self.train_images, ROWS):  # in parts, as all at once would be copied
-            for channel in range(3):
+            for channel in range(self.channels):
                 counts[channel] += torch.bincount(images[:, channel].reshape(-1), minlength=256)
         levels = torch.arange(256, dtype=torch.float64) / 255
         means, deviations = [], []
@@ -269,7 +297,26 @@ class Dataset:
             mean = (shares * levels).sum()
             means.append(mean.item())
             deviations.append(max((shares * (levels - mean) ** 2).sum().sqrt().item(), 1 / 255))
-        return (means[0], means[1], means[2]), (deviations[0], deviations[1], deviations[2])
+        return tuple(means), tuple(deviations)
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """Images uint8 (N, 1, H, W), grey as Pillow's "L" has it, from uint8 (N, 3, H, W)."""
+    grey = images.new_empty(len(images), 1, *images.shape[2:])
+    for start in range(0, len(images), ROWS):
+        red, green, blue = images[start : start + ROWS].int().unbind(1)
+        grey[start : start + ROWS, 0] = (19_595 * red + 38_470 * green + 7_471 * blue + 32_768) >> 16
+    return grey
+
+
+def is_grey(images: Tensor) -> bool:
+    """Whether the three channels of all images (N, 3, H, W) are alike."""
+    return all(bool((part[:, :1] == part[:, 1:]).all()) for part in torch.split(images, ROWS))
+
+
+def _to_three(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) from (N, 1, H, W)."""
+    return images.expand(-1, 3, -1, -1).contiguous()
 
 
 def pixel_digests(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Digests:

@@ -27,7 +27,7 @@ from tinycifar.data.pictures import Pixels
 from tinycifar.words import printable
 
 FOLDER = "decoded"
-VERSION = 2  # of what is in an entry; another number leaves all older entries unused
+VERSION = 3  # of what is in an entry; another number leaves all older entries unused
 ENTRIES = 5  # kept, those that were used last
 THREADS = min(8, os.cpu_count() or 1)
 AT_ONCE = 32  # pictures that a thread takes from the queue

@@ -13,7 +13,7 @@ ROWS = 1_000  # images that are compared together
 
 
 def perceptual_hashes(images: Tensor) -> Tensor:
-    """64 signs (N, 64), float32, -1 or 1, of uint8 images (N, 3, S, S): pHash, as the library ImageHash computes it.
+    """64 signs (N, 64), float32, -1 or 1, of uint8 images (N, C, S, S): pHash, as the library ImageHash computes it.
 
     Of the grey image's discrete cosine transform it has the 8 x 8 lowest frequencies, each compared with their median
     (Zauner 2010). It is written out here, as the library takes pictures one by one and needs two more packages.
@@ -22,7 +22,7 @@ def perceptual_hashes(images: Tensor) -> Tensor:
 
     parts = []
     for part in torch.split(images, ROWS):
-        grey = (part.float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)
+        grey = (part.expand(-1, 3, -1, -1).float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)
         if grey.shape[-1] != HASH_SIDE:
             grey = torch.nn.functional.interpolate(grey[:, None], HASH_SIDE, mode="bilinear", antialias=True)[:, 0]
         low = dctn(grey.numpy(), axes=(1, 2))[:, :LOW, :LOW].reshape(len(part), -1)

@@ -36,10 +36,11 @@ def load(
     *,
     image_size: int = 32,
     fit: str = "crop",
+    channels: int = 3,
     skip_unreadable: bool = False,
     display: Progress | None = None,
 ) -> Dataset:
-    """Load images into memory, resized to `image_size` pixels a side.
+    """Load images into memory, resized to `image_size` pixels a side, in RGB or, with one of `channels`, in grey.
 
     `fit` says what becomes of images that are not square (`pictures.FITS`). With `skip_unreadable` pictures that cannot
     be read are left out and counted.
@@ -51,13 +52,14 @@ def load(
     `cifar10.DataError` is the kind for damaged data; OSError if the disk fails.
     """
     if source == "sample":
-        return sample(image_size)
+        return sample(image_size, channels)
     if source not in (None, "cifar10") and (own := examine(str(source))) is not None:
         if skip_unreadable:
             own = replace(own, skip_unreadable=True, source=str(replace(sources.parse(own.source), unreadable="skip")))
         folder = cifar10.cache_directory() if cache is None else cache
-        return contents.to_dataset(own, folder, image_size, fit, display)
-    return _dataset("cifar10", cifar10.read(None if source == "cifar10" else source, cache), image_size)
+        return contents.to_dataset(own, folder, image_size, fit, display).with_channels(channels)
+    known = _dataset("cifar10", cifar10.read(None if source == "cifar10" else source, cache), image_size)
+    return known.with_channels(channels)
 
 
 def load_to_score(
@@ -66,13 +68,43 @@ def load_to_score(
     *,
     image_size: int = 32,
     fit: str = "crop",
+    channels: int = 3,
     display: Progress | None = None,
 ) -> Dataset:
     """Load own data for a model of these `classes` to be scored on, as `tinycifar.data.contents.to_dataset` says."""
     own = examine(source)
     if own is None:
         raise ValueError(f"{source} is CIFAR-10, which has test images of its own")
-    return contents.to_dataset(own, cifar10.cache_directory(), image_size, fit, display, classes)
+    dataset = contents.to_dataset(own, cifar10.cache_directory(), image_size, fit, display, classes)
+    return dataset.with_channels(channels)
+
+
+def load_pictures(
+    source: str | Path,
+    *,
+    image_size: int = 32,
+    fit: str = "crop",
+    channels: int = 3,
+    display: Progress | None = None,
+) -> Tensor:
+    """Images (N, channels, image_size, image_size), uint8, of any source, without labels.
+
+    `source` is as in `load`, of which the test images are taken, or all if it has none; or a folder with pictures
+    anywhere in it, or one picture. Raises ValueError for pictures that cannot be read and for a source without any.
+    """
+    try:
+        own = None if str(source) in NAMES else examine(source)
+    except ValueError:
+        if not Path(source).exists() or not (Path(source).is_dir() or pictures.is_picture(source)):
+            raise
+        files = pictures.find([source])
+        images = [pictures.to_tensor(pictures.read(file, fit), image_size, fit, channels) for file in files]
+        return torch.stack(images)
+    if own is None:
+        return load(source, image_size=image_size, fit=fit, channels=channels, display=display).test_images
+    cache = cifar10.cache_directory()
+    dataset = contents.to_dataset(own, cache, image_size, fit, display, own.classes)
+    return dataset.with_channels(channels).test_images
 
 
 def examine(source: str | Path) -> Contents | None:
@@ -162,14 +194,14 @@ def _check_cifar10(path: Path, tree: Tree | None) -> None:
     raise cifar10.DataError(f"{path} holds no images that are known here; allowed are {ALLOWED}")
 
 
-def sample(image_size: int = 32) -> Dataset:
+def sample(image_size: int = 32, channels: int = 3) -> Dataset:
     """Load the packaged sample: the first 400 training and 200 test images of CIFAR-10, for trials and tests."""
     folder = Path(__file__).parent / "sample"
     files = [cifar10.examine(folder / name, records, md5) for name, (records, md5) in SAMPLE.items()]
     for state, _ in files:
         if not state.ok:
             raise cifar10.DataError(f"{folder / state.name}: {state.problem}. Install tinycifar again")
-    return _dataset("sample", [data for _, data in files], image_size)
+    return _dataset("sample", [data for _, data in files], image_size).with_channels(channels)
 
 
 def _dataset(name: str, parts: Sequence[bytes], image_size: int) -> Dataset:

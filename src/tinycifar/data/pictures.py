@@ -10,7 +10,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 WEB = ("PNG", "JPEG", "WEBP")  # what a service decodes for strangers
 FITS = ("crop", "pad", "squash")
+CHANNELS = (1, 3)  # grey, or red, green and blue
 PADDING = (128, 128, 128)
 # What is larger is refused before it is decoded: within these limits, decoding takes less than 300 MB.
 MOST_BYTES = 50_000_000
@@ -51,6 +52,7 @@ _SIGNATURES = re.compile(  # what a file begins with that is a picture whatever 
     rb"BM....\0\0\0\0...\0[\x0c\x28\x38\x40\x6c\x7c]\0\0\0",
     re.DOTALL,
 )
+PNG_NOTES = ("exif", "Raw profile type exif", "Raw profile type APP1", "XML:com.adobe.xmp", "xmp")  # may have a turn
 TURNS = {  # by EXIF's orientation; written out, as Pillow's own turning rewrites all EXIF and fails where it is odd
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -132,7 +134,7 @@ def read(path: str | Path, fit: str = "crop") -> Image.Image:
             raise _Refused("no file")  # a pipe would be waited for
         if about.st_size > MOST_BYTES:
             raise _Refused(f"{about.st_size:,} bytes, allowed are {MOST_BYTES:,}")
-        return _read(Path(path).read_bytes(), fit)[0]
+        return _read(Path(path).read_bytes(), fit)[0][0]
     except MemoryError:
         raise
     except Exception as error:  # decoders of strangers' bytes raise many kinds, and each means the same here
@@ -145,28 +147,38 @@ def decode(
     size: int = 32,
     fit: str = "crop",
     formats: Sequence[str] = FORMATS,
+    channels: int = 3,
 ) -> Pixels:
-    """What a model sees of a file's content, uint8 (3, size, size); else as `read`.
+    """What a model sees of a file's content, uint8 (channels, size, size); else as `read`.
 
     What `alone` gives is held while more than `MANY_PIXELS` are decoded. Raises ValueError.
     """
-    return decode_counted(content, alone, size, fit, formats)[0]
+    return decode_reported(content, alone, size, fit, formats, channels).pixels
 
 
-def decode_counted(
+class Decoded(NamedTuple):
+    """Pixels, whether the file is a JPEG that lacks its end marker, and the share of its area that was cropped away."""
+
+    pixels: Pixels
+    lacks_end: bool
+    cropped: float
+
+
+def decode_reported(
     content: bytes,
     alone: Callable[[], contextlib.AbstractContextManager[object]],
     size: int,
     fit: str,
     formats: Sequence[str] = FORMATS,
-) -> tuple[Pixels, bool]:
-    """As `decode`, and whether it is a JPEG that lacks its end marker."""
+    channels: int = 3,
+) -> Decoded:
+    """As `decode`, and what was odd."""
     try:
         if len(content) > MOST_BYTES:
             raise _Refused(f"{len(content):,} bytes, allowed are {MOST_BYTES:,}")
         with contextlib.ExitStack() as held:
-            image, lacks_end = _read(content, fit, lambda: held.enter_context(alone()), formats)
-            return to_array(image, size, fit), lacks_end
+            (image, cropped), lacks_end = _read(content, fit, lambda: held.enter_context(alone()), formats)
+            return Decoded(to_array(image, size, fit, channels), lacks_end, cropped)
     except MemoryError:
         raise
     except Exception as error:  # as above
@@ -175,8 +187,11 @@ def decode_counted(
 
 def _read(
     content: bytes, fit: str, large: Callable[[], object] = lambda: None, formats: Sequence[str] = FORMATS
-) -> tuple[Image.Image, bool]:
-    """As `read`, and whether an end marker is missing; `large` is called before more than `MANY_PIXELS` are decoded."""
+) -> tuple[tuple[Image.Image, float], bool]:
+    """As `read`, with the share of its area that was cropped away, and whether an end marker is missing.
+
+    `large` is called before more than `MANY_PIXELS` are decoded.
+    """
     check_fit(fit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd but readable metadata, and of pixels, which are counted here
@@ -190,7 +205,7 @@ def _read(
             first, second = (
                 _upright(body + end, fit, large, formats) for end in (b"\xff\xd9", b"\x55" * 64 + b"\xff\xd9")
             )
-            if first.tobytes() != second.tobytes():
+            if first[0].tobytes() != second[0].tobytes():
                 raise
             return first, True
 
@@ -200,7 +215,10 @@ def _lacks_end(content: bytes) -> bool:
     return content.startswith(b"\xff\xd8\xff") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
 
 
-def _upright(content: bytes, fit: str, large: Callable[[], object], formats: Sequence[str]) -> Image.Image:
+def _upright(
+    content: bytes, fit: str, large: Callable[[], object], formats: Sequence[str]
+) -> tuple[Image.Image, float]:
+    """A picture turned upright, and the share of its area that was cropped away."""
     try:
         opened = Image.open(io.BytesIO(content), formats=tuple(formats))
     except UnidentifiedImageError:
@@ -231,11 +249,11 @@ def _upright(content: bytes, fit: str, large: Callable[[], object], formats: Seq
         whole = box == (0, 0, *image.size)
         part = image if whole else image.crop(box)  # first, as the rest costs memory by size
         turn = TURNS.get(_orientation(image))
-    low = None
+    low, cropped = None, 1 - part.width * part.height / (image.width * image.height)
     if kind == "PNG":
         part, low = _deep(part, content, raw_mode, largest, box)
     rgb = colours.to_rgb(part, largest, low)
-    return rgb if turn is None else rgb.transpose(turn)
+    return rgb if turn is None else rgb.transpose(turn), cropped
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -321,6 +339,8 @@ class _Refused(Exception):  # noqa: N818  (becomes a ValueError with the file's 
 
 def _orientation(image: Image.Image) -> int:
     """How the camera was held, as EXIF has it; 1, upright, where that is missing or damaged."""
+    if image.format == "PNG" and image.info.keys().isdisjoint(PNG_NOTES):
+        return 1  # to ask for EXIF takes a tenth of the time of a small picture
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # decoders, as above; a picture can be seen without its notes
@@ -336,30 +356,35 @@ def fitted(image: Image.Image, fit: str) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def to_array(image: Image.Image, size: int = 32, fit: str = "crop") -> Pixels:
-    """An RGB picture as uint8 (3, size, size), resized with antialiasing.
+def to_array(image: Image.Image, size: int = 32, fit: str = "crop", channels: int = 3) -> Pixels:
+    """An RGB picture as uint8 (channels, size, size), resized with antialiasing.
 
     With "crop" it is square already, with "squash" both sides are resized to `size`; with "pad" it keeps its
-    proportions and lies in the middle of a square of grey, `PADDING`.
+    proportions and lies in the middle of a square of grey, `PADDING`. For one channel it becomes grey at the end, by
+    Pillow's "L".
     """
     # Cropped before: with `box`, or `ImageOps.fit`, the filter would mix in pixels from outside the crop.
     longer = max(image.size)
     width, height = (
         (max(1, (2 * side * size + longer) // (2 * longer)) if fit == "pad" else size) for side in image.size
     )
+    if image.width != image.height:  # Pillow would choose by the proportions whether rows or columns come first
+        image = image.resize((width, image.height), Image.Resampling.LANCZOS)
     resized = image.resize((width, height), Image.Resampling.LANCZOS)
     if (width, height) != (size, size):
         padded = Image.new("RGB", (size, size), PADDING)
         padded.paste(resized, ((size - width) // 2, (size - height) // 2))
         resized = padded
+    if channels == 1:
+        return np.asarray(resized.convert("L"))[None].copy()
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
-def to_tensor(image: Image.Image, size: int = 32, fit: str = "crop") -> Tensor:
+def to_tensor(image: Image.Image, size: int = 32, fit: str = "crop", channels: int = 3) -> Tensor:
     """As `to_array`, a tensor."""
     import torch  # not before: `tinycifar predict` does without it
 
-    return torch.from_numpy(to_array(image, size, fit))
+    return torch.from_numpy(to_array(image, size, fit, channels))
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -373,5 +398,5 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 
 def to_image(tensor: Tensor) -> Image.Image:
-    """A picture from uint8 (3, H, W) in RGB."""
-    return Image.fromarray(tensor.permute(1, 2, 0).contiguous().numpy())
+    """An RGB picture from uint8 (3, H, W), or (1, H, W) in grey."""
+    return Image.fromarray(tensor.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())

@@ -97,6 +97,23 @@ class FolderTree(Tree):
     def open(self, name: str) -> IO[bytes]:
         return self.where(name).open("rb")
 
+    def read(self, name: str, most_bytes: int) -> bytes:
+        """As `Tree.read`, with as few calls of the system as there can be: data may be of 100,000 small files."""
+        file = os.open(f"{self.path}/{name}", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("no file")  # a pipe, which is not waited for
+            if status.st_size > most_bytes:
+                raise ValueError(f"{status.st_size:,} bytes, allowed are {most_bytes:,}")
+            parts, left = [], status.st_size
+            while left and (part := os.read(file, left)):
+                parts.append(part)
+                left -= len(part)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            os.close(file)
+
 
 class _Archive(Tree):
     """An archive with an index of its plain files; members with unsafe names are refused."""

@@ -19,6 +19,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from tinycifar.data.dataset import to_grey
+
 SEVERITIES = (1, 2, 3, 4, 5)
 
 Pixels = NDArray[np.float64]
@@ -26,14 +28,17 @@ Pixels = NDArray[np.float64]
 
 
 def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
-    """Corrupt images (N, 3, H, W), uint8, square; the same seed gives the same images.
+    """Corrupt images (N, 3, H, W) or grey ones (N, 1, H, W), uint8, square; the same seed gives the same images.
 
+    Grey ones are corrupted as pictures in three channels, and become grey again.
     Raises ValueError for an unknown name, listing the known ones, and for a severity outside 1 to 5.
     """
     if name not in CORRUPTIONS:
         raise ValueError(f"unknown corruption {name!r}; allowed are: {', '.join(CORRUPTIONS)}")
     if severity not in SEVERITIES:
         raise ValueError(f"a severity lies between 1 and 5, not {severity}")
+    if images.shape[1] == 1:
+        return to_grey(corrupt(images.expand(-1, 3, -1, -1).contiguous(), name, severity, seed))
     rng = np.random.default_rng([seed, list(CORRUPTIONS).index(name), severity])
     function, parameters = CORRUPTIONS[name]
     corrupted = function(images.numpy() / 255, parameters[severity - 1], rng)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tinycifar import atomic, inference
 from tinycifar.data import Dataset
+from tinycifar.evaluation import outside
 from tinycifar.formats import c_memory, integer, onnx_file, parity
 from tinycifar.formats.int8_graph import read as read
 from tinycifar.formats.integer import Array, Network, Step
@@ -28,6 +29,12 @@ from tinycifar.trained import Trained
 # Of the integer evaluation and the int8 ONNX model, whose arithmetic is the same but for roundings: shipped models have
 # the same classes on 400 images, and errors of 0.05%.
 TOLERANCE = parity.Tolerance(classes=0.99, logits=0.01)
+KEEP = (0.9, 0.95, 0.99)  # shares of right answers whose thresholds a header states
+FIT_WORDS = {  # what a program does with a picture that is not square before it resizes it
+    "crop": "the central square of a picture is resized to the image size",
+    "pad": "a picture keeps its proportions and lies in the middle of a square of grey, 128",
+    "squash": "both sides of a picture are resized to the image size",
+}
 OVERREAD = 12  # bytes behind the last filter, which MVE reads 16 at a time
 
 
@@ -274,6 +281,7 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
     environment.filters.update(values=_values, c_string=_c_string, c_float=_c_float)
     offsets, _ = c_memory.plan(network)
     maps = c_memory.maps(network)
+    kept = json.loads(network.about.get("kept", "[]"))
     given = {
         "prefix": written[0].stem,
         "size": network.pixels.size,
@@ -283,6 +291,9 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
         "head": integer.head(network),
         "classes": json.loads(network.about["classes"]),
         "temperature": network.about["temperature"],
+        "fit": network.about.get("fit", "crop"),
+        "kept": [(round(100 * keep), outside.threshold(kept, keep, name)) for keep in KEEP if kept],
+        "fit_words": FIT_WORDS[network.about.get("fit", "crop")],
         "maps": [
             {"offset": offsets[item], "channels": item.channels, "size": item.size, "zero": item.zero - 128}
             for item in maps

@@ -51,6 +51,7 @@ VARIANTS = {
 def to_onnx(trained: Trained, path: Path, dataset: Dataset | None = None) -> Exported:
     """Write an ONNX file of a model in float32: images (N, 3, S, S) of RGB in [0, 1] -> logits, class activation.
 
+    Of a model of grey images they are (N, 1, S, S).
     Its metadata names classes, preprocessing, image size, temperature and data. It is compared on at most
     `parity.COMPARED_IMAGES` test images of `parity.known_data`. Raises `parity.ParityError`, and writes no file, unless
     its logits agree within `parity.FLOAT`; ValueError for a model that cannot be expressed, for missing packages, and
@@ -92,7 +93,7 @@ def float_model(model: plain.Plain) -> Any:
     with _quiet(), _naming_what_is_unknown():
         program = torch.onnx.export(
             model.cpu(),
-            (torch.zeros(2, 3, model.image_size, model.image_size),),
+            (torch.zeros(2, len(model.mean), model.image_size, model.image_size),),
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
@@ -118,7 +119,7 @@ def _finished(proto: Any) -> Any:
 
 
 def quantized(model: Any, calibration: Tensor, *, variant: str) -> Any:
-    """An `onnx.ModelProto` as from `float_model` with its convolutions in 8 bits, ranges from images (N, 3, S, S).
+    """An `onnx.ModelProto` as from `float_model` with its convolutions in 8 bits, ranges from images (N, C, S, S).
 
     `variant` is one of `VARIANTS`, as in `to_int8`.
     """
@@ -179,7 +180,7 @@ def session(model: Path | bytes, threads: int = 0) -> Any:
 
 
 def logits(model: Path | bytes, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Logits, float32 (N, num_classes), that an ONNX file or its content gives for images (N, 3, S, S).
+    """Logits, float32 (N, num_classes), that an ONNX file or its content gives for images (N, C, S, S).
 
     They are uint8, or float in [0, 1].
     """
@@ -197,9 +198,12 @@ def _described(trained: Trained) -> Any:
         "data": trained.data,
         "image_size": json.dumps(size),
         "fit": trained.fit,
+        "channels": json.dumps(trained.channels),
         "classes": json.dumps(trained.classes),
-        "preprocessing": f"RGB, {size}x{size} pixels, float32 in [0, 1], (batch, channel, row, column); nothing else",
+        "preprocessing": f"{parity.colours(trained)}, {size}x{size} pixels, float32 in [0, 1], "
+        "(batch, channel, row, column); nothing else",
         "temperature": json.dumps(trained.temperature),
+        "kept": json.dumps(trained.kept),
         "outputs": f"{LOGITS}: divide by the temperature, if any, then softmax; {ACTIVATION}: what speaks for a class",
         "weights_sha256": trained.sha256,
     }

@@ -107,8 +107,14 @@ def known_data(trained: Trained, dataset: Dataset | None = None) -> Dataset:
             f"{trained.name} takes images of {trained.image_size} pixels a side, those of {dataset.name} have "
             f"{dataset.image_size}"
         )
+    dataset = dataset.with_channels(trained.channels)
     own = trained.data_digest and trained.trained_on(dataset) and dataset.validation_images is None
     return dataset.split(trained.validation_images) if own else dataset
+
+
+def colours(trained: Trained) -> str:
+    """What the channels of a model's images are, in words."""
+    return "RGB" if trained.channels == 3 else "grey (Pillow's L: 0.299 R + 0.587 G + 0.114 B)"
 
 
 def spread_out(rows: Tensor, most: int) -> Tensor:

@@ -31,7 +31,7 @@ class Residual(nn.Sequential):
 class Plain(nn.Module):
     """The same function of images as the model that `write_out` made it from, in evaluation mode.
 
-    Images (N, 3, H, W) in [0, 1] -> logits (N, num_classes) and class activation maps (N, num_classes, h, w) (Zhou et
+    Images (N, C, H, W) in [0, 1] -> logits (N, num_classes) and class activation maps (N, num_classes, h, w) (Zhou et
     al. 2016, arXiv:1512.04150), whose mean over all positions is what the logits are without the head's bias.
     `image_size` is the side of the images in pixels.
     """
@@ -48,7 +48,7 @@ class Plain(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W) in [0, 1] -> logits (N, num_classes), class activation maps (N, num_classes, h, w)."""
+        """Images (N, C, H, W) in [0, 1] -> logits (N, num_classes), class activation maps (N, num_classes, h, w)."""
         features = self.trunk((images - self.mean) / self.std)
         logits = self.head(features.mean((2, 3)))
         return logits, functional.conv2d(features, self.head.weight[:, :, None, None])

@@ -54,7 +54,7 @@ def covering(least: float, most: float) -> Quantization:
 
 @torch.inference_mode()
 def ranges(model: Plain, steps: Sequence[Step], images: Tensor, batch_size: int = 100) -> Ranges:
-    """The ranges that images (N, 3, S, S) give; pooled maps have those of their input, as TFLite demands."""
+    """The ranges that images (N, C, S, S) give; pooled maps have those of their input, as TFLite demands."""
     least = np.full(len(steps) + 3, np.inf)
     most = -least
     for batch in torch.split(images, batch_size):

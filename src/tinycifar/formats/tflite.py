@@ -38,7 +38,7 @@ METADATA = "tinycifar"
 
 
 def to_tflite(trained: Trained, path: Path, dataset: Dataset | None = None, *, int8: bool = True) -> Exported:
-    """Write a TFLite file of a model: one image (1, S, S, 3) of RGB -> logits (1, num_classes).
+    """Write a TFLite file of a model: one image (1, S, S, 3) in RGB, or (1, S, S, 1) -> logits (1, num_classes).
 
     With `int8` both are int8: a pixel p of 0..255 is p - 128, and logits have a scale and a zero point; otherwise both
     are float32, pixels in [0, 1]. Weights are int8, symmetric, with a scale per output channel. Ranges of activations
@@ -68,7 +68,7 @@ def to_tflite(trained: Trained, path: Path, dataset: Dataset | None = None, *, i
 
 
 def logits(content: bytes, images: Tensor) -> tuple[Tensor, str]:
-    """Logits, float32 (N, num_classes), of a file's content for images uint8 (N, 3, S, S), and what computed them."""
+    """Logits, float32 (N, num_classes), of a file's content for images uint8 (N, C, S, S), and what computed them."""
     try:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError:
@@ -89,26 +89,29 @@ def logits(content: bytes, images: Tensor) -> tuple[Tensor, str]:
 
 
 def _content(trained: Trained, model: plain.Plain, steps: Sequence[Step], ranges: quantize.Ranges | None) -> bytes:
-    size = model.image_size
+    size, channels = model.image_size, len(model.mean)
     about = {
         "model": trained.model_name,
         "recipe": trained.recipe,
         "data": trained.data,
         "image_size": size,
+        "channels": channels,
+        "fit": trained.fit,
         "classes": trained.classes,
-        "preprocessing": f"RGB, {size}x{size} pixels, (1, row, column, channel), "
+        "preprocessing": f"{parity.colours(trained)}, {size}x{size} pixels, (1, row, column, channel), "
         + ("float32 in [0, 1]" if ranges is None else "int8: the pixel of 0..255 minus 128"),
         "temperature": trained.temperature,
+        "kept": trained.kept,
         "outputs": f"{LOGITS}: divide by the temperature, if any, then softmax",
         "weights_sha256": trained.sha256,
     }
     writer = _Writer(ranges is not None)
-    source = writer.tensor(IMAGES, (1, size, size, 3), quantization=PIXELS)
+    source = writer.tensor(IMAGES, (1, size, size, channels), quantization=PIXELS)
     mean, std = (values.flatten().double() for values in (model.mean, model.std))
-    normalization = Step("conv", (0,), groups=3, weight=(1 / std).view(3, 1, 1, 1), bias=-mean / std)
-    shapes = [(size, size, 3)]
+    normalization = Step("conv", (0,), groups=channels, weight=(1 / std).view(-1, 1, 1, 1), bias=-mean / std)
+    shapes = [(size, size, channels)]
     quantizations = [None] * (len(steps) + 1) if ranges is None else list(ranges.maps)
-    numbers = [writer.convolution("normalised", normalization, source, PIXELS, (size, size, 3), quantizations[0])]
+    numbers = [writer.convolution("normalised", normalization, source, PIXELS, shapes[0], quantizations[0])]
     for index, step in enumerate(steps, 1):
         inputs = [numbers[number] for number in step.inputs]
         quantization, name = quantizations[index], f"{step.kind}_{index}"

@@ -21,14 +21,14 @@ BATCH = 50
 
 
 def inputs(images: Tensor, *, int8: bool) -> Iterator[NDArray[Any]]:
-    """Images uint8 (N, 3, S, S), one by one, as files take them: (S, S, 3), int8 or float32 in [0, 1]."""
+    """Images uint8 (N, C, S, S), one by one, as files take them: (S, S, C), int8 or float32 in [0, 1]."""
     for image in images.permute(0, 2, 3, 1):
         pixels = image.contiguous().numpy()
         yield (pixels.astype(np.int16) - 128).astype(np.int8) if int8 else pixels.astype(np.float32) / np.float32(255)
 
 
 def logits(content: bytes, images: Tensor) -> Tensor:
-    """Logits, float32 (N, num_classes), of a file's content for images uint8 (N, 3, S, S)."""
+    """Logits, float32 (N, num_classes), of a file's content for images uint8 (N, C, S, S)."""
     model = flat.read(content)
     (graph,) = model["subgraphs"]
     int8 = graph["tensors"][graph["inputs"][0]]["type"] == 9

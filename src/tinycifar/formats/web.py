@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ import torch
 from tinycifar import atomic
 from tinycifar.data import Dataset, pictures
 from tinycifar.data.cifar10 import cache_directory
+from tinycifar.evaluation import outside
 from tinycifar.formats import onnx_file, parity
 from tinycifar.trained import Trained
 
@@ -33,6 +34,7 @@ FILES = {  # of the package: its runtime for WebAssembly with SIMD, under names 
 }
 NPM_SECONDS = 300
 SHOWN = 10  # samples and classes
+KEEP = (0.99, 0.95, 0.9)  # shares of right answers that a visitor can choose
 Sample = tuple[str, str, bytes]  # path, label, PNG
 LICENCE = f"""{PACKAGE} {VERSION}, https://github.com/microsoft/onnxruntime (there also ThirdPartyNotices.txt)
 
@@ -70,8 +72,6 @@ def write(
             raise ValueError(f"the folder {folder} is in use; name a new or an empty one with `out=`")
         if not overwrite:
             raise ValueError(f"{folder} holds a page already; name another output, or pass `overwrite=` to replace it")
-    if trained.fit != "crop":
-        raise ValueError(f"the page crops pictures to squares, and {trained.name} was trained with fit={trained.fit}")
     package = _package()
     dataset = parity.known_data(trained, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,8 +90,9 @@ def write(
         shown = samples(dataset)
         for file, _, content in shown:
             (page / file).write_bytes(content)
-        description = about(trained.name, trained.classes, trained.image_size, trained.temperature, shown, "browser")
-        atomic.write_json(page / "model.json", description)
+        form = Form(trained.image_size, trained.fit, trained.channels)
+        described = about(trained.name, trained.classes, form, trained.temperature, shown, "browser", trained.kept)
+        atomic.write_json(page / "model.json", described)
         exported = onnx_file.to_onnx(trained, page / "model.onnx", dataset)
         replaced = Path(name) / "replaced"
         if folder.exists():
@@ -105,15 +106,25 @@ def write(
     return replace(exported, path=folder / "model.onnx")
 
 
+@dataclass(frozen=True)
+class Form:
+    """What a model's images are: their side in pixels, a recipe's `fit`, and 1 or 3 channels."""
+
+    image_size: int
+    fit: str
+    channels: int
+
+
 def about(
     name: str,
     classes: Sequence[str],
-    image_size: int,
+    form: Form,
     temperature: float | None,
     samples: Sequence[Sample],
     runtime: Literal["browser", "server"],
+    kept: Sequence[float] = (),
 ) -> dict[str, object]:
-    """What the page is told of its model as `model.json`."""
+    """What the page is told of its model as `model.json`; `kept` are the thresholds of `evaluation.outside`."""
     where = {
         "browser": "It runs in this browser: no picture leaves your machine.",
         "server": "Pictures are sent to the server that this page comes from, which keeps none.",
@@ -122,12 +133,14 @@ def about(
     known = f"{', '.join(most)} and {last}" if most else last
     if len(classes) > SHOWN:
         known = f"{len(classes):,} classes, among them {known}"
+    others = "can be told to reject other pictures" if kept else "takes everything for one of these"
     return {
         "name": name,
-        "image_size": image_size,
+        **asdict(form),
         "classes": list(classes),
         "temperature": temperature,
-        "text": f"{name} knows {known}, and takes everything for one of these. {where[runtime]}",
+        "kept": [{"keep": keep, "threshold": outside.threshold(kept, keep, name)} for keep in KEEP if kept],
+        "text": f"{name} knows {known}, and {others}. {where[runtime]}",
         "runtime": runtime,
         "samples": [{"file": file, "label": label} for file, label, _ in samples],
     }

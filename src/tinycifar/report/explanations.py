@@ -39,7 +39,7 @@ def explain_files(
         except ValueError as error:
             yield {"file": str(path), "problem": str(error)}
             continue
-        image = pictures.to_tensor(square, trained.image_size, trained.fit)
+        image = pictures.to_tensor(square, trained.image_size, trained.fit, trained.channels)
         logits = inference.logits(trained.model, image[None]) / (trained.temperature or 1)
         index = int(logits.argmax()) if class_name is None else trained.classes.index(class_name)
         (heat,) = heatmaps.heat_maps(trained.model, image[None], torch.tensor([index]))

@@ -73,7 +73,7 @@ def _page(directory: Path, dataset: Dataset | None) -> str:
     if (directory / "evaluation.json").exists():
         evaluation = run.read_evaluation(directory)
         try:
-            dataset = _dataset(directory) if dataset is None else dataset
+            dataset = _dataset(directory) if dataset is None else dataset.with_channels(recipe.channels)
             mistakes = _mistakes(directory, evaluation, dataset)
             hardest = _hardest(directory, dataset)
         except _MissingError as error:
@@ -102,6 +102,7 @@ def _page(directory: Path, dataset: Dataset | None) -> str:
         confused=metrics.most_confused(evaluation.confusion) if evaluation is not None and many else [],
         accuracy=text.accuracy(evaluation) if evaluation else None,
         subsets=text.subsets(evaluation) if evaluation else [],
+        leaks=text.leaks(evaluation) if evaluation else [],
         calibration=text.calibration(evaluation) if evaluation else None,
         corruption_note=text.corruption_note(evaluation.robustness) if evaluation and evaluation.robustness else "",
         mistakes=mistakes,

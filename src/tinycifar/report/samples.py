@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from tinycifar.data import Dataset
+from tinycifar.data import Dataset, pictures
 from tinycifar.report.plots import LONGEST_NAME
 
 MOST_ROWS = 20  # classes that are drawn
@@ -20,7 +20,7 @@ def draw(dataset: Dataset) -> Figure:
     sheet = np.full((rows * pitch - GAP, COLUMNS * pitch - GAP, 3), 255, np.uint8)
     for label in range(rows):
         for column, index in enumerate((dataset.train_labels == label).nonzero()[:COLUMNS, 0].tolist()):
-            image = dataset.train_images[index].permute(1, 2, 0).numpy()
+            image = np.asarray(pictures.to_image(dataset.train_images[index]))
             top, left = label * pitch, column * pitch
             sheet[top : top + dataset.image_size, left : left + dataset.image_size] = image
     figure = Figure(figsize=(7, 0.9 + 0.55 * rows), layout="constrained")

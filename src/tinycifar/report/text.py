@@ -69,6 +69,24 @@ def accuracy(measured: Scores | Accuracy) -> str:
     )
 
 
+def outside(evaluation: Scores) -> list[str]:
+    """What the threshold for none of these keeps and rejects."""
+    result = evaluation.outside
+    if result is None:
+        return []
+    how = "" if result.keep is None else f", chosen to keep {result.keep:.0%} of right answers"
+    if result.keep is not None and evaluation.split == "validation":
+        how += "; each half of the validation images at the threshold of the other half"
+    wrong = "" if result.wrong_kept is None else f" and {result.wrong_kept:.1%} of the wrong answers"
+    return [
+        f"None of these below a score of {result.threshold:.3f}{how}",
+        f"Kept: {result.right_kept or 0:.1%} of the right answers{wrong} on {result.images:,} "
+        f"{evaluation.split} images",
+        f"Rejected: {result.outside_rejected:.1%} of the {counted(result.outside, 'picture')} of "
+        f"{printable(result.source)} (area under the ROC curve {result.auroc:.3f})",
+    ]
+
+
 def balance(evaluation: Scores) -> list[str]:
     """Balanced accuracy and macro F1 of classes of different sizes, and a warning if accuracy alone misleads."""
     balanced, macro_f1 = evaluation.balanced_accuracy, evaluation.macro_f1
@@ -94,12 +112,28 @@ def scores(evaluation: Scores) -> list[str]:
     """Accuracy and calibration."""
     return [
         f"{evaluation.split.capitalize()} accuracy: {accuracy(evaluation)}, loss {evaluation.loss:.4f}",
+        *leaks(evaluation),
         *subsets(evaluation),
         *balance(evaluation),
         f"With flip averaging (TTA): {evaluation.accuracy_tta:.2%}",
         f"Among the best two: {evaluation.top2_accuracy:.2%}, three: {evaluation.top3_accuracy:.2%}",
         f"Calibration: {calibration(evaluation)}",
     ]
+
+
+def leaks(evaluation: Scores) -> list[str]:
+    """Warnings of images that the model was trained on, and of images that look like training images."""
+    lines, images = [], f"of the {evaluation.images:,} {evaluation.split} images"
+    if evaluation.seen is not None and evaluation.seen.images:
+        count, names = evaluation.seen.images, evaluation.seen.first
+        first = ", ".join(map(printable, names)) + ", ..." * (count > len(names))
+        lines.append(f"Warning: the model was trained on {count:,} {images}: scores are too good ({first})")
+    if evaluation.near_duplicates:
+        lines.append(
+            f"{evaluation.near_duplicates:,} {images} look like training images (perceptual hashes): scores may be too "
+            "good; see --group"
+        )
+    return lines
 
 
 def subsets(evaluation: Scores) -> list[str]:

@@ -31,6 +31,7 @@ from tinycifar import data, trained
 from tinycifar.catalog import MOST_PIXELS
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
+from tinycifar.evaluation import outside
 from tinycifar.formats import onnx_file, parity, web
 from tinycifar.serve.gate import SECONDS, Gate, Limits, Outer
 from tinycifar.words import is_printable
@@ -61,9 +62,9 @@ class Served:
         return list(self.about["classes"])
 
     @property
-    def image_size(self) -> int:
-        """Pixels a side of the images that it takes."""
-        return int(self.about["image_size"])
+    def form(self) -> web.Form:
+        """What its images are."""
+        return web.Form(*(self.about[name] for name in ("image_size", "fit", "channels")))
 
 
 def open_model(source: str) -> Served:
@@ -75,14 +76,15 @@ def open_model(source: str) -> Served:
     if path.suffix == ".onnx" and path.is_file():
         served = read_model(path.stem, path)
         known = tuple(served.classes) == CLASSES
-        return replace(served, samples=web.samples(data.sample(served.image_size))) if known else served
+        shown = web.samples(data.sample(served.form.image_size, served.form.channels)) if known else ()
+        return replace(served, samples=shown)
     model = trained.load(source, "cpu")
-    shown: tuple[web.Sample, ...] = ()
+    shown = ()
     try:
         dataset = parity.known_data(model)
         shown = web.samples(dataset)
     except (OSError, ValueError):  # what is to be served is the model; without its data it is tried on other pictures
-        dataset = data.sample(model.image_size)
+        dataset = data.sample(model.image_size, model.channels)
     with tempfile.TemporaryDirectory() as folder:
         exported = onnx_file.to_onnx(model, Path(folder) / "model.onnx", dataset)
         return replace(read_model(model.name, exported.path), samples=shown)
@@ -98,16 +100,21 @@ def read_model(name: str, path: Path) -> Served:
         about |= {key: json.loads(metadata[key]) for key in ("classes", "temperature")}
         # Files of before there were models of own data say neither.
         about |= {"data": metadata.get("data", "cifar10"), "image_size": json.loads(metadata.get("image_size", "32"))}
-        about["fit"] = metadata.get("fit", "crop")
+        about |= {"fit": metadata.get("fit", "crop"), "channels": json.loads(metadata.get("channels", "3"))}
         pictures.check_fit(about["fit"])
         classes, temperature, size = about["classes"], about["temperature"], about["image_size"]
+        about["kept"] = [float(value) for value in json.loads(metadata.get("kept", "[]"))]
+        if len(about["kept"]) not in (0, len(outside.KEEP_PERCENT)) or not all(map(math.isfinite, about["kept"])):
+            raise ValueError("thresholds that are none")
+        if about["channels"] not in pictures.CHANNELS:
+            raise ValueError("channels that are none")
         if not (isinstance(classes, list) and all(isinstance(name, str) and is_printable(name) for name in classes)):
             raise ValueError("classes that are none")
         if not (temperature is None or 0 < float(temperature) < math.inf):
             raise ValueError("a temperature that is none")
         if type(size) is not int or not 0 < size <= MOST_PIXELS:
             raise ValueError("a size that is none")
-        zeros = np.zeros((1, 3, size, size), np.float32)
+        zeros = np.zeros((1, about["channels"], size, size), np.float32)
         logits, _ = session.run([onnx_file.LOGITS, onnx_file.ACTIVATION], {onnx_file.INPUT: zeros})
         if logits.shape != (1, len(classes)):
             raise ValueError("another number of classes")
@@ -118,10 +125,11 @@ def read_model(name: str, path: Path) -> Served:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be told of a picture: how many of its most probable classes, and whether with maps of these."""
+    """What is to be told of a picture: its most probable classes, whether with maps, and from which score on."""
 
     top: int = web.SHOWN
     activation: bool = False
+    threshold: float | None = None
 
 
 @dataclass
@@ -191,11 +199,12 @@ class Service:
             jobs[0].answer.get_loop().call_soon_threadsafe(_deliver, answers)
 
     def decode(self, content: bytes) -> pictures.Pixels:
-        """A picture file's content as the model sees it, uint8 (3, S, S); ValueError if it is no picture."""
-        return pictures.decode(content, self.large, self.model.image_size, self.model.about["fit"], pictures.WEB)
+        """A picture file's content as the model sees it, uint8 (C, S, S); ValueError if it is no picture."""
+        form = self.model.form
+        return pictures.decode(content, self.large, form.image_size, form.fit, pictures.WEB, form.channels)
 
     def classify(self, pixels: Sequence[pictures.Pixels], asked: Sequence[Asked]) -> list[dict[str, Any]]:
-        """What the model says of pictures, each uint8 (3, S, S), in one batch: as much of each as is asked."""
+        """What the model says of pictures, each uint8 (C, S, S), in one batch: as much of each as is asked."""
         if not pixels:
             return []
         start = time.perf_counter()
@@ -212,25 +221,35 @@ class Service:
         probabilities = powers / powers.sum(1, keepdims=True)
         names = self.model.about["classes"]
         answers = []
+        scores = outside.scores(logits)
         for number, (options, values) in enumerate(zip(asked, probabilities, strict=True)):
             ranked = np.argsort(-values, kind="stable")[: options.top].tolist()
             classes = [{"class": names[index], "probability": float(values[index])} for index in ranked]
             if options.activation:
                 for entry, index in zip(classes, ranked, strict=True):
                     entry["activation"] = maps[0][number, index].flatten().tolist()
-            answers.append({"model": self.model.name, "classes": classes, "milliseconds": milliseconds})
+            answer = {"model": self.model.name, "classes": classes, "milliseconds": milliseconds}
+            if options.threshold is not None:
+                answer |= {"score": float(scores[number]), "none_of_these": bool(scores[number] < options.threshold)}
+            answers.append(answer)
         return answers
 
     async def predict(self, request: Request) -> Response:
         """POST /predict: a picture as the body or as a form's file -> its classes and their probabilities.
 
         These are the ten most probable ones, or as many as `?top=` says; `?activation=1` adds a map to each, by rows.
+        With `?keep=` or `?threshold=` the answer says whether the picture is none of these.
         """
         self._refuse_if_full()
         query = request.query_params
         if not re.fullmatch(r"[1-9]\d{0,3}", top := query.get("top", str(web.SHOWN)), flags=re.ASCII):
-            raise HTTPException(400, "top takes the number of classes to be told, 1 to 9999")
-        asked = Asked(int(top), query.get("activation") == "1")
+            raise HTTPException(400, "top takes the number of classes to return, 1 to 9999")
+        try:
+            keep, threshold = (float(query[name]) if name in query else None for name in ("keep", "threshold"))
+            limit = outside.chosen(self.model.about["kept"], keep, threshold, self.model.name)
+        except ValueError as error:
+            raise HTTPException(400, f"keep and threshold: {error}") from None
+        asked = Asked(int(top), query.get("activation") == "1", limit)
         with contextlib.ExitStack() as held:
             try:
                 async with timeout(self.limits.upload_seconds):
@@ -339,7 +358,8 @@ def assets(model: Served) -> dict[str, tuple[str, bytes]]:
     }
     files["/"] = files.pop("/index.html")
     files |= {f"/{name}": (TYPES[".png"], content) for name, _, content in model.samples}
-    about = web.about(model.name, model.classes, model.image_size, model.about["temperature"], model.samples, "server")
+    temperature, kept = model.about["temperature"], model.about["kept"]
+    about = web.about(model.name, model.classes, model.form, temperature, model.samples, "server", kept)
     files["/model.json"] = "application/json", json.dumps(about).encode()
     return files
 

@@ -88,6 +88,8 @@ def _range(text: str, recipe: Recipe) -> Range:
         return Range(field, "choice", choices)
     if field == "image_size":
         raise ValueError(f"`vary=` {text}: models take some sizes only, give choices: image_size=24,32")
+    if field == "channels":
+        raise ValueError(f"`vary=` {text}: give choices: channels=1,3")
     if SETTABLE[field] not in ("int", "float"):
         raise ValueError(f"`vary=` {text}: {field} is no number, give choices: {field}=A,B")
     if len(parts) > 3 or parts[2:] not in ([], ["log"]):

@@ -13,11 +13,17 @@ extern "C" {
 #endif
 
 #define {{ prefix | upper }}_CLASSES {{ classes | length }}
+#define {{ prefix | upper }}_IMAGE_SIZE {{ size }}
+#define {{ prefix | upper }}_CHANNELS {{ table | length }} /* {{ "red, green and blue" if table | length == 3 else "grey: 0.299 red + 0.587 green + 0.114 blue" if table | length == 1 else "of each pixel" }} */
+#define {{ prefix | upper }}_FIT "{{ fit }}" /* {{ fit_words }} */
 #define {{ prefix | upper }}_MEMORY_BYTES {{ memory_bytes }}
 #define {{ prefix | upper }}_SCORE_SCALE {{ head.scale | c_float }} /* a logit is a score times this */
 {% if temperature != "null" %}
 #define {{ prefix | upper }}_TEMPERATURE {{ temperature | c_float }} /* divide logits by it before softmax */
 {% endif %}
+{% for percent, limit in kept %}
+#define {{ prefix | upper }}_KEEP_{{ percent }} {{ limit | c_float }} /* none of these if the largest logit less their mean is below: keeps {{ percent }}% of right answers */
+{% endfor %}
 
 extern const char *const {{ prefix }}_class_names[{{ prefix | upper }}_CLASSES];
 

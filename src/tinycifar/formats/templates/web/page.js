@@ -2,6 +2,8 @@
 // browser computes ("runtime": "browser") or a server does.
 
 const SHOWN = 320;
+const PADDING = 128; // grey around a picture that is padded
+const SHOWN_AS = { crop: "The picture’s square", pad: "The picture, padded", squash: "The picture, squashed" };
 const MOST_CLASSES = 10; // that are shown of a picture
 const MOST_BYTES = 50_000_000;
 const SENT_WHOLE_BYTES = 1_000_000; // of larger files a server is sent what the model sees
@@ -11,8 +13,11 @@ const $ = (id) => document.getElementById(id);
 
 // --- what the model sees ---------------------------------------------------------------------------------------------
 
-/** The central square of a picture file, upright, as a canvas: on white, or on black if it would vanish there. */
-async function readSquare(file) {
+/**
+ * A picture file, upright, as a canvas: on white, or on black if it would vanish there; its central square if `fit` is
+ * "crop", else all of it.
+ */
+async function readPicture(file, fit) {
   if (file.size > MOST_BYTES) throw new Error(`${file.name}: larger than ${MOST_BYTES / 1e6} MB`);
   if (!FORMATS.includes(file.type)) throw new Error(`${file.name || "this"} is no PNG, JPEG or WebP picture`);
   let picture;
@@ -23,21 +28,22 @@ async function readSquare(file) {
     throw new Error(`${file.name || "this picture"} cannot be read: it is damaged`);
   }
   const side = Math.min(picture.width, picture.height);
+  const [width, height] = fit === "crop" ? [side, side] : [picture.width, picture.height];
   const on = (ground) => {
-    const canvas = new OffscreenCanvas(side, side);
+    const canvas = new OffscreenCanvas(width, height);
     const context = canvas.getContext("2d", { willReadFrequently: true });
     context.fillStyle = ground;
-    context.fillRect(0, 0, side, side);
-    context.drawImage(picture, -Math.floor((picture.width - side) / 2), -Math.floor((picture.height - side) / 2));
+    context.fillRect(0, 0, width, height);
+    context.drawImage(picture, -Math.floor((picture.width - width) / 2), -Math.floor((picture.height - height) / 2));
     return canvas;
   };
-  let square = on("#fff");
-  if (extent(square).spread < FAINT && extent(on("#fff0")).transparent) {
+  let shown = on("#fff");
+  if (extent(shown).spread < FAINT && extent(on("#fff0")).transparent) {
     const black = on("#000");
-    if (extent(black).spread >= FAINT) square = black;
+    if (extent(black).spread >= FAINT) shown = black;
   }
   picture.close();
-  return square;
+  return shown;
 }
 
 /** Weights of the Lanczos filter with antialiasing, in 22-bit fixed point as Pillow has them: per output a start and weights. */
@@ -58,29 +64,54 @@ function lanczos(from, to) {
   });
 }
 
-/** A square picture in `size` x `size` pixels, RGB one after another: the same numbers as Python's side computes. */
-function resize(canvas, size) {
-  const side = canvas.width;
-  const { data } = canvas.getContext("2d").getImageData(0, 0, side, side);
-  const filters = side === size ? null : lanczos(side, size);
-  const pixels = new Uint8ClampedArray(size * size * 3);
-  if (!filters) {
-    for (let i = 0; i < size * size; i++) for (let c = 0; c < 3; c++) pixels[3 * i + c] = data[4 * i + c];
-    return pixels;
-  }
-  const sumUp = (values, first, step, weights) => {
+/** Red, green and blue one after another, from `width` x `height` to `newWidth` x `newHeight`, as Pillow resizes. */
+function resize(values, width, height, newWidth, newHeight) {
+  const sumUp = (from, first, step, weights) => {
     let sum = 2 ** 21;
-    for (let i = 0; i < weights.length; i++) sum += values[first + i * step] * weights[i];
+    for (let i = 0; i < weights.length; i++) sum += from[first + i * step] * weights[i];
     return Math.floor(sum / 2 ** 22);
   };
-  const rows = new Uint8ClampedArray(side * size * 3);
-  for (let y = 0; y < side; y++)
-    filters.forEach(({ start, weights }, x) => {
-      for (let c = 0; c < 3; c++) rows[(y * size + x) * 3 + c] = sumUp(data, (y * side + start) * 4 + c, 4, weights);
-    });
-  filters.forEach(({ start, weights }, y) => {
-    for (let x = 0; x < size * 3; x++) pixels[y * size * 3 + x] = sumUp(rows, start * size * 3 + x, size * 3, weights);
+  if (width !== newWidth) {
+    const rows = new Uint8ClampedArray(3 * newWidth * height);
+    const filters = lanczos(width, newWidth);
+    for (let y = 0; y < height; y++)
+      filters.forEach(({ start, weights }, x) => {
+        for (let c = 0; c < 3; c++) rows[(y * newWidth + x) * 3 + c] = sumUp(values, (y * width + start) * 3 + c, 3, weights);
+      });
+    values = rows;
+  }
+  if (height === newHeight) return values;
+  const line = 3 * newWidth;
+  const pixels = new Uint8ClampedArray(line * newHeight);
+  lanczos(height, newHeight).forEach(({ start, weights }, y) => {
+    for (let x = 0; x < line; x++) pixels[y * line + x] = sumUp(values, start * line + x, line, weights);
   });
+  return pixels;
+}
+
+/** Where a picture of that width and height lies in a square of `size`: left, top, width, height. */
+function place(fit, size, width, height) {
+  const longer = Math.max(width, height);
+  const scaled = (side) => (fit === "pad" ? Math.max(1, Math.floor((2 * side * size + longer) / (2 * longer))) : size);
+  const [newWidth, newHeight] = [scaled(width), scaled(height)];
+  return [Math.floor((size - newWidth) / 2), Math.floor((size - newHeight) / 2), newWidth, newHeight];
+}
+
+/** What the model sees of a picture, RGB one after another: the same numbers as Python's side computes. */
+function seenBy(about, canvas) {
+  const { image_size: size, fit, channels } = about;
+  const { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  const colours = new Uint8ClampedArray(3 * width * height);
+  for (let i = 0; i < width * height; i++) for (let c = 0; c < 3; c++) colours[3 * i + c] = data[4 * i + c];
+  const [left, top, newWidth, newHeight] = place(fit, size, width, height);
+  const resized = resize(colours, width, height, newWidth, newHeight);
+  const pixels = new Uint8ClampedArray(3 * size * size).fill(PADDING);
+  for (let y = 0; y < newHeight; y++)
+    pixels.set(resized.subarray(3 * y * newWidth, 3 * (y + 1) * newWidth), 3 * ((top + y) * size + left));
+  if (channels === 1)
+    for (let i = 0; i < pixels.length; i += 3)
+      pixels.fill((19595 * pixels[i] + 38470 * pixels[i + 1] + 7471 * pixels[i + 2] + 32768) >> 16, i, i + 3);
   return pixels;
 }
 
@@ -99,14 +130,17 @@ async function browserRuntime(about) {
   Object.assign(ort.env.wasm, { numThreads: 1, wasmPaths: { mjs: at("ort-wasm.js"), wasm: at("ort-wasm.wasm") } });
   const session = await ort.InferenceSession.create("model.onnx", { executionProviders: ["wasm"] });
   return async (pixels) => {
-    const size = about.image_size;
-    const values = new Float32Array(3 * size * size);
+    const { image_size: size, channels } = about;
+    const values = new Float32Array(channels * size * size);
     for (let i = 0; i < size * size; i++)
-      for (let c = 0; c < 3; c++) values[c * size * size + i] = Math.fround(pixels[3 * i + c] / 255);
+      for (let c = 0; c < channels; c++) values[c * size * size + i] = Math.fround(pixels[3 * i + c] / 255);
     const start = performance.now();
-    const found = await session.run({ images: new ort.Tensor("float32", values, [1, 3, size, size]) });
+    const found = await session.run({ images: new ort.Tensor("float32", values, [1, channels, size, size]) });
     const milliseconds = performance.now() - start;
-    const probabilities = softmax(found.logits.data, about.temperature ?? 1);
+    const logits = Array.from(found.logits.data);
+    const probabilities = softmax(logits, about.temperature ?? 1);
+    const score = Math.max(...logits) - logits.reduce((sum, value) => sum + value, 0) / logits.length;
+    const limit = about.kept.find(({ keep }) => String(keep) === $("keep").value)?.threshold;
     const order = probabilities.map((_, index) => index).sort((a, b) => probabilities[b] - probabilities[a]);
     const maps = found.class_activation.data;
     const positions = maps.length / about.classes.length;
@@ -115,7 +149,7 @@ async function browserRuntime(about) {
       probability: probabilities[index],
       activation: maps.slice(index * positions, (index + 1) * positions),
     }));
-    return { classes, milliseconds };
+    return { classes, milliseconds, score, none_of_these: limit !== undefined && score < limit };
   };
 }
 
@@ -124,7 +158,8 @@ async function serverRuntime(about) {
   return async (pixels, file) => {
     const start = performance.now();
     const body = file.size > SENT_WHOLE_BYTES ? await asPng(pixels, about.image_size) : file;
-    const answer = await fetch(`predict?activation=1&top=${MOST_CLASSES}`, { method: "POST", body });
+    const keep = $("keep").value ? `&keep=${$("keep").value}` : "";
+    const answer = await fetch(`predict?activation=1&top=${MOST_CLASSES}${keep}`, { method: "POST", body });
     const found = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(found.error ?? `The server answered with status ${answer.status}`);
     return { ...found, milliseconds: performance.now() - start };
@@ -153,10 +188,12 @@ function softmax(logits, temperature) {
 
 // --- what is shown ---------------------------------------------------------------------------------------------------
 
-function drawSquare(square) {
+function drawPicture(fit, canvas) {
   const context = $("picture").getContext("2d");
   context.imageSmoothingQuality = "high";
-  context.drawImage(square, 0, 0, SHOWN, SHOWN);
+  context.fillStyle = `rgb(${PADDING} ${PADDING} ${PADDING})`;
+  context.fillRect(0, 0, SHOWN, SHOWN);
+  context.drawImage(canvas, ...place(fit, SHOWN, canvas.width, canvas.height));
 }
 
 function drawSeen(pixels, size) {
@@ -208,7 +245,8 @@ function show(about, found) {
       return item;
     }),
   );
-  $("top").textContent = `${found.classes[0].class}, ${percent(found.classes[0])}`;
+  const top = `${found.classes[0].class}, ${percent(found.classes[0])}`;
+  $("top").textContent = found.none_of_these ? `None of these (${top})` : top;
   const left = about.classes.length - found.classes.length;
   $("left").textContent = `and ${left.toLocaleString("en")} less probable class${left > 1 ? "es" : ""}`;
   $("left").hidden = !left;
@@ -232,20 +270,26 @@ async function main() {
   const classify = await (about.runtime === "server" ? serverRuntime : browserRuntime)(about);
   $("about").textContent = about.text;
   Object.assign($("seen"), { width: size, height: size });
+  $("picture-caption").textContent = SHOWN_AS[about.fit];
   $("seen-caption").textContent = `What the model sees: ${size} × ${size} pixels`;
 
+  $("reject").hidden = !about.kept.length;
+  for (const { keep } of about.kept) $("keep").add(new Option(`and keep ${100 * keep}% of right answers`, keep));
+
   let answers = 0;
+  let last = null;
   let latest = 0; // of pictures asked for one after another only the last one's answer is shown
   const take = async (chosen) => {
     const turn = ++latest;
     try {
       const file = await chosen;
-      const square = await readSquare(file);
-      const pixels = resize(square, size);
+      last = file;
+      const canvas = await readPicture(file, about.fit);
+      const pixels = seenBy(about, canvas);
       const found = await classify(pixels, file);
       if (turn !== latest) return;
       tell(null);
-      drawSquare(square);
+      drawPicture(about.fit, canvas);
       drawSeen(pixels, size);
       show(about, found);
       document.documentElement.dataset.answers = ++answers;
@@ -271,6 +315,7 @@ async function main() {
     button.addEventListener("click", () => take(fetchSample(sample)));
     $("samples").append(button);
   }
+  $("keep").addEventListener("change", () => last && take(last));
   $("choose").disabled = false;
   $("choose").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", () => {
