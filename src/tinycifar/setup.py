@@ -386,8 +386,7 @@ def _restored(job: Job, warn: Callable[[str], None]) -> Job:
         raise ValueError(
             f"{directory} is at step {state.step:,} after {state.images_seen:,} images, which is not the end of "
             f"a batch with {ranks.world} process{'es' * (ranks.world > 1)} in this version: it was started by another "
-            f"version or with another number of processes. Resume it with these, or start from its weights with "
-            f"`init=` {directory}"
+            f"version or number of processes. Resume it with these, or start from its weights with `init=` {directory}"
         )
     if (state.epoch, state.batch) > (job.last_epoch, 0):
         raise ValueError(f"{directory} is past epoch {job.last_epoch} already and cannot stop there")
