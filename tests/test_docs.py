@@ -56,7 +56,6 @@ REPLACED = {
     "--seeds 5": "--seeds 2",
     "--seeds 20 --jobs 2": "--seeds 2 --jobs 2 --threads 2",
     "train study/best.toml": "train my.toml",
-    "compare RUN RUN": "compare RUN OTHER",
     "compare runs/minute runs/best": "compare RUN OTHER",
     "--data FOLDER": "--data photos",
 }
