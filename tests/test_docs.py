@@ -33,6 +33,8 @@ from tinycifar.formats import tflite
 from tinycifar.recipes import tomllib
 from tinycifar.report import run_page
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 TINYCIFAR = [sys.executable, "-m", "tinycifar"]
@@ -56,7 +58,6 @@ REPLACED = {
     "--seeds 5": "--seeds 2",
     "--seeds 20 --jobs 2": "--seeds 2 --jobs 2 --threads 2",
     "train study/best.toml": "train my.toml",
-    "compare RUN RUN": "compare RUN OTHER",
     "compare runs/minute runs/best": "compare RUN OTHER",
     "--data FOLDER": "--data photos",
 }

@@ -139,6 +139,8 @@ def print_json(content: dict[str, Any]) -> None:
 
 def problem(error: OSError) -> str:
     """The system's message, and the file it is about."""
+    if isinstance(error, FileExistsError) and error.filename:  # as `mkdir` has it for a file
+        return f"{error.filename} exists and is not a folder"
     return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
