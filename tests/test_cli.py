@@ -623,8 +623,8 @@ def test_a_record_is_written_for_a_whole_recipe(tinycifar: Any, monkeypatch: pyt
 
 
 def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_them(tinycifar: Any) -> None:
-    short = ["--data", "sample", "--epochs", "1", "--limit", "250"]
-    held_out = ["--set", "validation_images=50"]
+    short = ["--data", "sample", "--epochs", "1", "--limit", "90"]
+    held_out = ["--set", "validation_images=30"]
     assert tinycifar("train", "teacher", *short, *held_out, "--seeds", "2", "--out", "teacher").code == 0
     refused = tinycifar("train", "nano", *short)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
@@ -638,7 +638,7 @@ def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_th
         ("teacher", digest, seed) for seed, digest in enumerate(digests)
     ]
     assert [(of["split"], of["epochs"], of["limit"], "source" in of) for of in told] == [
-        ("validation", 1, 250, False)
+        ("validation", 1, 90, False)
     ] * 2
     assert "2 models of the recipe teacher" in Path("run/report.html").read_text()
     assert tinycifar("train", "--resume", "run").code == 0
@@ -652,7 +652,7 @@ def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_th
 
 def test_a_record_needs_a_teacher_of_an_unchanged_recipe(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "git_revision", lambda: "0123abcd")
-    short = ["--data", "sample", "--epochs", "1", "--limit", "250", "--set", "validation_images=50"]
+    short = ["--data", "sample", "--epochs", "1", "--limit", "90", "--set", "validation_images=30"]
     assert tinycifar("train", "teacher", *short, "--out", "teacher").code == 0
     done = tinycifar("train", "nano", "--teacher", "teacher", "--record")
     assert (done.code, "--record needs teachers that are whole runs of the unchanged recipe" in done.err) == (2, True)
