@@ -243,7 +243,7 @@ def _upright(
             _set_raw_mode(image, "RGBA")  # both bytes of grey, both of alpha
         image.load()
         turn = TURNS.get(_orientation(image))
-        native = _native(image)
+        native = colours.native(image)
         largest = _largest(native, kind, raw_mode)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -255,11 +255,6 @@ def _upright(
         part, low = _deep(part, content, raw_mode, largest, box)
     rgb = colours.to_rgb(part, largest, low)
     return rgb if turn is None else rgb.transpose(turn), cropped
-
-
-def _native(image: Image.Image) -> Image.Image:
-    """A picture of 16 bits in this machine's order of bytes: of others, as in some TIFF files, Pillow does little."""
-    return Image.fromarray(np.asarray(image).astype(np.uint16)) if image.mode in ("I;16B", "I;16L") else image
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -312,7 +307,7 @@ def upright(image: Image.Image, fit: str = "crop") -> Image.Image:
     if side < 1:
         raise ValueError(f"the picture has no pixels: its size is {image.width} x {image.height}")
     turn = TURNS.get(_orientation(image))
-    image = _native(image)
+    image = colours.native(image)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     part = image.crop((left, top, left + side, top + side)) if fit == "crop" else image
     rgb = colours.to_rgb(part, float(image.getextrema()[1]) if image.mode.startswith("I") else None)  # type: ignore[arg-type]
