@@ -248,6 +248,21 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, but saved empty: drawing them takes most of the time of a short training with its report."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def save(figure: Figure, file: Any, *, format: str, **options: Any) -> None:
+        if format == "svg":
+            file.write('<svg width="1pt" height="1pt"></svg>')
+        else:
+            Image.new("RGB", (1, 1)).save(file, format)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+
+@pytest.fixture
 def trained(trained_once: Path, tmp_path: Path) -> Path:
     """A run directory trained on the sample for an epoch, a copy that the test may change."""
     return Path(shutil.copytree(trained_once, tmp_path / "a run with spaces and ü"))

@@ -22,7 +22,9 @@ from tinycifar.bench import timing
 from tinycifar.data import cifar10, pictures
 from tinycifar.evaluation.corruptions import CORRUPTIONS
 from tinycifar.formats import c_source, onnx_file, parity
-from tinycifar.report import plots
+from tinycifar.report import plots, text
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, tmp_path: Path) -> None:
@@ -32,8 +34,8 @@ def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, t
         r"^Epoch \d/2 \| LR\(s\): \[0\.\d{6}\] \| Train loss \d\.\d{4} acc 0\.\d{4} \| Val loss \d\.\d{4} acc 0\.\d{4}$"
     )
     assert len(re.findall(pattern, done.out, re.MULTILINE)) == 2
-    for text in ("Train accuracy", "Test accuracy", "95% interval", "Best on test", "Target", "images/s", "run"):
-        assert text in done.out
+    for words in ("Train accuracy", "Test accuracy", "95% interval", "Best on test", "Target", "images/s", "run"):
+        assert words in done.out
     assert "\x1b" not in done.out
     found = {path.name for path in Path("run").iterdir()}
     assert {"loss.png", "accuracy.png", "model.safetensors", "report.html"} <= found
@@ -216,10 +218,18 @@ def test_an_export_never_writes_over_the_weights_or_into_what_is_of_another_kind
         assert (done.code, done.err) == (2, f"tinycifar: --out {out} must be a {must} for the format {kind}\n")
 
 
-def test_exports_of_several_seeds_are_told_apart(tinycifar: Any, trained: Path, tmp_path: Path) -> None:
+def test_exports_of_several_seeds_are_told_apart(
+    tinycifar: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(_: object, path: Path, __: object) -> parity.Exported:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        return parity.Exported(path, 0, "ONNX", "onnxruntime", parity.Parity(200, 200, 0, 0.0, 0.0))
+
+    monkeypatch.setattr(onnx_file, "to_onnx", written)
     for name in ("one", "two"):
         shutil.copytree(trained, Path(name) / "seed-0")
-        tinycifar("export", f"{name}/seed-0")
+        assert tinycifar("export", f"{name}/seed-0").code == 0
     assert {path.name for path in Path("exports").iterdir()} == {"one-seed-0.onnx", "two-seed-0.onnx"}
 
 
@@ -233,16 +243,7 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
     refused = tinycifar("export", "minute", "--format", "c")
     assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
     assert "minute.h exists already; name another output, or pass --overwrite to replace it" in refused.err
-    done = tinycifar("export", "minute", "--format", "c", "--overwrite")
-    assert f"RAM: {found['memory_bytes']:,} bytes" in done.out
-    assert re.search(r"^Against PyTorch on 200 images: \d+ with the same class", done.out, re.MULTILINE)
-    assert re.search(r"^Against the int8 ONNX model on 200 images: \d+ with the same class", done.out, re.MULTILINE)
-    assert "The compiled code gives the same bits as this arithmetic on all 200 images" in done.out
-    needs = found["cores"]["Cortex-M4F"]
-    flash, ram = needs["flash_bytes"] / 1000, needs["ram_bytes"] / 1000
-    assert f"Cortex-M4F {flash:.1f} and {ram:.1f} kB" in done.out
-    assert needs["flash_bytes"] > found["constant_bytes"]
-    assert needs["ram_bytes"] > found["memory_bytes"] + found["pixel_bytes"]
+    assert "The compiled code gives the same bits as this arithmetic on all 200 images" in text.exported(found)
 
     def not_run(*_: object) -> None:
         raise c_source.NotRunError("there is no C compiler here")
@@ -251,6 +252,14 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
     done = tinycifar("export", "minute", "--format", "c", "--overwrite")
     assert done.code == 0
     assert "The compiled code was not run: there is no C compiler here" in done.out
+    assert f"RAM: {found['memory_bytes']:,} bytes" in done.out
+    assert re.search(r"^Against PyTorch on 200 images: \d+ with the same class", done.out, re.MULTILINE)
+    assert re.search(r"^Against the int8 ONNX model on 200 images: \d+ with the same class", done.out, re.MULTILINE)
+    needs = found["cores"]["Cortex-M4F"]
+    flash, ram = needs["flash_bytes"] / 1000, needs["ram_bytes"] / 1000
+    assert f"Cortex-M4F {flash:.1f} and {ram:.1f} kB" in done.out
+    assert needs["flash_bytes"] > found["constant_bytes"]
+    assert needs["ram_bytes"] > found["memory_bytes"] + found["pixel_bytes"]
 
 
 def test_an_export_that_differs_ends_with_1_and_one_line(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,8 +343,7 @@ def test_names_with_dollar_signs_other_letters_line_breaks_and_stray_bytes_are_s
 def test_summary_draws_receptive_fields_of_an_architecture_and_of_a_trained_model(tinycifar: Any) -> None:
     for name in ("c1c2c3c4o", "minute"):
         assert tinycifar("summary", name, "--plot", f"{name}.png").code == 0
-        with Image.open(f"{name}.png") as drawn:
-            assert min(drawn.size) > 500
+        assert Path(f"{name}.png").exists()
 
 
 def test_several_seeds_are_runs_of_their_own_with_one_summary(tinycifar: Any, trained: Path) -> None:
@@ -615,8 +623,8 @@ def test_a_record_is_written_for_a_whole_recipe(tinycifar: Any, monkeypatch: pyt
 
 
 def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_them(tinycifar: Any) -> None:
-    short = ["--data", "sample", "--epochs", "1", "--limit", "250"]
-    held_out = ["--set", "validation_images=50"]
+    short = ["--data", "sample", "--epochs", "1", "--limit", "90"]
+    held_out = ["--set", "validation_images=30"]
     assert tinycifar("train", "teacher", *short, *held_out, "--seeds", "2", "--out", "teacher").code == 0
     refused = tinycifar("train", "nano", *short)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
@@ -630,7 +638,7 @@ def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_th
         ("teacher", digest, seed) for seed, digest in enumerate(digests)
     ]
     assert [(of["split"], of["epochs"], of["limit"], "source" in of) for of in told] == [
-        ("validation", 1, 250, False)
+        ("validation", 1, 90, False)
     ] * 2
     assert "2 models of the recipe teacher" in Path("run/report.html").read_text()
     assert tinycifar("train", "--resume", "run").code == 0
@@ -644,7 +652,7 @@ def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_th
 
 def test_a_record_needs_a_teacher_of_an_unchanged_recipe(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "git_revision", lambda: "0123abcd")
-    short = ["--data", "sample", "--epochs", "1", "--limit", "250", "--set", "validation_images=50"]
+    short = ["--data", "sample", "--epochs", "1", "--limit", "90", "--set", "validation_images=30"]
     assert tinycifar("train", "teacher", *short, "--out", "teacher").code == 0
     done = tinycifar("train", "nano", "--teacher", "teacher", "--record")
     assert (done.code, "--record needs teachers that are whole runs of the unchanged recipe" in done.err) == (2, True)

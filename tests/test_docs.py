@@ -33,6 +33,8 @@ from tinycifar.formats import tflite
 from tinycifar.recipes import tomllib
 from tinycifar.report import run_page
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 TINYCIFAR = [sys.executable, "-m", "tinycifar"]

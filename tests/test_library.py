@@ -18,6 +18,8 @@ from tinycifar.data.dataset import Dataset
 from tinycifar.recipes import Recipe
 from tinycifar.training import Result
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 
 

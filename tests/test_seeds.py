@@ -18,6 +18,8 @@ from tinycifar import data, recipes, run, seeds, signals, speed, training
 from tinycifar.resume import Request
 from tinycifar.scale import jobs
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHORT: dict[str, Any] = {"data": "sample", "epochs": 1, "limit": 32, "quiet": True, "device": "cpu"}
 
 

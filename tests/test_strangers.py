@@ -384,6 +384,56 @@ def test_a_run_with_a_file_of_another_form_is_refused_in_one_line_or_read(
         assert "\n" not in told
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("evaluation.json", {"accuracy_interval": []}),
+        ("evaluation.json", {"temperature": "x", "calibrated": {"ece": 0.0, "loss": 0.0, "brier": 0.0}}),
+        ("evaluation.json", {"images": 0}),
+        ("environment.json", {"train_images": 0}),
+        ("environment.json", {"train_images": 1 << 60}),
+    ],
+)
+def test_values_that_no_run_has_are_refused_by_the_name_of_the_run(
+    finished: Path, tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'run'} holds a file that is not as tinycifar writes it"):
+        run_page.write(tmp_path / "run")
+
+
+def test_a_model_of_a_run_whose_environment_is_damaged_names_that_file(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "environment.json").write_text('{"data": ')
+    with pytest.raises(ValueError, match=r"environment\.json is not valid JSON"):
+        trained.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\3\4 no archive",
+        b"\x93NUMPY\x01\x00v\x00"
+        + b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000, 32), }".ljust(117)
+        + b"\n",
+        b"",
+    ],
+)
+def test_a_damaged_list_of_images_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "seen.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"seen\.npy is damaged; remove it, or train again"):
+        run.read_seen(tmp_path)
+
+
+@pytest.mark.parametrize("image", ["1e999", '"x"', "null"])
+def test_hardest_images_that_are_no_numbers_are_refused_by_name(tmp_path: Path, image: str) -> None:
+    (tmp_path / "hardest.json").write_text(f'[{{"image": {image}, "loss": 1}}]')
+    with pytest.raises(ValueError, match=r"hardest\.json is not as tinycifar writes it; remove it"):
+        run.read_hardest(tmp_path)
+
+
 def resume(directory: Path) -> None:
     """Go on with a run on the sample."""
     training.train(run.read_recipe(directory), "sample", resume=directory, limit=60)

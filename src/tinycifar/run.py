@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -75,9 +74,11 @@ def as_written(directory: Path) -> Iterator[None]:
     """Turn errors caused by files of another form into a ValueError that names the directory."""
     try:
         yield
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError, MemoryError) as error:
+        if isinstance(error, ValueError) and str(directory) in str(error):
+            raise  # it names the file
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{directory} holds a file that tinycifar did not write ({reason[:200]})") from None
+        raise ValueError(f"{directory} holds a file that is not as tinycifar writes it ({reason[:200]})") from None
 
 
 def read_recipe(directory: Path) -> Recipe:
@@ -138,10 +139,11 @@ def read_seen(directory: Path) -> Digests | None:
     """The digests (N, 32) that `write_seen` stored; None if there are none, ValueError if the file is damaged."""
     path = directory / SEEN
     try:
-        digests = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            digests = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         return None
-    except (ValueError, EOFError, MemoryError, BadZipFile):
+    except (ValueError, EOFError, MemoryError):
         raise ValueError(f"{path} is damaged; remove it, or train again") from None
     if not (isinstance(digests, np.ndarray) and digests.dtype == np.uint8 and digests.shape[1:] == (32,)):
         raise ValueError(f"{path} is damaged; remove it, or train again")

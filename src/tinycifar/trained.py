@@ -223,7 +223,6 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
             raise ValueError("names that cannot be printed, or too many classes")
         if not (catalog.LEAST_WIDTH <= width <= catalog.MOST_WIDTH and re.fullmatch("[0-9a-f]{64}|", data_digest)):
             raise ValueError("a width or digest that is none")
-        data, data_path = _data(data, data_digest, file)
         if not (len(kept) in (0, len(outside.KEEP_PERCENT)) and all(map(math.isfinite, kept))):
             raise ValueError("thresholds that are none")
         if validation_images < 0 or (temperature is not None and not 0 < temperature < math.inf):
@@ -232,6 +231,7 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         raise ValueError(
             f"{file} does not name its model, classes and data: this version of tinycifar did not write it"
         ) from None
+    data, data_path = _data(data, data_digest, file)
     try:
         model = models.build(model_name, len(classes), image_size=image_size, width=width, channels=channels)
     except ValueError as error:

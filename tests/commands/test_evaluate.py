@@ -3,9 +3,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from tinycifar import data
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_the_test_images_of_a_run_with_validation_images_are_opened_beside_its_own_evaluation(tinycifar: Any) -> None:

@@ -9,6 +9,8 @@ from tinycifar import data, inference
 from tinycifar import trained as trained_models
 from tinycifar.formats import c_source, onnx_file, parity, web
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_an_export_is_tried_on_the_pictures_that_are_named_where_its_own_are_gone(
     tinycifar: Any, own_run: Any, own: Path

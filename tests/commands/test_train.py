@@ -7,6 +7,8 @@ import pytest
 
 from tinycifar import data, machine, recipes, run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHORT = ["--epochs", "2", "--set", "batch_size=32"]
 
 

@@ -212,7 +212,7 @@ def test_a_split_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
         ({"a": 2, "b": 0}, "own/train has no picture of class b"),
         (dict.fromkeys("abcdefg", 0) | {"h": 1}, "has no picture of 7 classes: a, b, c, d, e and 2 more"),
         ({"a": 2, "b": 1}, "own has a single picture of class b, of which none can be held out"),
-        ({"a": 2, "b\n": 2}, r"has a class 'b\\\\n', whose name cannot be printed"),
+        ({"a": 2, "b\n": 2}, r"has a class 'b\\n', whose name cannot be printed"),
     ],
 )
 def test_other_layouts_are_refused_in_clear_words(tmp_path: Path, counts: dict[str, int], words: str) -> None:

@@ -116,12 +116,21 @@ def test_columns_of_other_names_are_named_by_an_option(tmp_path: Path) -> None:
         ),
         (["file,label", "1.png,cat", "2.png,cat"], "own has 1 class; allowed are 2"),
         (["file,label,label", "1.png,cat,0", "2.png,dog,1"], "labels.csv has 2 columns 'label'; rename all but"),
+        (["file,label", '"1.png,cat', "2.png,dog"], "labels.csv cannot be read as a table: unexpected end of data"),
+        (["file,label", "1.png,\x1b[31mred", "2.png,dog"], r"own has a class '\\x1b\[31mred', whose name cannot be"),
         (["file,label", f"1.png,{'x' * 200_000}"], "labels.csv cannot be read as a table: field larger than"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(tmp_path: Path, lines: list[str], words: str) -> None:
     draw(tmp_path / "secret.png", 1)
     refused(table(tmp_path / "own", "\n".join(lines)), words)
+
+
+def test_numbers_of_which_some_are_missing_are_whole_numbers(tmp_path: Path) -> None:
+    lines = [f"{index}.png,{('NaN', '2.0', '10.0')[index % 3]}" for index in range(10)]
+    loaded = load(table(tmp_path / "own", "\n".join(["", "file,label", *lines])))
+    assert loaded.classes == ("2", "10")
+    assert loaded.notes[0].endswith("own: 4 x line without a label, 4 x picture that is not listed")
 
 
 @pytest.mark.parametrize("end", ["\r\n", "\r"])
@@ -187,6 +196,10 @@ def test_grey_arrays_without_test_images_have_some_held_out(tmp_path: Path) -> N
         ({"train_labels": np.zeros((20, 14), np.uint8)}, "train_labels has 14 labels an image; allowed is one"),
         ({"train_labels": np.zeros(20)}, r"train_labels is float64 \(20,\); allowed are whole numbers"),
         ({"train_labels": np.array([None] * 20)}, r"train_labels cannot be used: object \(20,\)"),
+        (
+            {"train_labels": np.full(20, 1 << 63, np.uint64)},
+            r"train_labels has a label 9223372036854775808; allowed are labels below 2\*\*63",
+        ),
         ({"train_labels": np.zeros(19, np.uint8)}, "has 20 train images, but 19 labels"),
         ({"train_labels": None}, "has train_images, but not both train_images and train_labels"),
         ({"train_images": None, "train_labels": None}, "holds test_images, .*; expected are train_images"),
@@ -306,11 +319,14 @@ def test_other_parquet_files_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "own/b.parquet", [0, 1])
     refused(tmp_path / "own", "a.parquet is not named for a split, as train-")
     write_parquet(tmp_path / "half.parquet", [0.5, 1.5])
-    refused(tmp_path / "half.parquet", "labels must be whole numbers or texts, not float")
+    refused(tmp_path / "half.parquet", r"half\.parquet: all labels must be whole numbers or all texts, not float")
     (tmp_path / "none.parquet").write_bytes(b"PAR1 and no more")
     refused(tmp_path / "none.parquet", "none.parquet is no parquet file that can be read")
-    from pyarrow import parquet, table
+    from pyarrow import array, parquet, table, uint64
 
+    labels = array([1, 1 << 63], uint64())
+    parquet.write_table(table({"image": [png(1), png(2)], "label": labels}), tmp_path / "large.parquet")
+    refused(tmp_path / "large.parquet", r"large\.parquet has a label 9223372036854775808; allowed are labels below")
     parquet.write_table(table({"picture": [1, 2], "label": [0, 1]}), tmp_path / "no.parquet")
     refused(tmp_path / "no.parquet", "has the columns picture, label; expected are image, a struct with bytes")
 

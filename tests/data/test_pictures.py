@@ -297,6 +297,21 @@ def test_further_formats_are_recognised_by_their_content(tmp_path: Path, kind: s
     assert seen[:, :, 20:].min() >= 243
 
 
+def test_sixteen_bits_may_be_stored_in_the_other_order_of_bytes(tmp_path: Path) -> None:
+    levels = np.arange(32 * 40).reshape(32, 40) % 1024
+    image = Image.frombytes("I;16B", (40, 32), levels.astype(">u2").tobytes())
+    image.save(tmp_path / "other.tif")
+    with Image.open(tmp_path / "other.tif") as stored:
+        assert stored.mode == "I;16B"
+    for found in (pictures.read(tmp_path / "other.tif"), pictures.upright(image)):
+        assert np.array_equal(np.asarray(found)[..., 0], levels[:, 4:36] >> 2)
+
+
+def test_a_picture_in_memory_without_pixels_is_refused() -> None:
+    with pytest.raises(ValueError, match="the picture has no pixels: its size is 0 x 5"):
+        pictures.upright(Image.new("RGB", (0, 5)))
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"BM is the name of a band", b"P2P networks", b"<html>", b"GIF", b"RIFFxxxxWAVE"]
 )

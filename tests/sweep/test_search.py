@@ -22,6 +22,8 @@ from tinycifar.sweep import trials as sweep_trials
 from tinycifar.sweep.study import Study, Trial
 from tinycifar.training import Result
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 RECIPE = replace(recipes.get("minute"), epochs=4, image_size=16, width=0.5, batch_size=20, precision="float32")
 VARY = ("learning_rate=0.01:10:log", "label_smoothing=0:0.2", "nesterov=true,false")
 STATES = ("complete", "pruned", "diverged")

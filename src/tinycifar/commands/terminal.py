@@ -148,6 +148,8 @@ def show(as_json: bool, content: object, *lines: str) -> None:
 
 def problem(error: OSError) -> str:
     """The system's message, and the file it is about."""
+    if isinstance(error, FileExistsError) and error.filename:  # as `mkdir` has it for a file
+        return f"{error.filename} exists and is not a folder"
     return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 

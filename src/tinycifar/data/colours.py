@@ -22,6 +22,11 @@ def shift(largest: float) -> int:
     return next((depth for depth in DEPTHS if largest < 1 << depth), int(largest).bit_length()) - 8
 
 
+def native(image: Image.Image) -> Image.Image:
+    """A picture of 16 bits in this machine's order of bytes: of others, as in some TIFF files, Pillow does little."""
+    return Image.fromarray(np.asarray(image).astype(np.uint16)) if image.mode in ("I;16B", "I;16L") else image
+
+
 def to_rgb(image: Image.Image, largest: float | None = None, low: Image.Image | None = None) -> Image.Image:
     """An image of any of Pillow's modes as RGB, 8 bits a channel, what is transparent on white.
 

@@ -19,7 +19,7 @@ from tinycifar.data import checks, decoded, pictures, workers
 from tinycifar.data.checks import UntrainableError as UntrainableError
 from tinycifar.data.dataset import MOST_CLASSES, Dataset, Digests, Draws, Origin, ranks, stratified
 from tinycifar.data.pictures import Pixels
-from tinycifar.words import printable
+from tinycifar.words import is_printable, printable
 
 SPLITS = {  # by split, the names of its folders and files, in any case
     "train": ("train", "training"),
@@ -277,6 +277,10 @@ def _check(contents: Contents) -> None:
         raise UntrainableError(
             f"{contents.path} has {len(classes):,} class{'es' * (len(classes) != 1)}; allowed are {FEWEST_CLASSES} to "
             f"{MOST_CLASSES:,}"
+        )
+    if unprintable := [name for name in classes if not name or not is_printable(name)]:
+        raise UntrainableError(
+            f"{contents.path} has a class '{printable(unprintable[0])}', whose name cannot be printed; rename it"
         )
     if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
         raise UntrainableError(f"{contents.path} has no training image of {named(empty)}")

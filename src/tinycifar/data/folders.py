@@ -161,7 +161,7 @@ def _list(tree: Tree, folder: str) -> _Split:
             continue
         if not is_printable(entry.name):
             raise ValueError(
-                f"{tree.where(folder)} has a class {printable(entry.name)!r}, whose name cannot be printed; rename it"
+                f"{tree.where(folder)} has a class '{printable(entry.name)}', whose name cannot be printed; rename it"
             )
         kind = unicodedata.normalize("NFC", entry.name)
         forms.setdefault(kind, []).append(entry.name)

@@ -61,6 +61,8 @@ def _labels(path: Path, name: str, labels: Bytes) -> Labels:
         raise ValueError(
             f"{path}: {name} is {labels.dtype} {labels.shape}; allowed are whole numbers of the shape (N,) or (N, 1)"
         )
+    if labels.size and labels.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{path}: {name} has a label {labels.max()}; allowed are labels below 2**63")
     return labels.reshape(-1).astype(np.int64)
 
 
@@ -70,6 +72,8 @@ def _array(tree: Tree, name: str) -> Bytes:
     try:
         with tree.open(member) as file:
             version = np.lib.format.read_magic(file)
+            if version == (3, 0):
+                raise ValueError("it is in version 3.0 of NumPy's format; allowed are 1.0 and 2.0")
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, _, dtype = header[version](file)
             size = math.prod(shape) * dtype.itemsize

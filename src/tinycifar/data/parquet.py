@@ -75,7 +75,7 @@ def read(tree: Tree, files: list[str], labels: str = "", group: str = "") -> Con
             values.append(value)
     if "train" not in rows:
         raise ValueError(f"{tree.path} has no parquet file of training images, whose name begins with train")
-    classes, numbers = _classes(tree.path, values, class_names)
+    classes, numbers = _classes(tree.where(files[0]), values, class_names)
 
     def content_of(index: int) -> bytes:
         content: bytes = pictures[index]
@@ -132,6 +132,8 @@ def _class_names(schema: Any, label: str) -> list[str]:
 
 def _classes(path: Path, values: list[Any], names: list[str]) -> tuple[tuple[str, ...], contents.Labels]:
     if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        if values and max(values) >= 1 << 63:
+            raise ValueError(f"{path} has a label {max(values)}; allowed are labels below 2**63")
         numbers = np.array(values, np.int64)
         if names and numbers.min() >= 0 and numbers.max() < len(names):
             return tuple(names), numbers
@@ -141,4 +143,5 @@ def _classes(path: Path, values: list[Any], names: list[str]) -> tuple[tuple[str
         texts = sorted(set(values))
         labels = {name: index for index, name in enumerate(texts)}
         return tuple(texts), np.array([labels[value] for value in values], np.int64)
-    raise ValueError(f"{path}: labels must be whole numbers or texts, not {type(values[0]).__name__}")
+    kinds = ", ".join(sorted({type(value).__name__ for value in values}))
+    raise ValueError(f"{path}: all labels must be whole numbers or all texts, not {kinds}")

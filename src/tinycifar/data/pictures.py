@@ -242,13 +242,14 @@ def _upright(
         if kind == "PNG" and raw_mode == "LA;16B":
             _set_raw_mode(image, "RGBA")  # both bytes of grey, both of alpha
         image.load()
-        largest = _largest(image, kind, raw_mode)
+        turn = TURNS.get(_orientation(image))
+        native = colours.native(image)
+        largest = _largest(native, kind, raw_mode)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side) if fit == "crop" else (0, 0, *image.size)
         whole = box == (0, 0, *image.size)
-        part = image if whole else image.crop(box)  # first, as the rest costs memory by size
-        turn = TURNS.get(_orientation(image))
+        part = native if whole else native.crop(box)  # first, as the rest costs memory by size
     low, cropped = None, 1 - part.width * part.height / (image.width * image.height)
     if kind == "PNG":
         part, low = _deep(part, content, raw_mode, largest, box)
@@ -303,9 +304,12 @@ def upright(image: Image.Image, fit: str = "crop") -> Image.Image:
     """A picture in memory as `read` gives that of its file: RGB of 8 bits, turned upright, cropped if `fit` says so."""
     check_fit(fit)
     side = min(image.size)
+    if side < 1:
+        raise ValueError(f"the picture has no pixels: its size is {image.width} x {image.height}")
+    turn = TURNS.get(_orientation(image))
+    image = colours.native(image)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     part = image.crop((left, top, left + side, top + side)) if fit == "crop" else image
-    turn = TURNS.get(_orientation(image))
     rgb = colours.to_rgb(part, float(image.getextrema()[1]) if image.mode.startswith("I") else None)  # type: ignore[arg-type]
     return rgb if turn is None else rgb.transpose(turn)
 

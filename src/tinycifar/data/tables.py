@@ -7,7 +7,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -68,19 +68,27 @@ def read(tree: Tree, tables: list[str], columns: str = "", group: str = "") -> C
     names: dict[str, Row] = {}
     skipped: Counter[str] = Counter()
     missing = []
-    for table in tables:
-        for row in _rows(tree, table, columns, _split_of_table(table) if len(tables) > 1 else None):
-            if not row.label:
-                skipped["line without a label"] += 1
-                continue
-            file = index.find(row.file, row.split)
-            if file is None:
-                missing.append(row.file)
-                continue
-            if file in names and (names[file].label, names[file].split) != (row.label, row.split):
-                raise ValueError(f"{tree.path}: {printable(file)} is listed twice, with different labels or splits")
-            skipped["repeated line"] += file in names
-            names[file] = row
+    lines = [
+        row
+        for table in tables
+        for row in _rows(tree, table, columns, _split_of_table(table) if len(tables) > 1 else None)
+    ]
+    # pandas writes a missing number as nan, and the others then as 1.0.
+    numeric = all(re.fullmatch(r"-?\d+(\.\d*)?|nan|", row.label.lower()) for row in lines)
+    for row in lines:
+        if not row.label or (numeric and row.label.lower() == "nan"):
+            skipped["line without a label"] += 1
+            continue
+        if numeric:
+            row = replace(row, label=re.sub(r"\.0*$", "", row.label))
+        file = index.find(row.file, row.split)
+        if file is None:
+            missing.append(row.file)
+            continue
+        if file in names and (names[file].label, names[file].split) != (row.label, row.split):
+            raise ValueError(f"{tree.path}: {printable(file)} is listed twice, with different labels or splits")
+        skipped["repeated line"] += file in names
+        names[file] = row
     where = tree.where(tables[0])
     if missing:
         raise ValueError(
@@ -191,7 +199,7 @@ def _rows(tree: Tree, table: str, columns: str, of_table: str | None) -> Iterato
 def _cells(tree: Tree, table: str, text: str) -> Iterator[list[str]]:
     """The lines of a table, the heading first; ValueError for what is no table."""
     try:
-        yield from csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text.partition("\n")[0]))
+        yield from csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text.partition("\n")[0]), strict=True)
     except csv.Error as error:
         raise ValueError(f"{tree.where(table)} cannot be read as a table: {error}") from None
 
@@ -204,7 +212,7 @@ def _split_of_table(name: str) -> str | None:
 def _text(tree: Tree, table: str) -> str:
     try:
         text = tree.read(table, MOST_TABLE_BYTES).decode("utf-8-sig").replace("\0", "")
-        return text.replace("\r\n", "\n").replace("\r", "\n")
+        return text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
     except UnicodeDecodeError:
         raise ValueError(f"{tree.where(table)} is no text in UTF-8; save it as such") from None
     except ValueError as error:
