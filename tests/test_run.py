@@ -115,7 +115,7 @@ def test_weights_name_their_model_recipe_and_classes(tmp_path: Path) -> None:
     with safe_open(path, framework="pt") as stored:
         found = json.loads(stored.metadata()["tinycifar"])
     expected: dict[str, Any] = {"model": "c1c2c3c4o", "recipe": "mine", "classes": ["a", "b"], "data": "sample"}
-    expected |= {"width": 1.0, "image_size": 32, "fit": "crop", "data_digest": ""}
+    expected |= {"width": 1.0, "image_size": 32, "channels": 3, "fit": "crop", "data_digest": ""}
     assert found == expected | {"validation_images": 7, "temperature": None}
 
 
