@@ -314,12 +314,12 @@ def test_pictures_are_explained_and_runs_compared_without_overwriting(result: Re
     Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
     (made,) = tinycifar.explain(result, tmp_path / "a.png", out="drawn", class_name="cat")
     assert (made["class"], Path(made["picture"])) == ("cat", Path("drawn/a-explained.png"))
-    before = Path("drawn/a-explained.png").read_bytes()
+    Path("drawn/a-explained.png").write_bytes(b"mine")
     with pytest.raises(ValueError, match=r"drawn/a-explained.png exists already; .* pass `overwrite=` to replace it"):
         tinycifar.explain(result, tmp_path / "a.png", out="drawn", class_name="dog")
-    assert Path("drawn/a-explained.png").read_bytes() == before
+    assert Path("drawn/a-explained.png").read_bytes() == b"mine"
     tinycifar.explain(result, tmp_path / "a.png", out="drawn", class_name="dog", overwrite=True)
-    assert Path("drawn/a-explained.png").read_bytes() != before
+    assert Path("drawn/a-explained.png").read_bytes() != b"mine"
     comparison = tinycifar.compare([result.directory], "page.html")
     assert [row.label.split(",")[0] for row in comparison.contenders] == ["minute"]
     with pytest.raises(ValueError, match=r"page.html exists already"):
