@@ -747,6 +747,14 @@ def test_an_output_folder_that_cannot_be_made_is_refused(tinycifar: Any, tmp_pat
         assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
 
 
+@pytest.mark.skipif(os.name == "nt", reason="descriptors are inherited otherwise there")
+def test_a_closed_standard_output_is_no_error(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    command = [sys.executable, "-m", "tinycifar", "predict", "x.png"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1), check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_the_module_is_the_command_too() -> None:
     done = subprocess.run([sys.executable, "-m", "tinycifar", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("tinycifar, version ")

@@ -127,6 +127,11 @@ def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
     assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
 
 
+def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_trained() -> None:
+    with pytest.raises(ValueError, match="has bytes in its name that are no text; name another one"):
+        run.place(Path(os.fsdecode(b"stray\xff")), "minute")
+
+
 def test_the_seeds_of_a_directory_come_in_numeric_order(tmp_path: Path) -> None:
     for name in ("seed-10", "seed-9", "seed-x", "other"):
         (tmp_path / name).mkdir()

@@ -62,6 +62,12 @@ def check_unused(out: Path | None) -> None:
 
     What remains of a run that was killed before it wrote `recipe.json` does not count.
     """
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the output folder {out} has bytes in its name that are no text; name another one with `out=`"
+        ) from None
     if out is None or not out.exists():
         return
     unfinished = {".lock", "environment.json"}

@@ -42,7 +42,9 @@ def test_info_says_what_pictures_of_ones_own_are(tinycifar: Any, own: Path) -> N
     assert [found[f"{split}_images"] for split in ("train", "validation", "test")] == [60, 15, len(loaded.test_images)]
     assert (found["classes"], found["train_images_by_class"]) == (["car", "cat", "dog"], [20, 20, 20])
     assert (found["shorter_sides"], found["image_shape"]) == ([41, 47], [3, 32, 32])
-    assert found["notes"] == [f"Left out in {own / 'train'}: 1 x .txt file"]
+    left_out, cropped = found["notes"]
+    assert left_out == f"Left out in {own / 'train'}: 1 x .txt file"
+    assert cropped.startswith("30 of the pictures lose more than 30% of their area to the crop; ")
     assert sorted(path.suffix for path in Path(found["cache"]).iterdir()) == [".json", ".npy"]
     told = tinycifar("data", "info", "--data", own)
     assert (told.code, told.err) == (0, "")
