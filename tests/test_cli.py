@@ -607,6 +607,7 @@ def test_evaluating_on_other_data_leaves_the_evaluation_of_the_run_alone(tinycif
     (trained / "evaluation.json").write_text("[]")
     assert tinycifar("evaluate", trained).code == 0
     again = json.loads((trained / "evaluation.json").read_text())
+    assert again.pop("seen") == {"images": 0, "first": []}  # which training leaves to `evaluate`
     assert again | {"images_per_second": 0} == json.loads(before) | {"images_per_second": 0}
 
 
