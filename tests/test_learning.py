@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinycifar import recipes, training
+from tinycifar import machine, recipes, training
 from tinycifar.recipes import Recipe
 
 RECORDED = Path(__file__).parent / "learning.json"
@@ -88,8 +88,11 @@ def differences(found: list[float], expected: list[float], case: str) -> tuple[f
 @every_case
 def test_the_first_losses_are_those_that_were_recorded(case: str) -> None:
     expected, *others = recorded(case).values()
-    found = losses(recipe_of(case))
-    assert len(found) == STEPS
+    # Without instructions for it a step in bfloat16 takes a second: the early ones, with narrow limits, are enough.
+    native = machine.select_precision("auto", torch.device("cpu")) == "bfloat16"
+    steps = STEPS if native or "bfloat16" not in case else LIMITS[case].early_steps
+    found = losses(recipe_of(case), steps)
+    assert len(found) == steps
     assert max(differences(found, expected, case)) < 1, (found, expected)
     assert len(others) == 3
     for other in others:  # what instruction sets differ by is well within the limits
