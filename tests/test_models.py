@@ -270,3 +270,16 @@ def test_on_grey_images_the_whitening_stem_leaves_out_the_colours_that_are_not_t
     assert deviations.max() < 1.5
     assert stem.weight.isfinite().all()
     assert stem.weight.abs().max() < 50
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_images_are_normalized_to_the_same_bits_in_both_memory_formats(
+    channels: int, memory_format: torch.memory_format
+) -> None:
+    model = build("whitenet", channels=channels)
+    images = torch.rand(5, channels, 32, 24, generator=torch.Generator().manual_seed(0))
+    expected = (images - model.mean) / model.std
+    normalized = model.normalize(images.contiguous(memory_format=memory_format))
+    assert normalized.equal(expected)
+    assert normalized.is_contiguous(memory_format=memory_format)
