@@ -173,7 +173,7 @@ def test_a_folder_with_something_else_is_left_alone() -> None:
     assert [path.name for path in Path("a").iterdir()] == ["mine.txt"]
     Path("b").mkdir()
     Path("b/study.json").write_text('{"ranges": 1}')
-    with pytest.raises(ValueError, match=r"b.study\.json is no study"):
+    with pytest.raises(ValueError, match=r"b.study\.json is not a study"):
         study_in(Path("b"))
 
 
