@@ -68,10 +68,9 @@ class Classifier(nn.Sequential):
         if not images.is_contiguous(memory_format=torch.channels_last):
             return (images - self.mean).div_(self.std)
         # The same sums over whole rows: a broadcast over the few channels of a pixel takes several times as long.
-        rows = images.permute(0, 2, 3, 1).flatten(2)
+        pixels = images.permute(0, 2, 3, 1)
         mean, std = (values.flatten().repeat(images.shape[3]) for values in (self.mean, self.std))
-        normalized = (rows - mean).div_(std).unflatten(2, (images.shape[3], images.shape[1]))
-        return normalized.permute(0, 3, 1, 2)
+        return (pixels.flatten(2) - mean).div_(std).view(pixels.shape).permute(0, 3, 1, 2)
 
     def prepare(self, images: Tensor) -> None:
         """Set what follows from the training images (N, C, H, W), uint8, before the first step; here nothing does."""
