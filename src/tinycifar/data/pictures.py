@@ -380,8 +380,8 @@ def to_array(image: Image.Image, size: int = 32, fit: str = "crop", channels: in
         padded.paste(resized, ((size - width) // 2, (size - height) // 2))
         resized = padded
     if channels == 1:
-        return np.asarray(resized.convert("L"))[None].copy()
-    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+        resized = resized.convert("L")
+    return np.ascontiguousarray(np.atleast_3d(np.asarray(resized)).transpose(2, 0, 1))
 
 
 def to_tensor(image: Image.Image, size: int = 32, fit: str = "crop", channels: int = 3) -> Tensor:
