@@ -1,5 +1,5 @@
 # make train   set everything up and train the default recipe   make train ARGS="reference-40 --seed 1"
-# make test    set everything up and run the tests
+# make test    set everything up and run the fast tests; ARGS="-m slow": those with browsers, services and kills
 # make test-processors   run the numerical tests as less capable x86 processors would; ARGS=--short: two of seven
 # make check   lint, types, the README's figures against results/, docs/API.md against the docstrings
 # make results rewrite figures and pictures from results/, and docs/API.md from the docstrings
@@ -22,7 +22,7 @@ train: $(INSTALLED)
 	@$(BIN)/tinycifar train $(ARGS)
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -m "not end_to_end" --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -m "not end_to_end and not slow" --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-processors: $(INSTALLED)
 	@$(BIN)/python tests/processors.py $(ARGS)

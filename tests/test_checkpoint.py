@@ -356,6 +356,7 @@ def test_no_pickle_is_written_or_read(tmp_path: Path) -> None:
     assert suffixes <= {".json", ".jsonl", ".safetensors", ".npy", ""}  # .npy: bytes, read with allow_pickle=False
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
     words = ["train", "--data", "sample", "--epochs", "1000", "--out", str(tmp_path / "run")]
     with faults.started(faults.tinycifar(*words)) as process:

@@ -412,6 +412,7 @@ def test_a_signal_at_the_end_of_a_seed_begins_no_other_one(tinycifar: Any, monke
     assert json.loads(Path("many/summary.json").read_text())["finished"] == [0]
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_with_the_seeds_of_a_folder_and_another_recipe_is_refused(tinycifar: Any) -> None:
     words = ["train", "--data", "sample", "--epochs", "2", "--limit", "32", "--out", "many"]
     whole = tinycifar(*words[:-1], "whole", "--seeds", "3", "--json").json
@@ -625,6 +626,7 @@ def test_a_record_is_written_for_a_whole_recipe(tinycifar: Any, monkeypatch: pyt
     assert (record["git_revision"], record["seed"]) == ("0123abcd", 3)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_them(tinycifar: Any) -> None:
     short = ["--data", "sample", "--epochs", "1", "--limit", "90"]
     held_out = ["--set", "validation_images=30"]
@@ -692,6 +694,7 @@ def training_after_its_first_epoch(out: Path) -> Iterator[subprocess.Popen[str]]
         yield process
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_costs_no_finished_epoch(tmp_path: Path) -> None:
     with training_after_its_first_epoch(tmp_path / "run") as process:
         assert process.stdout is not None
@@ -702,6 +705,7 @@ def test_a_reader_that_goes_away_costs_no_finished_epoch(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
+@pytest.mark.slow
 def test_a_narrow_terminal_without_colours_and_without_a_home_is_enough(tmp_path: Path) -> None:
     import fcntl
     import pty
@@ -728,6 +732,7 @@ def test_a_narrow_terminal_without_colours_and_without_a_home_is_enough(tmp_path
     assert (tmp_path / "ü" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_without_a_terminal_there_are_no_control_codes_and_no_folder_is_needed_but_the_runs(tmp_path: Path) -> None:
     words = ["train", "--data", "sample", "--epochs", "1", "--limit", "64", "--out", str(tmp_path / "run")]
     surroundings = {**os.environ, "HOME": "/nonexistent"}
@@ -763,6 +768,7 @@ def test_the_module_is_the_command_too() -> None:
     assert done.stdout.startswith("tinycifar, version ")
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_with_exit_code_130_and_says_where_things_lie(tmp_path: Path) -> None:
     with training_after_its_first_epoch(tmp_path / "run") as process:
         process.send_signal(signal.SIGINT)

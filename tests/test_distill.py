@@ -119,6 +119,7 @@ def test_a_run_with_a_teacher_is_resumed_to_the_same_bits_also_from_within_an_ep
 
 
 @pytest.mark.parametrize("view", [1, pytest.param(2, marks=pytest.mark.end_to_end)])
+@pytest.mark.slow
 def test_a_signal_while_the_teacher_answers_stops_the_run_and_it_is_resumed_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: int
 ) -> None:

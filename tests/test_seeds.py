@@ -138,6 +138,7 @@ def test_seeds_in_parallel_end_with_the_command_that_started_them(tmp_path: Path
     assert all((seed / "checkpoints").exists() for seed in run.seeds(tmp_path / "many"))
 
 
+@pytest.mark.slow
 def test_seeds_in_parallel_are_the_runs_that_each_would_be_alone_with_its_threads(
     tinycifar: Any, tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_seeds_in_parallel_are_the_runs_that_each_would_be_alone_with_its_thread
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_program_that_trains_in_a_loop_ends_the_loop_with_a_checkpoint(tmp_path: Path) -> None:
     program = """
 import os, signal, tinycifar

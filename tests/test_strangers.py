@@ -234,6 +234,7 @@ def bombs() -> dict[str, Callable[[], bytes]]:
     }
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_or_read_in_little_memory(tmp_path: Path) -> None:
     (tmp_path / "0000-whole.png").write_bytes(originals()["colour.png"])
     for name, make in bombs().items():

@@ -80,6 +80,7 @@ def test_every_command_exists_and_its_line_in_the_help_fits() -> None:
         assert len(line) < 65
 
 
+@pytest.mark.slow
 def test_the_benchmark_times_commands_beside_python_and_another_installation(tinycifar: Any, tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(Path(startup.__file__).parents[1], checkout / "src" / "tinycifar")

@@ -32,6 +32,7 @@ def emulator() -> None:
 
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("core", ["Cortex-M4F", "Cortex-M55"])
+@pytest.mark.slow
 def test_kernels_for_simd_give_the_bits_of_the_integer_evaluation(core: str, tmp_path: Path) -> None:
     for index, shape in enumerate(SHAPES):
         network = single(convolution(np.random.default_rng(0), **shape))  # type: ignore[arg-type]

@@ -239,6 +239,7 @@ def test_a_header_of_c_states_thresholds(judging: Path, tmp_path: Path) -> None:
     assert float(found[1]) == pytest.approx(limit)
 
 
+@pytest.mark.slow
 def test_in_a_browser_the_page_says_none_of_these_if_its_visitor_wants_to(
     judging: Path, chromium: "Browser", tmp_path: Path
 ) -> None:

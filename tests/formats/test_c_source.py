@@ -393,6 +393,7 @@ def test_the_compiled_code_gives_the_same_bits_on_a_thousand_test_images(name: s
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["own_run", "thousand"])
+@pytest.mark.slow
 def test_c_of_other_sizes_and_of_a_thousand_classes_agrees(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

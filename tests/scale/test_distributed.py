@@ -210,6 +210,7 @@ def whole_and_in_parts(folder: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.end_to_end)])  # the order of additions matters
+@pytest.mark.slow
 def test_a_run_of_several_ranks_is_resumed_to_the_same_bits_and_all_have_the_same_weights(
     tmp_path: Path, ranks: int
 ) -> None:
@@ -269,6 +270,7 @@ def failures(folder: Path, ports: list[int]) -> list[tuple[str, str]]:
     return told
 
 
+@pytest.mark.slow
 def test_what_is_wrong_on_one_rank_ends_all_and_only_the_first_prints(tmp_path: Path) -> None:
     first, second = on_ranks(failures, tmp_path, [free_port() for _ in range(11)])
     assert first[:9] == second[:9]
@@ -303,6 +305,7 @@ def dying(folder: Path) -> None:
         train(recipe, folder / "run", interrupted=(1, 5))
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     (kind, message), killed = on_ranks(dying, tmp_path)
     assert (kind, killed) == ("LostRankError", None)

@@ -18,6 +18,8 @@ from tinycifar.data import pictures
 from tinycifar.formats import onnx_file
 from tinycifar.serve import app
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 

@@ -128,6 +128,8 @@ TERMINATED_AT_START = """
 import os, signal
 from tinycifar.serve import app, supervisor
 
+pytestmark = pytest.mark.slow
+
 ending = app.open_model
 start = supervisor.multiprocessing.get_context("spawn").Process.start
 

@@ -381,7 +381,7 @@ def to_array(image: Image.Image, size: int = 32, fit: str = "crop", channels: in
         resized = padded
     if channels == 1:
         resized = resized.convert("L")
-    return np.ascontiguousarray(np.atleast_3d(np.asarray(resized)).transpose(2, 0, 1))
+    return np.array(np.atleast_3d(np.asarray(resized)).transpose(2, 0, 1), order="C")
 
 
 def to_tensor(image: Image.Image, size: int = 32, fit: str = "crop", channels: int = 3) -> Tensor:
