@@ -16,6 +16,8 @@ import pytest
 from serve.test_app import Client, Running, png, start
 from tinycifar.serve import supervisor
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_signal_lets_the_requests_at_hand_finish(exports: Path, tmp_path: Path) -> None:
     running = start(exports / "minute.onnx", tmp_path / "log")
@@ -127,8 +129,6 @@ def test_a_port_in_use_is_told_in_one_line(exports: Path) -> None:
 TERMINATED_AT_START = """
 import os, signal
 from tinycifar.serve import app, supervisor
-
-pytestmark = pytest.mark.slow
 
 ending = app.open_model
 start = supervisor.multiprocessing.get_context("spawn").Process.start
