@@ -441,6 +441,7 @@ def test_every_file_that_a_document_links_to_exists() -> None:
 
 
 @pytest.mark.parametrize("document", sorted({block.document for block in all_blocks("python")}))
+@pytest.mark.slow
 def test_the_code_of_a_document_runs_from_top_to_bottom(
     document: str, bring: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_first_losses_are_those_that_were_recorded(case: str) -> None:
 
 @every_case
 @pytest.mark.parametrize("mistake", ["rates a tenth too high", "momentum lower by 0.2"])
+@pytest.mark.slow
 def test_a_mistake_in_rate_or_momentum_shows_in_the_early_losses(case: str, mistake: str) -> None:
     recipe = recipe_of(case)
     rates, momenta = ["max_learning_rate"], ["base_momentum", "max_momentum"]

@@ -38,6 +38,8 @@ from tinycifar.formats import onnx_file, web
 from tinycifar.serve import app, gate
 from tinycifar.serve.gate import Limits
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -316,7 +318,6 @@ def patiently(running: Running, content: bytes) -> int:
     return status
 
 
-@pytest.mark.slow
 def test_malformed_uploads_and_bombs_get_4xx_and_memory_stays(running: Running) -> None:
     count = int(os.environ.get("MALFORMED_UPLOADS", "200"))
     # Too many pixels, by far and by one row; and the largest that is allowed, of the kind that takes the most memory.
