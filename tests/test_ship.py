@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,27 @@ def change(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with a run and its twin, made on the sample, and the run's record."""
+    folder = tmp_path_factory.mktemp("trainings")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(recipes.RECIPES, "minute", SHORT)
+        record = training.train(SHORT, "sample", out=folder / "run").record
+        held_out = recipes.with_settings(SHORT, ["validation_images=100"])
+        training.train(held_out, "sample", out=folder / "twin")
+    return folder, record
+
+
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A run and its twin, made on the sample and dressed up as if on CIFAR-10, and the run's record."""
+def runs(trainings: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Copies of a run and its twin, dressed up as if on CIFAR-10, and the run's record."""
     monkeypatch.setitem(recipes.RECIPES, "minute", SHORT)
     monkeypatch.setattr(ship, "ROOT", tmp_path)
     monkeypatch.setattr(ship, "VALIDATION_IMAGES", 100)
     monkeypatch.setattr(catalog, "WEIGHTS", tmp_path / "weights")
-    directory, twin = tmp_path / "run", tmp_path / "twin"
-    record = training.train(SHORT, "sample", out=directory).record
-    training.train(recipes.with_settings(SHORT, ["validation_images=100"]), "sample", out=twin)
+    folder, record = trainings
+    directory, twin = (Path(shutil.copytree(folder / name, tmp_path / name)) for name in ("run", "twin"))
     change(twin / "environment.json", data="cifar10", train_images=49_900)
     path = tmp_path / "results" / "minute" / "seed-0.json"
     path.parent.mkdir(parents=True)
