@@ -237,25 +237,23 @@ def bench_infers() -> list[dict[str, Any]]:
 def inference() -> str:
     """What inference costs in each form, ours beside published models, by processor."""
     benches = bench_infers()
-    by_processor = [{(row["model"], FORMS[row["kind"]]): row for row in bench["rows"]} for bench in benches]
+    rows: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}  # by model and form, then by processor
+    for bench in benches:
+        for row in bench["rows"]:
+            rows.setdefault((row["model"], FORMS[row["kind"]]), {})[bench["processor"]] = row
+    models, forms = list(dict.fromkeys(model for model, _ in rows)), list(dict.fromkeys(FORMS.values()))
     lines = [
         "| model | in | file | test % |" + "".join(f" one image; batches of 256: {b['processor']} |" for b in benches),
         "|---|---|---|---|" + "---|" * len(benches),
     ]
-    for model, form in sorted(
-        {key: None for rows in by_processor for key in rows},
-        key=lambda key: (
-            [row["model"] for row in benches[-1]["rows"]].index(key[0]),
-            list(FORMS.values()).index(key[1]),
-        ),
-    ):
-        rows = [rows.get((model, form)) for rows in by_processor]
-        known = next(row for row in reversed(rows) if row)
+    for model, form in sorted(rows, key=lambda key: (models.index(key[0]), forms.index(key[1]))):
+        measured = rows[model, form]
+        *_, known = measured.values()
         size = "" if known["bytes"] is None else f"{known['bytes'] / 1000:,.0f} kB"
         accuracy = NOT_MEASURED if known["accuracy"] is None else f"{100 * known['accuracy']:.2f}"
         cells = [
             f"{row['latency_ms']:.2f} ms; {row['images_per_second']:,.0f} images/s" if row else NOT_MEASURED
-            for row in rows
+            for row in (measured.get(bench["processor"]) for bench in benches)
         ]
         lines.append(f"| `{model}` | {form} | {size} | {accuracy} | {' | '.join(cells)} |")
     runtimes = sorted(

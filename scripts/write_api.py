@@ -44,11 +44,11 @@ takes milliseconds.
 """
 
 
-def wrapped(text: str) -> str:
+def wrapped(text: str, width: int = WIDTH) -> str:
     """Paragraphs of a docstring at the width of prose."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(
-        textwrap.fill(" ".join(paragraph.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
+        textwrap.fill(" ".join(paragraph.split()), width, break_long_words=False, break_on_hyphens=False)
         for paragraph in paragraphs
     )
 
@@ -81,14 +81,14 @@ def members(kind: type) -> list[str]:
         if name.startswith("_") or not (inspect.isfunction(member) or isinstance(member, property)):
             continue
         described = name if isinstance(member, property) else signature(name, member)
-        text = wrapped(f"- `{' '.join(described.split())}`: {inspect.cleandoc(str(member.__doc__))}")
+        text = wrapped(f"- `{' '.join(described.split())}`: {inspect.cleandoc(str(member.__doc__))}", WIDTH - 2)
         lines.append(text.replace("\n\n", "\n").replace("\n", "\n  "))
     return lines
 
 
 def page() -> str:
     """The content of docs/API.md."""
-    parts = [HEAD, "## Functions", ""]
+    parts = [wrapped(HEAD), "", "## Functions", ""]
     for name in FUNCTIONS:
         function = getattr(tinycifar, name)
         parts += [

@@ -267,11 +267,10 @@ def _outside(
     )
     others, values, labels = logits(trained.model, images).numpy(), known.logits.numpy(), known.labels.numpy()
     name = Path(str(source)).name
-    if threshold is None and known.scores.split == "validation":
+    if threshold is None:
         keep = 0.95 if keep is None else keep
-        return Outside(source=name, keep=keep, **outside.crossfit(values, labels, others, keep, trained.name))
-    if threshold is None and keep is None:
-        keep = 0.95
+        if known.scores.split == "validation":
+            return Outside(source=name, keep=keep, **outside.crossfit(values, labels, others, keep, trained.name))
     limit = outside.chosen(trained.kept, keep, threshold, trained.name)
     assert limit is not None
     return Outside(source=name, keep=keep, **outside.compare(values, labels, others, limit))

@@ -71,7 +71,8 @@ class Outside:
     """What a threshold for "none of these" keeps of the `images`, and rejects of `outside` pictures from `source`.
 
     `keep` is the share of right answers to keep that gave the threshold; None if it was given as a value. `right_kept`
-    and `wrong_kept` are shares of right and wrong answers, None without any; see `evaluation.outside`.
+    and `wrong_kept` are shares of right and wrong answers, None without any, `outside_rejected` that of the pictures
+    outside. `auroc`, from 0 to 1, is how often a known image scores above one of these; see `evaluation.outside`.
     """
 
     source: str

@@ -150,7 +150,7 @@ def start_from(model: Classifier, init: Trained, classes: tuple[str, ...]) -> bo
     if init.channels != model.channels:
         raise ValueError(
             f"{init.name} takes images of {counted(init.channels, 'channel')}, and the model of this recipe of "
-            f"{model.channels}: take the recipe with --set channels={init.channels}, or another model to start from"
+            f"{model.channels}: take the recipe with `channels={init.channels}`, or another model to start from"
         )
     own, weights = model.state_dict(), init.model.state_dict()
     head = [name for name in weights if name.startswith(f"{len(model) - 1}.")]

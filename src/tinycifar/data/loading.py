@@ -212,11 +212,18 @@ def _dataset(name: str, parts: Sequence[bytes], image_size: int) -> Dataset:
     for split, half in (("train", records[:-1]), ("test", records[-1:])):
         images = torch.from_numpy(np.concatenate([r[:, 1:] for r in half])).view(-1, 3, 32, 32)
         labels = torch.from_numpy(np.concatenate([r[:, 0] for r in half])).long()
-        resized = pictures.resized(images, image_size)
+        resized = _resized(images, image_size)
         halves.append((resized, labels))
         if resized is not images:  # it is the same data at every size
             origins[split] = Origin(resized, pixel_digests(images.numpy()))
     return Dataset(name, CLASSES, *halves[0], *halves[1], origins=origins)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """Images uint8 (N, 3, size, size) from uint8 (N, 3, S, S), each resized as a picture file is."""
+    if images.shape[-1] == size:
+        return images
+    return torch.stack([pictures.to_tensor(pictures.to_image(image), size) for image in images])
 
 
 def _is_cifar10_archive(path: Path) -> bool:

@@ -391,16 +391,6 @@ def to_tensor(image: Image.Image, size: int = 32, fit: str = "crop", channels: i
     return torch.from_numpy(to_array(image, size, fit, channels))
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """Images as uint8 (N, 3, size, size) from uint8 (N, 3, S, S), each resized as `to_array` does."""
-    if images.shape[-1] == size:
-        return images
-    output = images.new_empty(len(images), 3, size, size)
-    for index, image in enumerate(images):
-        output[index] = to_tensor(to_image(image), size)
-    return output
-
-
 def to_image(tensor: Tensor) -> Image.Image:
     """An RGB picture from uint8 (3, H, W), or (1, H, W) in grey."""
     return Image.fromarray(tensor.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())

@@ -33,6 +33,7 @@ from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.evaluation import outside
 from tinycifar.formats import onnx_file, parity, web
+from tinycifar.predictions import softmax
 from tinycifar.serve.gate import SECONDS, Gate, Limits, Outer
 from tinycifar.words import is_printable
 
@@ -209,16 +210,10 @@ class Service:
             return []
         start = time.perf_counter()
         images = np.stack(pixels).astype(np.float32) / np.float32(255)
-        outputs = (
-            [onnx_file.LOGITS, onnx_file.ACTIVATION]
-            if any(options.activation for options in asked)
-            else [onnx_file.LOGITS]
-        )
+        outputs = [onnx_file.LOGITS, *([onnx_file.ACTIVATION] if any(job.activation for job in asked) else [])]
         logits, *maps = self.session.run(outputs, {onnx_file.INPUT: images})
         milliseconds = 1e3 * (time.perf_counter() - start)
-        scaled = logits.astype(float) / (self.model.about["temperature"] or 1)
-        powers = np.exp(scaled - scaled.max(1, keepdims=True))
-        probabilities = powers / powers.sum(1, keepdims=True)
+        probabilities = softmax(logits.astype(float) / (self.model.about["temperature"] or 1))
         names = self.model.about["classes"]
         answers = []
         scores = outside.scores(logits)

@@ -185,7 +185,7 @@ def _work(
 
     threading.Thread(target=follow, daemon=True).start()
     lock = FileLock(folder / "large")
-    samples = pickle.loads((folder / SAMPLES_FILE).read_bytes())
+    samples = pickle.loads((folder / SAMPLES_FILE).read_bytes())  # of the first process: nobody else may write there
     model = replace(read_model(name, folder / MODEL_FILE), samples=samples)
     service = Service(model, lambda: lock.acquire(poll_interval=LOCK_SECONDS), most_bytes, limits)
     config = uvicorn.Config(
