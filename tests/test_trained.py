@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import environment
-from tinycifar import catalog, data, inference, library, models, recipes, run, trained
+from tinycifar import catalog, data, inference, library, models, recipes, resume, run, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES, Origin
+from tinycifar.report import compare, run_page
 
 ABOUT: dict[str, Any] = {
     "model_name": "c1c2c3c4o",
@@ -121,6 +122,18 @@ def test_a_folder_of_several_seeds_asks_for_one_of_them(tmp_path: Path) -> None:
         (tmp_path / f"seed-{seed}").mkdir()
     with pytest.raises(ValueError, match=r"holds several seeds; name one of them, for example .*seed-2$"):
         trained.load(tmp_path)
+
+
+def test_a_folder_of_runs_asks_for_one_of_them_and_names_the_newest(tmp_path: Path) -> None:
+    for date in ("2026-11-28-100000", "2026-11-29-090000"):
+        (tmp_path / "minute" / date).mkdir(parents=True)
+        (tmp_path / "minute" / date / "recipe.json").write_text("{}")
+    message = r"minute holds 2 runs; name one of them, for example .*2026-11-29-090000$"
+    for read in (trained.load, compare.read, run_page.write):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / "minute")
+    with pytest.raises(ValueError, match=message):
+        resume.merged(resume.Request(resume=tmp_path / "minute"))
 
 
 def own_data(folder: Path, images: int = 6) -> Path:

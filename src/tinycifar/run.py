@@ -24,6 +24,7 @@ from tinycifar.data.dataset import Digests
 from tinycifar.environment import Environment
 from tinycifar.recipes import Recipe
 from tinycifar.scores import Scores
+from tinycifar.words import counted
 
 RUN_BYTES = 15_000_000  # logits, a report, and to spare
 SEEN = "seen.npy"
@@ -182,6 +183,16 @@ def seeds(directory: Path) -> list[Path]:
     """The runs in a directory of several seeds, by seed; none in any other directory."""
     runs = [path for path in directory.glob("seed-*") if re.fullmatch(r"seed-\d+", path.name) and path.is_dir()]
     return sorted(runs, key=lambda path: int(path.name.removeprefix("seed-")))
+
+
+def check_is_one(directory: Path) -> None:
+    """Raise ValueError, naming one of them, if `directory` holds runs and is none itself."""
+    if (directory / "recipe.json").is_file():
+        return
+    if several := seeds(directory):
+        raise ValueError(f"{directory} holds several seeds; name one of them, for example {several[0]}")
+    if runs := sorted(path.parent for path in directory.glob("*/recipe.json")):
+        raise ValueError(f"{directory} holds {counted(len(runs), 'run')}; name one of them, for example {runs[-1]}")
 
 
 def start(directory: Path, recipe: Recipe, environment: Environment) -> None:

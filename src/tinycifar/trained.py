@@ -179,8 +179,7 @@ def load(source: str | Path, device: str = "auto") -> Trained:
             raise ValueError(f"{file} is damaged or missing; install tinycifar again")
         return replace(_read(file, source, source, device), kept=tuple(known[source].get("kept", ())))
     path = Path(source)
-    if path.is_dir() and (seeds := run.seeds(path)):
-        raise ValueError(f"{path} holds several seeds; name one of them, for example {seeds[0]}")
+    run.check_is_one(path)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         what = "is no run directory: it holds no model.safetensors" if path.is_dir() else "does not exist"

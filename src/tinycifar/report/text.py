@@ -39,10 +39,10 @@ def closing_summary(recipe: Recipe, record: Mapping[str, Any], evaluation: Score
     if stopped:
         lines.append(f"Stopped in epoch {record['epochs'] + 1}; the weights of the last step are saved")
     if record["train_accuracy"] is not None:
-        images = "augmented images"
-        if recipe.skip_easiest and record["epochs"] > 1:
-            images = f"augmented images, the hardest {1 - recipe.skip_easiest:.0%}"
-        lines.append(f"Train accuracy, last epoch: {record['train_accuracy']:.2%} (on the {images} trained on)")
+        share = f", {1 - recipe.skip_easiest:.0%} of all" if recipe.skip_easiest and record["epochs"] > 1 else ""
+        lines.append(
+            f"Train accuracy, last epoch: {record['train_accuracy']:.2%} (on the augmented images trained on{share})"
+        )
     if evaluation is not None:
         lines += scores(evaluation)
         if record["best_test_accuracy"] is not None:
