@@ -25,6 +25,18 @@ def test_a_trained_model_contradicts_wrong_labels_and_hardly_any_right_ones() ->
     assert labels.contradicted(model, sample.train_images, wrong) == pytest.approx(0.2, abs=0.1)
 
 
+def test_labels_are_judged_without_running_statistics_which_stay_as_they_were() -> None:
+    model, sample = trained.load("minute", "cpu").model, data.sample()
+    expected = labels.contradicted(model, sample.train_images, sample.train_labels)
+    running = [buffer for name, buffer in model.named_buffers() if "running" in name]
+    for buffer in running:
+        buffer.mul_(3).add_(1)
+    before = [buffer.clone() for buffer in running]
+    assert labels.contradicted(model.train(), sample.train_images, sample.train_labels) == expected
+    assert all(map(torch.equal, running, before))
+    assert model.training
+
+
 def test_labels_are_judged_more_seldom_as_training_goes_on_and_not_after_the_last_epoch() -> None:
     assert [epoch for epoch in range(1, 20) if labels.is_due(epoch, 12)] == [1, 2, 4, 8]
     assert [epoch for epoch in range(1, 20) if labels.is_due(epoch, 4)] == [1, 2]
