@@ -49,10 +49,10 @@ def rows(
     first, second = (candidates(logits, temperature) for logits, _ in (chosen_on, known))
     foreign = {name: candidates(logits, temperature) for name, logits in others.items()}
     chosen_right, right = (logits.argmax(1) == labels for logits, labels in (chosen_on, known))
-    found = []
+    records = []
     for name, scores in second.items():
         limit = float(np.quantile(first[name][chosen_right], 1 - KEEP))
-        found.append(
+        records.append(
             {
                 "score": name,
                 "threshold": limit,
@@ -60,33 +60,33 @@ def rows(
                 "wrong_kept": float((scores[~right] >= limit).mean()),
                 **{
                     what: {
-                        "images": len(of[name]),
-                        "rejected": float((of[name] < limit).mean()),
-                        "auroc": outside.auroc(scores, of[name]),
+                        "images": len(scored[name]),
+                        "rejected": float((scored[name] < limit).mean()),
+                        "auroc": outside.auroc(scores, scored[name]),
                     }
-                    for what, of in foreign.items()
+                    for what, scored in foreign.items()
                 },
             }
         )
-    return found
+    return records
 
 
 def shipped(fashion: str, ship: bool) -> dict[str, Any]:
     """The shipped models on CIFAR-10 and Fashion-MNIST."""
     cifar, foreign = data.load("cifar10"), data.load_pictures(fashion)
     labels = cifar.test_labels.numpy()
-    found = {}
+    records = {}
     for name in catalog.shipped():
         model = trained.load(name, "cpu")
         logits = inference.logits(model.model, cifar.test_images).numpy()
         others = {"fashion-mnist": inference.logits(model.model, foreign).numpy()}
         halves = [(logits[part], labels[part]) for part in (slice(0, 5_000), slice(5_000, None))]
-        found[name] = rows(halves[0], halves[1], others, model.temperature or 1.0)
+        records[name] = rows(halves[0], halves[1], others, model.temperature or 1.0)
         if ship:
             path = catalog.WEIGHTS / f"{name}.json"
             kept = {"kept": outside.thresholds(*halves[0]), "kept_from": "CIFAR-10's test images 0 to 4,999"}
             atomic.write_json(path, atomic.read_json(path) | kept)
-    return found
+    return records
 
 
 def without(dataset: Dataset, names: tuple[str, ...]) -> tuple[Dataset, torch.Tensor]:
@@ -145,13 +145,13 @@ def main() -> int:
     arguments = parser.parse_args()
     if (arguments.what == "held-out") != (arguments.out is not None):
         parser.error("held-out needs OUT, a new folder for its run; shipped takes none")
-    found = (
+    records = (
         shipped(arguments.fashion, arguments.ship)
         if arguments.what == "shipped"
         else held_out(arguments.fashion, arguments.out)
     )
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    atomic.write_json(RECORD, {"keep": KEEP, **record, arguments.what: found})
+    atomic.write_json(RECORD, {"keep": KEEP, **record, arguments.what: records})
     return 0
 
 

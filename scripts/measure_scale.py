@@ -116,9 +116,9 @@ async def _clients(port: int, content: bytes) -> float:
     return sum(await asyncio.gather(*(ask() for _ in range(CLIENTS)))) / SECONDS
 
 
-def medians(found: dict[str, list[float]]) -> dict[str, float]:
+def medians(rates: dict[str, list[float]]) -> dict[str, float]:
     """The median of each row."""
-    return {name: statistics.median(values) for name, values in found.items()}
+    return {name: statistics.median(values) for name, values in rates.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -132,12 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content: dict[str, Any] = {"rounds": rounds, "images": images, "training": {}, "serving": {}}
     with tempfile.TemporaryDirectory() as name:
         for recipe in RECIPES[: 1 if quick else None]:
-            found: dict[str, list[float]] = {way: [] for way in WAYS}
+            rates: dict[str, list[float]] = {way: [] for way in WAYS}
             for _ in range(rounds):
                 for way in WAYS:
-                    found[way].append(images_a_second(way, recipe, images, Path(name)))
-                    print(f"{recipe}, {way}: {found[way][-1]:,.0f} images/s", flush=True)
-            content["training"][recipe] = medians(found)
+                    rates[way].append(images_a_second(way, recipe, images, Path(name)))
+                    print(f"{recipe}, {way}: {rates[way][-1]:,.0f} images/s", flush=True)
+            content["training"][recipe] = medians(rates)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the clients' core
     served: dict[str, list[float]] = {model: [] for model in MODELS[: 1 if quick else None]}
     for _ in range(rounds):

@@ -374,25 +374,25 @@ def own_images() -> str:
     path = RESULTS / "fashion-mnist.json"
     if not path.exists():
         return f"Fashion-MNIST: {NOT_MEASURED}."
-    found = json.loads(path.read_text(encoding="utf-8"))
-    runs, few = found["minute"], found["few"]
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    runs, few = measured["minute"], measured["few"]
     low, high = mean_interval([run["test_accuracy"] for run in runs])
     ways = ("scratch", "scratch-tuned", "init")
-    plain, tuned, begun = ([run["test_accuracy"] for run in few[way]["runs"]] for way in ways)
+    plain, tuned, fine_tuned = ([run["test_accuracy"] for run in few[way]["runs"]] for way in ways)
     better = max(plain, tuned, key=statistics.mean)
-    gains = [after - before for before, after in zip(better, begun, strict=True)]
+    gains = [after - before for before, after in zip(better, fine_tuned, strict=True)]
     least, most = mean_interval(gains)
     seconds = mean_of(few["init"]["runs"], "train_seconds")
     return (
         f"**`minute` on Fashion-MNIST: {percent([run['test_accuracy'] for run in runs])}%** on its "
-        f"{found['data']['test_images']:,} test images after {mean_of(runs, 'train_seconds'):.1f} seconds of training "
+        f"{measured['data']['test_images']:,} test images after {mean_of(runs, 'train_seconds'):.1f} seconds of training "
         f"({len(runs)} seeds; 95% interval of the mean {100 * low:.2f} to {100 * high:.2f}). **With "
         f"{few['images_a_class']} images per class**, {few['init']['recipe']['epochs']} epochs of "
-        f"`{few['init']['recipe']['model']}` reach {percent(begun)}% from the weights of `{few['init']['init']}`, in "
+        f"`{few['init']['recipe']['model']}` reach {percent(fine_tuned)}% from the weights of `{few['init']['init']}`, in "
         f"{seconds:.0f} seconds. From random weights they reach {percent(plain)}% at the same learning rates and "
         f"{percent(tuned)}% at rates chosen for random weights on other images. The gain over the better of these is "
         f"{100 * statistics.mean(gains):.2f} points ({len(gains)} seeds, each with images of its own; 95% interval "
-        f"{100 * least:.2f} to {100 * most:.2f}). Measured on: {place(found)}."
+        f"{100 * least:.2f} to {100 * most:.2f}). Measured on: {place(measured)}."
     )
 
 
@@ -500,11 +500,11 @@ def leaderboard() -> str:
         and (bench := bench_beside(runs)) is not None
     ]
     for bench, runs in sorted(entries, key=lambda entry: -entry[0]["ratio"]):
-        found, first = over_seeds(runs), runs[0]
+        summary, first = over_seeds(runs), runs[0]
         lines.append(
             f"| `{first['recipe']}` | {bench['ratio']:.1f}; {bench['ratios'][first['precision']]:.1f} "
             f"| {first['parameters']:,} | {first['macs'] / 1e6:.1f}M | {first['precision']} "
-            f"| {found['mean']} ± {found['deviation']} | {found['interval']} | {found['seconds']} | {place(first)} "
+            f"| {summary['mean']} ± {summary['deviation']} | {summary['interval']} | {summary['seconds']} | {place(first)} "
             f"| {first['date'][:10]} |"
         )
     return "\n".join(lines)
