@@ -86,7 +86,7 @@ def merged(request: Request) -> Start:
                 f"{directory} holds several seeds; resume them by their command with `out=` {directory}, or one of "
                 f"them, for example {several[-1]}"
             )
-        run.check_is_one(directory)
+        run.check_is_run(directory)
         environment = run.read_environment(directory)
         recipe = run.read_recipe(directory) if recipe is None else recipe
     if not isinstance(recipe, Recipe):

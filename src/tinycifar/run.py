@@ -185,7 +185,7 @@ def seeds(directory: Path) -> list[Path]:
     return sorted(runs, key=lambda path: int(path.name.removeprefix("seed-")))
 
 
-def check_is_one(directory: Path) -> None:
+def check_not_several(directory: Path) -> None:
     """Raise ValueError, naming one of them, if `directory` holds runs and is none itself."""
     if (directory / "recipe.json").is_file():
         return
@@ -193,6 +193,14 @@ def check_is_one(directory: Path) -> None:
         raise ValueError(f"{directory} holds several seeds; name one of them, for example {several[0]}")
     if runs := sorted(path.parent for path in directory.glob("*/recipe.json")):
         raise ValueError(f"{directory} holds {counted(len(runs), 'run')}; name one of them, for example {runs[-1]}")
+
+
+def check_is_run(directory: Path) -> None:
+    """Raise ValueError unless `directory` is that of one run."""
+    check_not_several(directory)
+    if not (directory / "recipe.json").is_file():
+        what = "is no run directory: it holds no recipe.json" if directory.is_dir() else "does not exist"
+        raise ValueError(f"{directory} {what}")
 
 
 def start(directory: Path, recipe: Recipe, environment: Environment) -> None:

@@ -246,8 +246,8 @@ def _directory(options: Options, ranks: Ranks) -> tuple[Path | None, Path | None
     out, resume = options.out, options.resume
     if resume is not None and out is not None:
         raise ValueError("a run is resumed in its own directory: leave out `resume=` or `out=`")
-    if resume is not None and not (resume / "recipe.json").exists():
-        raise ValueError(f"{resume} is no run directory: it holds no recipe.json")
+    if resume is not None:
+        run.check_is_run(resume)
     if resume is None and ranks.began(out):
         return None, out  # torchrun started all processes again after one had died
     if resume is None and ranks.first:

@@ -179,7 +179,7 @@ def load(source: str | Path, device: str = "auto") -> Trained:
             raise ValueError(f"{file} is damaged or missing; install tinycifar again")
         return replace(_read(file, source, source, device), kept=tuple(known[source].get("kept", ())))
     path = Path(source)
-    run.check_is_one(path)
+    run.check_not_several(path)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         what = "is no run directory: it holds no model.safetensors" if path.is_dir() else "does not exist"

@@ -136,7 +136,7 @@ class Comparison:
 
 def read(directory: Path) -> Evaluated:
     """A run that was evaluated; ValueError, naming the file, for any other folder."""
-    run.check_is_one(directory)
+    run.check_is_run(directory)
     with run.as_written(directory):
         return _read(directory)
 

@@ -54,7 +54,7 @@ def write(directory: Path, dataset: Dataset | None = None) -> Path:
     These are of `dataset`, not split, by default of the data it was trained on; where that is gone, the page has no
     images. Raises ValueError, naming the file, if `directory` is no run directory or a file in it is damaged.
     """
-    run.check_is_one(directory)
+    run.check_is_run(directory)
     with run.as_written(directory):
         page = _page(directory, dataset)
     path = directory / "report.html"

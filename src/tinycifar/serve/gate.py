@@ -123,10 +123,13 @@ class Gate:
             and _is_check(scope, hosts)
         ):
             return None
-        name = _without_port(hosts[0]) if len(hosts) == 1 else None
+        if len(hosts) != 1:
+            return f"a request needs one Host header, this one has {len(hosts)}"
+        name = _without_port(hosts[0])
         if name is None or name not in {*self.hosts, *LOOPBACK}:
-            shown = ascii(hosts[0][:100]) if len(hosts) == 1 else "that is missing or given twice"
-            return f"the Host {shown} is not served; start the service with --allow-host NAME to allow a name"
+            return (
+                f"the Host {hosts[0][:100]!a} is not served; start the service with --allow-host NAME to allow a name"
+            )
         for origin in origins:
             if origin in (f"http://{hosts[0]}", f"https://{hosts[0]}"):
                 continue
