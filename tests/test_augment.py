@@ -97,7 +97,7 @@ class Pair(NamedTuple):
     their_images: Tensor
 
 
-@pytest.fixture(scope="module", params=list(ON_ALBUMENTATIONS))
+@pytest.fixture(scope="module", params=["reference", pytest.param("reference-as-run", marks=pytest.mark.slow)])
 def pair(request: pytest.FixtureRequest, photos: Tensor) -> Pair:
     name: str = request.param
     tensors = build(name)

@@ -48,6 +48,7 @@ def test_every_test_is_collected_without_playwright_and_programs(tmp_path: Path)
     assert collected == {path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")}
 
 
+@pytest.mark.slow
 def test_a_test_of_a_program_that_is_missing_is_skipped_with_a_reason(users: Path, tmp_path: Path) -> None:
     done = without_programs(tmp_path, "-p", "conftest", users)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -61,6 +62,7 @@ def test_a_browser_without_playwright_is_not_enough(users: Path, tmp_path: Path)
     assert "1 skipped" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_program_that_is_required_is_not_skipped(users: Path, tmp_path: Path) -> None:
     required = {f"REQUIRE_{name}": "1" for name in ("CHROMIUM", "COMPILER", "NPM")}
     done = without_programs(tmp_path, "-p", "conftest", users, **required)

@@ -75,6 +75,7 @@ def test_whether_parallel_is_faster_is_said(together: float, told: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_seed_that_is_killed_is_reported_and_no_other_ones_result_is_its(
     tinycifar: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,7 @@ def in_a_process(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_damaged_pictures_are_read_or_refused_quickly_and_in_little_memory(tmp_path: Path) -> None:
     contents = originals()
     (tmp_path / "0000-whole.png").write_bytes(contents["colour.png"])

@@ -474,6 +474,7 @@ def test_a_log_line_has_the_format_of_the_original() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has other means")
+@pytest.mark.slow
 def test_freed_memory_is_kept_for_the_next_step() -> None:
     program = """
 import resource, sys, torch

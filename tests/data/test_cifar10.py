@@ -376,6 +376,7 @@ print([len(content) for content in cifar10.read(cache=root / "cache")])
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_at_once_download_once(tiny, tmp_path):
     official(tmp_path / "a.tar.gz", tiny)
     digests = list(cifar10.FILES.values())
@@ -529,6 +530,7 @@ cifar10.fetch(cache=Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_a_download_killed_at_ten_offsets_is_finished_by_the_next_run(server, tiny, tmp_path):
     size = len(server.body)
     for offset in [size * part // 10 for part in range(10)]:

@@ -244,6 +244,7 @@ def start(cache: Path, seconds: float) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     process = start(tmp_path, 0.3)  # 15 seconds in all with two threads
     assert process.stdout is not None
@@ -258,6 +259,7 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_processes_that_ask_at_once_all_get_the_pictures(tmp_path: Path) -> None:
     processes = [start(tmp_path, 0.001) for _ in range(2)]
     told = [process.communicate(timeout=60)[1] for process in processes]

@@ -171,6 +171,7 @@ def trained_parameters(model: nn.Module, tensors: dict[str, Tensor], prefix: str
     return torch.cat([tensors[f"{prefix}{name}"].flatten() for name in names])
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process_that_averages_the_gradients_of_the_same_halves(tmp_path: Path) -> None:
     assert on_ranks(in_float64_without_dropout, tmp_path) == [None, None]
     for name in ("minute", "reference-30"):

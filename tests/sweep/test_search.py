@@ -199,6 +199,7 @@ def test_trials_are_runs_of_the_varied_recipe_and_see_the_validation_images_only
     assert 0.01 <= found[1].parameters["max_learning_rate"] <= 10
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_to_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(RECIPE, epochs=3)
     whole = run_search(study_in(Path("whole"), recipe), 3)
