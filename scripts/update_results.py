@@ -385,11 +385,11 @@ def own_images() -> str:
     seconds = mean_of(few["init"]["runs"], "train_seconds")
     return (
         f"**`minute` on Fashion-MNIST: {percent([run['test_accuracy'] for run in runs])}%** on its "
-        f"{measured['data']['test_images']:,} test images after {mean_of(runs, 'train_seconds'):.1f} seconds of training "
-        f"({len(runs)} seeds; 95% interval of the mean {100 * low:.2f} to {100 * high:.2f}). **With "
+        f"{measured['data']['test_images']:,} test images after {mean_of(runs, 'train_seconds'):.1f} seconds of "
+        f"training ({len(runs)} seeds; 95% interval of the mean {100 * low:.2f} to {100 * high:.2f}). **With "
         f"{few['images_a_class']} images per class**, {few['init']['recipe']['epochs']} epochs of "
-        f"`{few['init']['recipe']['model']}` reach {percent(fine_tuned)}% from the weights of `{few['init']['init']}`, in "
-        f"{seconds:.0f} seconds. From random weights they reach {percent(plain)}% at the same learning rates and "
+        f"`{few['init']['recipe']['model']}` reach {percent(fine_tuned)}% from the weights of "
+        f"`{few['init']['init']}`, in {seconds:.0f} seconds. From random weights they reach {percent(plain)}% at the same learning rates and "
         f"{percent(tuned)}% at rates chosen for random weights on other images. The gain over the better of these is "
         f"{100 * statistics.mean(gains):.2f} points ({len(gains)} seeds, each with images of its own; 95% interval "
         f"{100 * least:.2f} to {100 * most:.2f}). Measured on: {place(measured)}."
@@ -504,8 +504,8 @@ def leaderboard() -> str:
         lines.append(
             f"| `{first['recipe']}` | {bench['ratio']:.1f}; {bench['ratios'][first['precision']]:.1f} "
             f"| {first['parameters']:,} | {first['macs'] / 1e6:.1f}M | {first['precision']} "
-            f"| {summary['mean']} ± {summary['deviation']} | {summary['interval']} | {summary['seconds']} | {place(first)} "
-            f"| {first['date'][:10]} |"
+            f"| {summary['mean']} ± {summary['deviation']} | {summary['interval']} | {summary['seconds']} "
+            f"| {place(first)} | {first['date'][:10]} |"
         )
     return "\n".join(lines)
 

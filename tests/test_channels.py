@@ -214,7 +214,7 @@ def test_a_heat_map_and_receptive_fields_are_drawn_for_one_channel(
     assert outcome.json["layers"][0]["parameters"] == 24 * 16
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("int8", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_onnx_files_of_one_channel_agree_and_say_so(int8: bool, grey_run: Own, tmp_path: Path) -> None:
     model = trained.load(grey_run.directory, "cpu")
     write = onnx_file.to_int8 if int8 else onnx_file.to_onnx

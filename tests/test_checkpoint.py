@@ -29,7 +29,10 @@ def short(name: str, *settings: str) -> Recipe:
 @pytest.mark.parametrize(
     ("name", "augmentation", "batch"),
     [
-        *(("minute", augmentation, 4) for augmentation in augment.AUGMENTATIONS),
+        *(
+            pytest.param("minute", name, 4, marks=() if name in ("none", "reference") else pytest.mark.slow)
+            for name in augment.AUGMENTATIONS
+        ),
         *(("reference-30", "none", batch) for batch in (2, 3, 4)),  # 3 steps are an epoch
     ],
 )

@@ -330,6 +330,7 @@ def test_pictures_are_explained_and_runs_compared_without_overwriting(result: Re
     assert tinycifar.compare([result.directory]).lines()
 
 
+@pytest.mark.slow
 def test_an_export_in_python_refuses_what_it_cannot_write_and_overwrites_only_if_told_to(
     result: Result, tmp_path: Path
 ) -> None:

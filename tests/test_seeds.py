@@ -31,6 +31,7 @@ def test_accuracies_are_summed_up_with_students_interval() -> None:
     assert seeds.spread([0.85])["interval"] is None
 
 
+@pytest.mark.slow
 def test_python_trains_several_seeds_and_adds_more_to_a_folder_with_one_summary_of_all(tmp_path: Path) -> None:
     first = tinycifar.train("minute", seeds=2, seed=3, out=tmp_path / "many", **SHORT)
     assert [result.record["seed"] for result in first.results] == [3, 4]

@@ -227,12 +227,12 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) 
     assert not equal(runs[0], runs[2])
 
 
-LIKE_OTHERS = {"reference-40", "reference-40-as-run"}  # but for their epochs
+LIKE_OTHERS = {"accurate", "teacher", "reference-30-as-run", "reference-40", "reference-40-as-run"}  # nearly
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.end_to_end) if name in LIKE_OTHERS else name for name in recipes.RECIPES],
+    [pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ()) for name in recipes.RECIPES],
 )
 def test_every_recipe_gives_the_same_bits_from_the_same_seed(tmp_path: Path, name: str) -> None:
     settings = ["epochs=2", *(["validation_images=16"] if recipes.get(name).validation_images else [])]

@@ -196,8 +196,8 @@ def _closing_lines(job: Job) -> Iterator[str]:
     if recipe.skip_easiest and labels.is_due(1, recipe.epochs) and contradicted > labels.MOST_CONTRADICTED:
         yield (
             f"The model contradicts the labels of {contradicted:.0%} of the images it is surest about: labels are "
-            "wrong, or it has learned too little yet. It was trained on random images instead of the hardest. Check the "
-            "hardest images in report.html first; skip_easiest=0 trains on all images, more epochs learn more"
+            "wrong, or it has learned too little yet. It was trained on random images instead of the hardest. Check "
+            "the hardest images in report.html first; skip_easiest=0 trains on all images, more epochs learn more"
         )
 
 

@@ -257,6 +257,7 @@ def test_arithmetic_that_disagrees_is_not_written_without_a_compiler_either(
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_compiled_code_of_other_bits_is_not_written(
     exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,6 +205,7 @@ def test_what_is_no_file_is_not_written_over(kind: str, tmp_path: Path) -> None:
     assert [path] == list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_model_of_own_data_is_exported_at_its_size_and_tried_on_its_own_images(own_run: Own, tmp_path: Path) -> None:
     model, dataset = trained.load(own_run.directory, "cpu"), own_run.dataset
     exported = onnx_file.to_onnx(model, tmp_path / "own.onnx", dataset)

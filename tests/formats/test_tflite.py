@@ -72,7 +72,7 @@ def in_tflite_micro(content: bytes, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("int8", [True, False], ids=["int8", "float"])
-@pytest.mark.parametrize("name", ["nano", "c1c2c3c4o", "odd"])
+@pytest.mark.parametrize("name", ["nano", pytest.param("c1c2c3c4o", marks=pytest.mark.slow), "odd"])
 def test_a_file_gives_the_logits_of_its_model_in_every_interpreter(name: str, int8: bool, tmp_path: Path) -> None:
     model = make(name)
     exported = tflite.to_tflite(model, tmp_path / "model.tflite", int8=int8)

@@ -254,6 +254,7 @@ def test_a_runtime_that_is_not_the_published_one_is_refused(
     assert not list((tmp_path / "cache").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_page_of_own_data_names_its_size_classes_and_samples(
     own_run: Own, thousand: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
