@@ -29,7 +29,6 @@ SPLITS = {  # by split, the names of its folders and files, in any case
 FEWEST_CLASSES = 2
 SEED = 0  # of the order of images, and of which are held out
 TEST_SHARE = 5  # one image of so many of a class is held out if there are no test images
-MOST_KEPT = 128 << 20  # bytes of files in memory between their digest and their decoding
 LARGE_AT_ONCE = 2  # pictures of more than pictures.MANY_PIXELS, of which decoding one may take 300 MB
 NAMED = 5  # classes or files in a message
 MUCH_CROPPED = 0.3  # of a picture's area; of a photo with sides of 3:2 a third is lost
@@ -140,7 +139,7 @@ def to_dataset(
         _check(contents)
     else:
         contents = _with_classes(contents, classes)
-    hashes, kept = _read(contents, display)
+    hashes = _hashes(contents, display)
     digest = decoded.digest(sorted(zip(contents.names, hashes, strict=True)))
     unreadable = decoded.read_unreadable(cache, digest) if contents.skip_unreadable else {}
     while True:
@@ -151,12 +150,9 @@ def to_dataset(
         rows = plan.rows
 
         def decode(index: int, rows: Labels = rows) -> tuple[Pixels, str]:
-            row = int(rows[index])
-            content = kept.get(row)
-            if content is None:
-                content = contents.read(row)
-                if hashlib.sha256(content).hexdigest() != hashes[row]:
-                    raise ValueError("it was changed while it was read")
+            content = contents.read(rows[index])
+            if hashlib.sha256(content).hexdigest() != hashes[rows[index]]:
+                raise ValueError("it was changed while it was read")
             return contents.decode(content, image_size, fit)
 
         loaded = decoded.load(
@@ -290,26 +286,16 @@ def _check(contents: Contents) -> None:
         raise UntrainableError(f"{contents.path} has no training image of {named(empty)}")
 
 
-def _read(contents: Contents, display: Progress | None) -> tuple[list[str], dict[int, bytes]]:
-    """The SHA-256 of each image, hexadecimal, and the bytes of the first images by row, as many as are kept.
-
-    The digest is "" for what cannot be read, which is named when it is to be decoded.
-    """
+def _hashes(contents: Contents, display: Progress | None) -> list[str]:
+    """The SHA-256 of each image, hexadecimal; "" for what cannot be read, which is named when it is to be decoded."""
     hashes = [""] * len(contents.names)
-    kept: dict[int, bytes] = {}
-    room = MOST_KEPT if contents.by_path else 0
 
-    def take(row: int) -> None:
-        nonlocal room
+    def take(index: int) -> None:
         with contextlib.suppress(OSError, ValueError):
-            content = contents.read(row)
-            hashes[row] = hashlib.sha256(content).hexdigest()
-            if len(content) <= room:
-                room -= len(content)
-                kept[row] = content
+            hashes[index] = hashlib.sha256(contents.read(index)).hexdigest()
 
     decoded.each(take, len(hashes), "Reading pictures", display)
-    return hashes, kept
+    return hashes
 
 
 def _units(contents: Contents) -> Labels:
