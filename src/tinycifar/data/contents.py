@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -290,11 +289,20 @@ def _hashes(contents: Contents, display: Progress | None) -> list[str]:
     """The SHA-256 of each image, hexadecimal; "" for what cannot be read, which is named when it is to be decoded."""
     hashes = [""] * len(contents.names)
 
-    def take(index: int) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            hashes[index] = hashlib.sha256(contents.read(index)).hexdigest()
+    def attempt(row: int) -> tuple[Pixels | None, str]:
+        try:
+            return np.frombuffer(hashlib.sha256(contents.read(row)).digest(), np.uint8), ""
+        except (OSError, ValueError):
+            return None, ""
 
-    decoded.each(take, len(hashes), "Reading pictures", display)
+    def store(row: int, digest: Pixels | None, _: str) -> None:
+        hashes[row] = "" if digest is None else digest.tobytes().hex()
+
+    what = "Reading pictures"
+    if contents.by_path and workers.worthwhile(len(hashes)):
+        workers.run(attempt, len(hashes), (hashlib.sha256().digest_size,), store, what, display)
+    else:
+        decoded.each(lambda row: store(row, *attempt(row)), len(hashes), what, display)
     return hashes
 
 
