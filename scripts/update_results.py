@@ -53,6 +53,7 @@ FORMS = {
     "tflite": "TFLite",
     "tflite-int8": "int8 TFLite",
 }
+EXPORTED_FORMS = {"TFLite int8": "int8 TFLite", "TFLite float32": "TFLite"}  # by their names in exports.json
 
 
 def records(recipe: str) -> list[dict[str, Any]]:
@@ -242,6 +243,11 @@ def inference() -> str:
         for row in bench["rows"]:
             rows.setdefault((row["model"], FORMS[row["kind"]]), {})[bench["processor"]] = row
     models, forms = list(dict.fromkeys(model for model, _ in rows)), list(dict.fromkeys(FORMS.values()))
+    exported = {
+        (row["model"], EXPORTED_FORMS.get(file["form"], "")): file["accuracy"]
+        for row in json.loads((RESULTS / "exports.json").read_text(encoding="utf-8"))["rows"]
+        for file in row["files"]
+    }
     lines = [
         "| model | in | file | test % |" + "".join(f" one image; batches of 256: {b['processor']} |" for b in benches),
         "|---|---|---|---|" + "---|" * len(benches),
@@ -250,7 +256,8 @@ def inference() -> str:
         measured = rows[model, form]
         *_, known = measured.values()
         size = "" if known["bytes"] is None else f"{known['bytes'] / 1000:,.0f} kB"
-        accuracy = NOT_MEASURED if known["accuracy"] is None else f"{100 * known['accuracy']:.2f}"
+        right = exported.get((model, form)) if known["accuracy"] is None else known["accuracy"]
+        accuracy = NOT_MEASURED if right is None else f"{100 * right:.2f}"
         cells = [
             f"{row['latency_ms']:.2f} ms; {row['images_per_second']:,.0f} images/s" if row else NOT_MEASURED
             for row in (measured.get(bench["processor"]) for bench in benches)
