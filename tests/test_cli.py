@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tinycifar import data, inference, machine, recipes, run, training
+from tinycifar import data, inference, machine, recipes, run, signals, training
 from tinycifar import trained as trained_models
 from tinycifar.bench import timing
 from tinycifar.data import cifar10, pictures
@@ -784,3 +784,19 @@ def test_the_users_cache_verifies(tinycifar: Any) -> None:
     done = tinycifar("data", "verify", "--json")
     assert done.code == 0
     assert len(done.json["files"]) == 6
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_a_library_turns_into_another_error_still_ends_the_command_as_interrupted(
+    number: int, code: int, monkeypatch: pytest.MonkeyPatch, tinycifar: Any
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            signals.end(number, None)
+        except BaseException:
+            raise AttributeError("module 'numpy' has no attribute 'matrix'") from None  # as when it was being loaded
+
+    monkeypatch.setattr(signals, "ended_by", None)
+    monkeypatch.setattr(data, "load", interrupted)
+    done = tinycifar("train", "--data", "sample", "--out", "run")
+    assert (done.code, done.err) == (code, "tinycifar: interrupted\n")

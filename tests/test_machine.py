@@ -1,6 +1,7 @@
 """The machine as it is named: devices, processors, instruction sets and the precision that follows from them."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -196,3 +197,24 @@ def test_sums_of_bytes_are_exact_with_vnni_and_on_other_architectures(
     monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
     set_capabilities(monkeypatch, *flags, aten="AVX2")
     assert machine.has_vnni() is vnni
+
+
+def test_reading_the_commit_writes_nothing_into_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    source = tmp_path / "machine.py"
+    source.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a")
+    os.utime(source, (0, 0))  # git status would write the new time into its index, under a lock
+    index = (tmp_path / ".git/index").read_bytes()
+    monkeypatch.setattr(machine, "__file__", str(source))
+    revision = machine.git_revision()
+    assert revision is not None
+    assert re.fullmatch(r"[0-9a-f]{40}", revision)
+    assert (tmp_path / ".git/index").read_bytes() == index
+    source.write_text("2")
+    assert machine.git_revision() == f"{revision}-dirty"

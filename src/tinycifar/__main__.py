@@ -4,7 +4,8 @@ import logging
 import os
 import signal
 import sys
-from types import FrameType
+
+from tinycifar import signals
 
 
 def main() -> None:
@@ -14,16 +15,14 @@ def main() -> None:
     # at this value, which costs little or nothing on an idle machine (docs/LOG.md, 2026-11-23).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it warns that its cache is temporary
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, signals.end)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it was started to ignore Ctrl-C
+        signal.signal(signal.SIGINT, signals.end)
     try:
         from tinycifar import cli
     except KeyboardInterrupt:  # loading torch takes seconds
         sys.exit(130)
     cli.main()
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # an exception, so that temporary files and processes are cleaned up
 
 
 if __name__ == "__main__":

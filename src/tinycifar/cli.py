@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from tinycifar import __version__
+from tinycifar import __version__, signals
 from tinycifar.commands import terminal
 
 # By name: module in `tinycifar.commands`, function, and the line in `tinycifar --help`, which loads no module.
@@ -74,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         code = terminal.fail("interrupted", 130)
     except Exception as error:
+        if signals.ended_by is not None:  # a library that was interrupted while it was loaded, for example
+            sys.exit(terminal.fail("interrupted", 128 + signals.ended_by))
         code = _code(error)
         if code is None:
             raise  # a bug, which needs its traceback

@@ -5,8 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from types import FrameType
 from typing import Any
+
+ended_by: int | None = None
+"""The signal that ends this process, once it has come: libraries may turn its exception into another one."""
+
+
+def end(number: int, frame: FrameType | None) -> None:
+    """Handle a signal: raise KeyboardInterrupt for Ctrl-C, else SystemExit; both clean up files and processes."""
+    global ended_by
+    ended_by = number
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
 
 
 class StopSignal:
