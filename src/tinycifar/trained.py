@@ -179,9 +179,9 @@ def load(source: str | Path, device: str = "auto") -> Trained:
             raise ValueError(f"{file} is damaged or missing; install tinycifar again")
         return replace(_read(file, source, source, device), kept=tuple(known[source].get("kept", ())))
     path = Path(source)
-    run.check_not_several(path)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
+        run.check_not_several(path)
         what = "is no run directory: it holds no model.safetensors" if path.is_dir() else "does not exist"
         shipped_names = f", or a shipped model: {', '.join(known)}" if known else ""
         raise ValueError(f"{path} {what}; name a run directory, a .safetensors file{shipped_names}")
