@@ -78,7 +78,12 @@ def _range(text: str, recipe: Recipe) -> Range:
         raise ValueError(f"{field} {what}; allowed are: {', '.join(allowed)}")
 
     def value(part: str) -> Any:
-        return getattr(recipes.with_settings(recipe, [f"{field}={part}"]), field)
+        try:
+            return getattr(recipes.with_settings(recipe, [f"{field}={part}"]), field)
+        except ValueError as error:
+            if field in str(error):
+                raise
+            raise ValueError(f"`vary=` allows {field}={part}, and then {error}") from None
 
     parts = values.split(":")
     if len(parts) == 1:
