@@ -19,6 +19,7 @@ from PIL import Image
 from tinycifar import data, inference, machine, recipes, run, signals, training
 from tinycifar import trained as trained_models
 from tinycifar.bench import timing
+from tinycifar.commands import ship
 from tinycifar.data import cifar10, pictures
 from tinycifar.evaluation.corruptions import CORRUPTIONS
 from tinycifar.formats import c_source, onnx_file, parity
@@ -237,6 +238,14 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
     monkeypatch.setattr(
         onnx_file, "to_int8", lambda _, path, *__, **___: shutil.copyfile(exports / "minute-int8.onnx", path)
     )
+    written: list[c_source.ExportedC] = []
+    export_c = c_source.export_c
+
+    def kept(*arguments: Any) -> c_source.ExportedC:
+        written.append(export_c(*arguments))
+        return written[-1]
+
+    monkeypatch.setattr(c_source, "export_c", kept)
     out = tinycifar("export", "minute", "--format", "c").out
     assert out.splitlines()[-1] == "The compiled code gives the same bits as this arithmetic on all 200 images"
     assert re.search(r"^Against PyTorch on 200 images: \d+ with the same class", out, re.MULTILINE)
@@ -251,6 +260,7 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
     monkeypatch.setattr(c_source, "run_compiled", not_run)
     again = tinycifar("export", "minute", "--format", "c", "--overwrite", "--json").json
     assert again["not_compiled"] == "there is no C compiler here"
+    assert ship.c_lines(written[-1])[-1] == "The compiled code was not run: there is no C compiler here"
     assert Path(again["source"]) == Path("exports/minute-c/minute.c")
     assert again["weight_bytes"] < again["constant_bytes"] < Path(again["source"]).stat().st_size
     assert f"Flash: {again['weight_bytes']:,} bytes of weights, {again['constant_bytes']:,} with all other" in out

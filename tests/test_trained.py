@@ -134,6 +134,10 @@ def test_a_folder_of_runs_asks_for_one_of_them_and_names_the_newest(tmp_path: Pa
             read(tmp_path / "minute")
     with pytest.raises(ValueError, match=message):
         resume.merged(resume.Request(resume=tmp_path / "minute"))
+    (tmp_path / "file").write_text("")
+    for name, why in (("file", "file is no run directory: it is a file$"), ("nowhere", "nowhere does not exist$")):
+        with pytest.raises(ValueError, match=why):
+            compare.read(tmp_path / name)
 
 
 def own_data(folder: Path, images: int = 6) -> Path:

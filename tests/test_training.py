@@ -227,7 +227,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) 
     assert not equal(runs[0], runs[2])
 
 
-LIKE_OTHERS = {"accurate", "teacher", "reference-30-as-run", "reference-40", "reference-40-as-run"}  # nearly
+# Models, optimizers and augmentations of these are those of others, or nearly.
+LIKE_OTHERS = {"accurate", "teacher", "reference-30-as-run", "reference-40", "reference-40-as-run"}
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ def main() -> None:
         signal.signal(signal.SIGINT, signals.end)
     try:
         from tinycifar import cli
-    except KeyboardInterrupt:  # loading torch takes seconds
-        sys.exit(130)
+    except BaseException:
+        if signals.ended_by is None:
+            raise
+        sys.exit(128 + signals.ended_by)
     cli.main()
 
 

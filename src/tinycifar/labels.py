@@ -20,17 +20,17 @@ from tinycifar.models import Classifier
 PROBED = 3_000  # images
 SUREST = 0.2  # of them
 MOST_CONTRADICTED = 0.03  # of these; after an epoch of `minute`: 1% of CIFAR-10, 6% if 5% of its labels are wrong
-BATCH_SIZE = 1_000
+BATCH_SIZE = 1_000  # at most so many images share the statistics that they are normalised by
 
 
 @torch.inference_mode()
 def contradicted(model: Classifier, images: Tensor, labels: Tensor) -> float:
     """The share of the images that a model is surest about to which it gives another class than their label.
 
-    `images` is (N, 3, S, S) uint8, `labels` (N,); of the images the fifth with the most probable classes counts. They
+    `images` is (N, C, S, S) uint8, `labels` (N,); of the images the fifth with the most probable classes counts. They
     are normalised by the statistics of their own batches: running ones lag behind while the rates are high.
     """
-    probe = copy.deepcopy(model).eval()
+    probe = copy.deepcopy(model)
     for module in probe.modules():
         module.training = isinstance(module, (nn.BatchNorm2d, MirroredNorm))
     batches = images.tensor_split(math.ceil(len(images) / BATCH_SIZE))

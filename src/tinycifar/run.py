@@ -199,8 +199,8 @@ def check_is_run(directory: Path) -> None:
     """Raise ValueError unless `directory` is that of one run."""
     check_not_several(directory)
     if not (directory / "recipe.json").is_file():
-        what = "is no run directory: it holds no recipe.json" if directory.is_dir() else "does not exist"
-        raise ValueError(f"{directory} {what}")
+        why = " it holds no recipe.json" if directory.is_dir() else " it is a file" if directory.exists() else ""
+        raise ValueError(f"{directory} is no run directory:{why}" if why else f"{directory} does not exist")
 
 
 def start(directory: Path, recipe: Recipe, environment: Environment) -> None:

@@ -30,6 +30,20 @@ def status(host: str, origin: str | None = None, path: str = "/predict", hosts: 
     return answers[0]
 
 
+@pytest.mark.parametrize("hosts", [[], [b"127.0.0.1", b"127.0.0.1"]])
+def test_a_request_without_one_host_is_refused_with_their_number(hosts: list[bytes]) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", host) for host in hosts]
+    scope = {"type": "http", "method": "GET", "path": "/", "http_version": "1.1", "headers": headers}
+    asyncio.run(gate.Gate(None, ())(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 403
+    assert f"a request needs one Host header, this one has {len(hosts)}" in sent[1]["body"].decode()
+
+
 def test_another_address_needs_names() -> None:
     command = [sys.executable, "-m", "tinycifar", "serve", "minute", "--host", "0.0.0.0"]
     done = subprocess.run(command, capture_output=True, text=True)

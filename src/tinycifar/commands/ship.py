@@ -66,7 +66,7 @@ def export_command(
                 source, image_size=model.image_size, fit=model.fit, channels=model.channels, display=display
             )
     exported = library.export(model_name, out, format=kind, data=dataset, int8=variant, overwrite=overwrite)
-    lines = _c_lines(exported) if isinstance(exported, ExportedC) else _file_lines(exported, kind)
+    lines = c_lines(exported) if isinstance(exported, ExportedC) else _file_lines(exported, kind)
     terminal.show(as_json, exported, *lines)
 
 
@@ -80,7 +80,7 @@ def _file_lines(exported: Exported, kind: str) -> list[str]:
     ]
 
 
-def _c_lines(exported: ExportedC) -> list[str]:
+def c_lines(exported: ExportedC) -> list[str]:
     """The C code that was written, what it needs, and how it compares with its model."""
     sizes = ", ".join(
         f"{core} {size.flash_bytes / 1000:.1f} and {size.ram_bytes / 1000:.1f} kB"

@@ -298,11 +298,8 @@ def _hashes(contents: Contents, display: Progress | None) -> list[str]:
     def store(row: int, digest: Pixels | None, _: str) -> None:
         hashes[row] = "" if digest is None else digest.tobytes().hex()
 
-    what = "Reading pictures"
-    if contents.by_path and workers.worthwhile(len(hashes)):
-        workers.run(attempt, len(hashes), (hashlib.sha256().digest_size,), store, what, display)
-    else:
-        decoded.each(lambda row: store(row, *attempt(row)), len(hashes), what, display)
+    shape = (hashlib.sha256().digest_size,)
+    decoded.collect(attempt, len(hashes), shape, store, "Reading pictures", display, contents.by_path)
     return hashes
 
 

@@ -76,6 +76,26 @@ def each(work: Callable[[int], None], count: int, what: str, display: Progress |
                 display.remove_task(task)
 
 
+def collect(
+    attempt: Callable[[int], tuple[Pixels | None, str]],
+    count: int,
+    shape: tuple[int, ...],
+    store: Callable[[int, Pixels | None, str], None],
+    what: str,
+    display: Progress | None,
+    by_path: bool,
+) -> None:
+    """Call `store` with each index from 0 to `count` - 1 and what `attempt` makes of it, with a bar named `what`.
+
+    That is an array of `shape`, uint8, or None, and a remark. With `by_path` many of them are made by processes, which
+    share no open file, else all by threads.
+    """
+    if by_path and workers.worthwhile(count):
+        workers.run(attempt, count, shape, store, what, display)
+    else:
+        each(lambda index: store(index, *attempt(index)), count, what, display)
+
+
 def digest(contents: Iterable[tuple[str, str]]) -> str:
     """The SHA-256 of data, hexadecimal, from the name of each file and the SHA-256 of its bytes."""
     hashed = hashlib.sha256()
@@ -132,10 +152,7 @@ def load(
         except (OSError, ValueError) as error:
             return None, getattr(error, "strerror", None) or str(error)
 
-    if by_path and workers.worthwhile(len(names)):
-        workers.run(attempt, len(names), shape[1:], store, "Decoding pictures", display)
-    else:
-        each(lambda index: store(index, *attempt(index)), len(names), "Decoding pictures", display)
+    collect(attempt, len(names), shape[1:], store, "Decoding pictures", display, by_path)
     if problems:
         return Loaded(torch.from_numpy(images), notes, dict(sorted(problems.items())), dict(counts))
     try:
