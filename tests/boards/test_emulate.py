@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from conftest import skip
 from formats.test_c_source import single
 from formats.test_integer import SHAPES, convolution
 from tinycifar import data, inference, trained
+from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import c_source
 
@@ -76,6 +78,18 @@ def test_the_example_project_names_the_class_of_its_image(tmp_path: Path) -> Non
     model = trained.load("nano", "cpu")
     expected = model.classes[int(inference.logits(model.model, data.sample().test_images[:1]).argmax())]
     assert done.stderr.splitlines()[-1] == expected
+
+
+def test_the_example_project_classifies_the_picture_that_is_named_last(tmp_path: Path) -> None:
+    folder, header = boards.ROOT / "examples" / "embedded", tmp_path / "build" / "image.h"
+    images = data.sample().test_images[:2]
+    for name, image in zip(("first", "the second"), images, strict=True):
+        pictures.to_image(image).save(tmp_path / f"{name}.png")
+    os.utime(tmp_path / "the second.png", (0, 0))  # older than the header of the first one
+    for name, image in zip(("first", "the second"), images, strict=True):
+        variables = [f"PYTHON={sys.executable}", f"BUILD={tmp_path / 'build'}", f"PICTURE={tmp_path / name}.png"]
+        subprocess.run(["make", "--silent", "-C", folder, *variables, header], check=True)
+        assert f"image[3072] = {{{', '.join(map(str, image.permute(1, 2, 0).flatten().tolist()))}}};" in header.read_text()
 
 
 def test_the_hash_is_fnv1a() -> None:
