@@ -89,7 +89,9 @@ def test_the_example_project_classifies_the_picture_that_is_named_last(tmp_path:
     for name, image in zip(("first", "the second"), images, strict=True):
         variables = [f"PYTHON={sys.executable}", f"BUILD={tmp_path / 'build'}", f"PICTURE={tmp_path / name}.png"]
         subprocess.run(["make", "--silent", "-C", folder, *variables, header], check=True)
-        assert f"image[3072] = {{{', '.join(map(str, image.permute(1, 2, 0).flatten().tolist()))}}};" in header.read_text()
+        assert (
+            f"image[3072] = {{{', '.join(map(str, image.permute(1, 2, 0).flatten().tolist()))}}};" in header.read_text()
+        )
 
 
 def test_the_hash_is_fnv1a() -> None:

@@ -193,7 +193,14 @@ def test_another_onnx_file_is_refused(exports: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "stem"), [("minute", "minute"), ("2026-11-23", "model_2026_11_23"), ("über cat", "model__ber_cat")]
+    ("name", "stem"),
+    [
+        ("minute", "minute"),
+        ("2026-11-23", "model_2026_11_23"),
+        ("über cat", "model__ber_cat"),
+        ("string", "model_string"),  # <string.h> would be this one
+        ("Signal", "model_Signal"),
+    ],
 )
 def test_a_name_becomes_one_that_c_allows(exports: Path, tmp_path: Path, name: str, stem: str) -> None:
     network = c_source.read(exports / "minute-u8u8.onnx")

@@ -1,10 +1,12 @@
 """ONNX files, in float and in int8, against `inference.logits`."""
 
 import json
+import logging
 import os
 import runpy
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -203,6 +205,20 @@ def test_what_is_no_file_is_not_written_over(kind: str, tmp_path: Path) -> None:
         onnx_file.to_onnx(trained.load("minute", "cpu"), path)
     assert path.stat().st_ino == before
     assert [path] == list(tmp_path.iterdir())
+
+
+def test_after_exports_in_several_threads_the_process_prints_as_before() -> None:
+    """A second thread that enters while the first is in, and leaves after it, would restore the first one's silence."""
+    stdout, disabled = sys.stdout, logging.root.manager.disable
+    first, second = onnx_file._quiet(), onnx_file._quiet()
+    first.__enter__()
+    thread = threading.Thread(target=second.__enter__, daemon=True)
+    thread.start()
+    thread.join(0.1)
+    first.__exit__(None, None, None)
+    thread.join()
+    second.__exit__(None, None, None)
+    assert (sys.stdout, logging.root.manager.disable) == (stdout, disabled)
 
 
 @pytest.mark.slow

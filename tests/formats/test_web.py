@@ -30,15 +30,30 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def folder(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onnxruntime_web: None) -> Path:
-    """A page of the shipped `minute`."""
+def exported(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ONNX file of every page is that of `minute`, which is there already."""
 
-    def copied(_: object, path: Path, __: object) -> parity.Exported:
+    def to_onnx(_: object, path: Path, __: object) -> parity.Exported:
         shutil.copyfile(exports / "minute.onnx", path)
         compared = parity.Parity(200, 200, 0, 0.0, 0.0)
         return parity.Exported(path, path.stat().st_size, "ONNX", "onnxruntime", compared)
 
-    monkeypatch.setattr(onnx_file, "to_onnx", copied)
+    monkeypatch.setattr(onnx_file, "to_onnx", to_onnx)
+
+
+@pytest.fixture
+def empty_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of onnxruntime-web whose files are empty."""
+    package = io.BytesIO()
+    with tarfile.open(fileobj=package, mode="w:gz") as tar:
+        for name in web.FILES:
+            tar.addfile(tarfile.TarInfo(f"package/dist/{name}"))
+    monkeypatch.setattr(web, "_package", package.getvalue)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, exported: None, onnxruntime_web: None) -> Path:
+    """A page of the shipped `minute`."""
     (tmp_path / "page").mkdir()  # empty, which is allowed
     assert web.write(trained.load("minute", "cpu"), tmp_path / "page").path == tmp_path / "page" / "model.onnx"
     assert [path.name for path in tmp_path.iterdir()] == ["page"]
@@ -222,6 +237,34 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         web.write(trained.load("minute", "cpu"), tmp_path)
 
 
+@pytest.mark.usefixtures("exported", "empty_runtime")
+def test_a_page_in_the_current_folder_is_replaced_whole_or_not_at_all_and_other_files_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rename = trained.load("minute", "cpu"), Path.rename
+    (tmp_path / f"{web.UNFINISHED}killed").mkdir()
+    web.write(model, Path())
+    (tmp_path / "CNAME").write_text("example.org")
+    (tmp_path / "index.html").write_text("before")
+    with pytest.raises(ValueError, match="holds a page already; name another output, or pass `overwrite="):
+        web.write(model, Path())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.parent.name == "page" and path.name == "samples":
+            raise PermissionError("samples")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(PermissionError, match="samples"):
+            web.write(model, Path(), overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    web.write(model, Path(), overwrite=True)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before | {tmp_path / "index.html": (web.PAGE / "index.html").read_bytes()}
+
+
 def test_without_npm_the_page_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"needs onnxruntime-web .* from npm, which is not installed"):
@@ -255,14 +298,8 @@ def test_a_runtime_that_is_not_the_published_one_is_refused(
 
 
 @pytest.mark.slow
-def test_a_page_of_own_data_names_its_size_classes_and_samples(
-    own_run: Own, thousand: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = io.BytesIO()
-    with tarfile.open(fileobj=package, mode="w:gz") as tar:
-        for name in web.FILES:
-            tar.addfile(tarfile.TarInfo(f"package/dist/{name}"))
-    monkeypatch.setattr(web, "_package", package.getvalue)
+@pytest.mark.usefixtures("empty_runtime")
+def test_a_page_of_own_data_names_its_size_classes_and_samples(own_run: Own, thousand: Own, tmp_path: Path) -> None:
     for own in (own_run, thousand):
         folder = tmp_path / str(len(own.dataset.classes))
         exported = web.write(trained.load(own.directory, "cpu"), folder, own.dataset)

@@ -35,6 +35,11 @@ FIT_WORDS = {  # what a program does with a picture that is not square before it
     "pad": "a picture keeps its proportions and lies in the middle of a square of grey, 128",
     "squash": "both sides of a picture are resized to the image size",
 }
+# A header of such a name would hide the standard one from a program that is compiled with its folder.
+STANDARD_HEADERS = (
+    "arm_acle arm_mve assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign "
+    "stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string tgmath threads time uchar wchar wctype"
+).split()
 OVERREAD = 12  # bytes behind the last filter, which MVE reads 16 at a time
 
 
@@ -313,9 +318,10 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """The header and the source of a model of that name in a folder; their names are C identifiers."""
+    """The header and the source of a model of that name in a folder; their names are C identifiers of its own."""
     prefix = re.sub(r"\W", "_", name, flags=re.ASCII)
-    prefix = prefix if re.match(r"[A-Za-z]", prefix) else f"model_{prefix}"
+    if not re.match(r"[A-Za-z]", prefix) or prefix.lower() in STANDARD_HEADERS:
+        prefix = f"model_{prefix}"
     return folder / f"{prefix}.h", folder / f"{prefix}.c"
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tinycifar.trained import Trained
 OPSET = 18
 INPUT, LOGITS, ACTIVATION = "images", "logits", "class_activation"
 INT8 = "int8"  # the key of the metadata that names the variant of an int8 file
+_ONE_AT_A_TIME = threading.Lock()
 NEEDED = 'exporting needs more packages: pip install "tinycifar[export]"'
 
 
@@ -243,15 +245,18 @@ class _Calibration:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what exporters log, print and warn of among themselves from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+    """Keep what exporters log, print and warn of among themselves from the user; in one thread at a time.
+
+    All of this is the process's own: of two threads the second would restore what the first has set.
+    """
+    with _ONE_AT_A_TIME, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
+        try:
             yield
-    finally:
-        logging.disable(before)
+        finally:
+            logging.disable(before)
 
 
 @contextlib.contextmanager
