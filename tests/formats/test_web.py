@@ -74,6 +74,21 @@ def address(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.fixture
+def page(address: str, chromium: Browser) -> Page:
+    """The page in a browser, ready for pictures."""
+    page = chromium.new_page()
+    page.goto(address)
+    page.wait_for_selector("html[data-ready]")
+    return page
+
+
+def seen(page: Page) -> np.ndarray:
+    """The pixels that the page shows as those that the model sees, (32, 32, 3)."""
+    pixels = page.evaluate("[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]")
+    return np.array(pixels).reshape(32, 32, 4)[:, :, :3]
+
+
 def make_pictures(folder: Path) -> list[Path]:
     """Twenty pictures: PNG, JPEG and WebP, of 32x32 pixels and larger, wide and high, one partly transparent."""
     rng = np.random.default_rng(0)
@@ -120,11 +135,7 @@ def test_in_a_browser_the_page_answers_as_python_does(
         assert list(found) == [each["class"] for each in of["classes"]]
         assert all(abs(found[each["class"]] - each["probability"]) < 1e-3 for each in of["classes"]), path
         if path.suffix == ".png" and turn != 14:  # the one that is transparent is rounded otherwise
-            seen = page.evaluate(
-                "[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]"
-            )
-            expected_seen = pictures.to_array(pictures.read(path)).transpose(1, 2, 0)
-            np.testing.assert_array_equal(np.array(seen).reshape(32, 32, 4)[:, :, :3], expected_seen)
+            np.testing.assert_array_equal(seen(page), pictures.to_array(pictures.read(path)).transpose(1, 2, 0))
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, re.findall(r"\d+", background)[:3]))
     assert brightness < 150 if scheme == "dark" else brightness > 600
@@ -153,10 +164,7 @@ def test_in_a_browser_the_page_answers_as_python_does(
 
 
 @pytest.mark.end_to_end
-def test_a_picture_can_be_pasted_and_dropped(address: str, chromium: Browser) -> None:
-    page = chromium.new_page()
-    page.goto(address)
-    page.wait_for_selector("html[data-ready]")
+def test_a_picture_can_be_pasted_and_dropped(page: Page) -> None:
     event = """async ([kind, sample]) => {
         const transfer = new DataTransfer();
         transfer.items.add(new File([await (await fetch(sample)).blob()], "picture.png", { type: "image/png" }));
@@ -195,12 +203,7 @@ def test_opened_as_a_file_the_page_says_what_it_needs(folder: Path, chromium: Br
 
 
 @pytest.mark.end_to_end
-def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(
-    address: str, chromium: Browser, tmp_path: Path
-) -> None:
-    page = chromium.new_page()
-    page.goto(address)
-    page.wait_for_selector("html[data-ready]")
+def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(page: Page, tmp_path: Path) -> None:
     (path,) = make_pictures(tmp_path)[:1]
     page.evaluate("""() => {
         const real = window.fetch;
@@ -214,21 +217,10 @@ def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(
     page.set_input_files("#file", path)
     answer(page, 1)
     page.wait_for_timeout(1000)
-    seen = page.evaluate("[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]")
-    expected = pictures.to_array(pictures.read(path)).transpose(1, 2, 0)
-    np.testing.assert_array_equal(np.array(seen).reshape(32, 32, 4)[:, :, :3], expected)
+    np.testing.assert_array_equal(seen(page), pictures.to_array(pictures.read(path)).transpose(1, 2, 0))
     page.locator("#samples button").nth(4).click()
     page.wait_for_selector("#problem:visible")
     assert page.inner_text("#problem") == "samples/4.png is missing."
-
-
-def test_a_cached_package_that_was_changed_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / f"{web.PACKAGE}-{web.VERSION}.tgz").write_bytes(b"changed")
-    monkeypatch.setattr(web, "cache_directory", lambda: tmp_path / "cache")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="npm, which is not installed"):
-        web.write(trained.load("minute", "cpu"), tmp_path / "page")
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
@@ -265,16 +257,17 @@ def test_a_page_in_the_current_folder_is_replaced_whole_or_not_at_all_and_other_
     assert after == before | {tmp_path / "index.html": (web.PAGE / "index.html").read_bytes()}
 
 
-def test_without_npm_the_page_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cached", [None, b"changed"])
+def test_without_npm_and_the_published_runtime_in_the_cache_the_page_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bytes | None
+) -> None:
+    if cached is not None:
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / f"{web.PACKAGE}-{web.VERSION}.tgz").write_bytes(cached)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"needs onnxruntime-web .* from npm, which is not installed"):
         web.write(trained.load("minute", "cpu"), tmp_path / "page")
     assert not (tmp_path / "page").exists()
-
-
-def npm(folder: Path, script: str) -> None:
-    (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
-    (folder / "npm").chmod(0o755)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +281,8 @@ def npm(folder: Path, script: str) -> None:
 def test_a_runtime_that_is_not_the_published_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
-    npm(tmp_path, script)
+    (tmp_path / "npm").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "npm").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(web, "NPM_SECONDS", 0.2 if "sleep" in script else 60)
     with pytest.raises(ValueError, match=message):

@@ -44,30 +44,23 @@ OVERREAD = 12  # bytes behind the last filter, which MVE reads 16 at a time
 
 
 @dataclass(frozen=True)
-class Needs:
-    """Bytes that the code and its library functions take in flash, and the stack of a program that calls it."""
-
-    code_bytes: int
-    stack_bytes: int
-
-
-# As results/boards.json has them for nano, compiled by gcc 12.2 with -O2; the code is the same for every model.
-CORES = {
-    "Cortex-M0": Needs(4400, 560),
-    "Cortex-M3": Needs(3500, 560),
-    "Cortex-M4F": Needs(3000, 560),
-    "Cortex-M7": Needs(3000, 560),
-    "Cortex-M55": Needs(2800, 560),
-    "RV32IMC": Needs(4300, 560),
-}
-
-
-@dataclass(frozen=True)
 class Size:
-    """Bytes of flash and of RAM that a model needs on a core."""
+    """Bytes of flash and of RAM that something needs on a core."""
 
     flash_bytes: int
     ram_bytes: int
+
+
+# What the code and its library functions take in flash, and the stack of a program that calls it in RAM: as
+# results/boards.json has it for nano, compiled by gcc 12.2 with -O2; the code is the same for every model.
+CORES = {
+    "Cortex-M0": Size(4400, 560),
+    "Cortex-M3": Size(3500, 560),
+    "Cortex-M4F": Size(3000, 560),
+    "Cortex-M7": Size(3000, 560),
+    "Cortex-M55": Size(2800, 560),
+    "RV32IMC": Size(4300, 560),
+}
 
 
 @dataclass(frozen=True)
@@ -146,7 +139,7 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
 def sizes(network: Network) -> dict[str, Size]:
     """What a model needs on each of `CORES`: about, as compilers differ."""
     flash, ram = constant_bytes(network), c_memory.memory_bytes(network) + network.pixels.bytes
-    return {name: Size(flash + needs.code_bytes, ram + needs.stack_bytes) for name, needs in CORES.items()}
+    return {name: Size(flash + code.flash_bytes, ram + code.ram_bytes) for name, code in CORES.items()}
 
 
 def run_compiled(
@@ -190,24 +183,6 @@ def _compiles(compiler: str, folder: Path) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """The constants of one convolution as C stores them; see templates/model.c and kernels.c."""
-
-    weights: Array
-    bias: Array
-    multipliers: Array
-    shifts: Array
-    gain: int
-    kernel: int
-    stride: int
-    padding: int
-    dilation: int
-    groups: int
-    mirrored: int
-    scratch: int
-
-
 def weight_bytes(network: Network) -> int:
     """Bytes of weights, of filters and head; mirrored filters are stored once."""
     layers = sum(int(_stored_weights(step).nbytes) for step in c_memory.convolutions(network))
@@ -216,8 +191,8 @@ def weight_bytes(network: Network) -> int:
 
 def constant_bytes(network: Network) -> int:
     """Bytes of everything that is constant but the code: weights, tables, and descriptions of 32 bits a field."""
-    layers = [_layer(step, 0) for step in c_memory.convolutions(network)]
-    rest = sum(int(layer.bias.nbytes + layer.multipliers.nbytes + layer.shifts.nbytes) for layer in layers)
+    layers = c_memory.convolutions(network)
+    rest = sum((4 + 4 + 1) * len(step.weights) for step in layers)  # bias, multiplier and shift of a stored filter
     descriptions = 48 * len(layers) + 16 * len(c_memory.maps(network))  # the structures of templates/model.c
     names = sum(len(name.encode()) + 1 + 4 for name in json.loads(network.about["classes"]))
     tables = int(integer.head(network).bias.nbytes + network.table.nbytes)
@@ -236,26 +211,22 @@ def _stored_weights(step: Step) -> Array:
     return np.pad(np.stack(filled, axis=1).flatten(), (0, OVERREAD))
 
 
-def _layer(step: Step, scratch: int) -> _Layer:
-    given = integer.rescaling(step)
+def _layer(step: Step, scratch: int) -> dict[str, object]:
+    """What templates/model.c needs to know of a convolution."""
     stored = len(step.weights)
     # Maps hold v - 128, and patches too; their zero times the weights is taken off here.
     zero = step.inputs[0].zero - 128
     bias = step.bias[:stored].astype(np.int64) - zero * integer.filters(step)[:stored].astype(np.int64).sum((1, 2, 3))
-    return _Layer(
-        _stored_weights(step),
-        bias.astype(np.int32),
-        given.multipliers[:stored],
-        given.shifts[:stored],
-        given.gain,
-        step.kernel,
-        step.stride,
-        step.padding,
-        step.dilation,
-        step.groups,
-        int(step.mirrored),
-        scratch,
-    )
+    rescaling = integer.rescaling(step)
+    return {
+        "step": step,
+        "weights": _stored_weights(step),
+        "bias": bias.astype(np.int32),
+        "multipliers": rescaling.multipliers[:stored],
+        "shifts": rescaling.shifts[:stored],
+        "gain": rescaling.gain,
+        "scratch": scratch,
+    }
 
 
 def _calls(network: Network) -> Iterable[str]:

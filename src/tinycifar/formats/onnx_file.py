@@ -78,15 +78,17 @@ def to_int8(trained: Trained, path: Path, dataset: Dataset | None = None, *, var
     dataset = parity.known_data(trained, dataset)
     calibration = parity.spread_out(dataset.train_images, parity.CALIBRATION_IMAGES)
     described = _described(trained)
-    variants = [variant] if variant else ["u8s7", "u8u8"]
-    for name in variants:
-        try:
-            model = quantized(described, calibration, variant=name)
-            return _write(trained, path, model, dataset, parity.INT8, f"int8 {name}")
-        except parity.ParityError:
-            if name == variants[-1]:
-                raise
-    raise AssertionError("unreachable")
+
+    def write(variant: str) -> Exported:
+        model = quantized(described, calibration, variant=variant)
+        return _write(trained, path, model, dataset, parity.INT8, f"int8 {variant}")
+
+    if variant is not None:
+        return write(variant)
+    try:
+        return write("u8s7")
+    except parity.ParityError:
+        return write("u8u8")
 
 
 def float_model(model: plain.Plain) -> Any:
@@ -193,23 +195,13 @@ def logits(model: Path | bytes, images: Tensor, batch_size: int = 500) -> Tensor
 
 def _described(trained: Trained) -> Any:
     model = float_model(plain.write_out(trained.model))
-    size = trained.image_size
-    about = {
-        "model": trained.model_name,
-        "recipe": trained.recipe,
-        "data": trained.data,
-        "image_size": json.dumps(size),
-        "fit": trained.fit,
-        "channels": json.dumps(trained.channels),
-        "classes": json.dumps(trained.classes),
-        "preprocessing": f"{parity.colours(trained)}, {size}x{size} pixels, float32 in [0, 1], "
-        "(batch, channel, row, column); nothing else",
-        "temperature": json.dumps(trained.temperature),
-        "kept": json.dumps(trained.kept),
-        "outputs": f"{LOGITS}: divide by the temperature, if any, then softmax; {ACTIVATION}: what speaks for a class",
-        "weights_sha256": trained.sha256,
-    }
-    _onnx().helper.set_model_props(model, about)
+    about = parity.metadata(
+        trained,
+        "float32 in [0, 1], (batch, channel, row, column); nothing else",
+        f"{LOGITS}: divide by the temperature, if any, then softmax; {ACTIVATION}: what speaks for a class",
+    )
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    _onnx().helper.set_model_props(model, texts)
     return model
 
 
