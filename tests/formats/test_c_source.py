@@ -1,6 +1,7 @@
 """C source: compiled strictly, run under sanitizers, and compared bit for bit with the integer evaluation."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from conftest import Own
 from formats.test_integer import SHAPES, convolution
-from tinycifar import catalog, data, models, trained
+from tinycifar import atomic, catalog, data, models, trained
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import c_memory, c_source, integer, onnx_file, parity
 from tinycifar.models import norm_act
@@ -271,6 +272,7 @@ def test_arithmetic_that_disagrees_is_not_written_without_a_compiler_either(
 @pytest.mark.slow
 @pytest.mark.usefixtures("exported_before")
 def test_compiled_code_of_other_bits_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "COMPARED_IMAGES", 4)
     write = c_source.write
 
     def damaged(*arguments: object) -> tuple[Path, Path]:
@@ -282,6 +284,25 @@ def test_compiled_code_of_other_bits_is_not_written(tmp_path: Path, monkeypatch:
     with pytest.raises(parity.ParityError, match="does not give the bits of its own arithmetic"):
         c_source.export_c(trained.load("minute", "cpu"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("exported_before")
+def test_a_source_that_does_not_fit_on_the_disk_leaves_the_header_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "COMPARED_IMAGES", 4)
+    (tmp_path / "minute.h").write_text("before")
+    write_bytes = atomic.write_bytes
+
+    def write_small(path: Path, content: bytes) -> None:
+        if len(content) > 10_000:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_bytes(path, content)
+
+    monkeypatch.setattr(atomic, "write_bytes", write_small)
+    with pytest.raises(OSError, match="No space left on device"):
+        c_source.export_c(trained.load("minute", "cpu"), tmp_path)
+    assert (tmp_path / "minute.h").read_text() == "before"
 
 
 @needs_compiler

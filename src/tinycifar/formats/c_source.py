@@ -120,7 +120,7 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
             not_compiled = str(error)
         folder.mkdir(parents=True, exist_ok=True)
         header, source = (folder / path.name for path in written)
-        for path in written:
+        for path in reversed(written):  # the large source first: without it a new header would lie beside an old one
             atomic.write_bytes(folder / path.name, path.read_bytes())
     return ExportedC(
         header,
