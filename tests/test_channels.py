@@ -15,7 +15,7 @@ from PIL import Image
 
 import tinycifar
 from conftest import Own
-from tinycifar import catalog, data, inference, models, numpy_model, recipes, summary, trained, training
+from tinycifar import data, inference, models, predictions, recipes, summary, trained, training
 from tinycifar.data import pictures
 from tinycifar.data.dataset import Dataset, to_grey
 from tinycifar.evaluation import corruptions
@@ -65,7 +65,8 @@ def test_a_run_of_one_channel_has_a_first_layer_of_one_and_says_so_everywhere(gr
     model = trained.load(grey_run.directory, "cpu")
     assert model.channels == model.model.channels == 1
     assert tuple(model.model.get_parameter("0.weight").shape) == (24, 1, 4, 4)
-    assert run_log(grey_run).count("The pictures have colours; channels=1 converts them to grey") == 1
+    log = (grey_run.directory.parent / "log").read_text()
+    assert log.count("The pictures have colours; channels=1 converts them to grey") == 1
     evaluated = tinycifar.evaluate(grey_run.directory, grey_run.dataset)
     stored = json.loads((grey_run.directory / "evaluation.json").read_text())
     assert evaluated["accuracy"] == stored["accuracy"]
@@ -76,10 +77,6 @@ def test_the_report_of_a_run_of_one_channel_has_its_pictures(grey_run: Own) -> N
     page = run_page.write(grey_run.directory, grey_run.dataset).read_text()
     assert page.count("data:image/png;base64,") > 20
     assert "channels" in page
-
-
-def run_log(own: Own) -> str:
-    return (own.directory.parent / "log").read_text()
 
 
 @pytest.mark.parametrize("name", ["whitenet", "nanonet", "accuratenet", "c1c2c3c4o"])
@@ -157,19 +154,11 @@ def test_pictures_in_every_form_are_seen_in_grey(grey_run: Own, tmp_path: Path, 
     assert seen.shape == (1, 24, 24)
     logits = inference.logits(model.model, torch.from_numpy(seen[None])) / (model.temperature or 1)
     expected = dict(zip(model.classes, logits.softmax(1)[0].tolist(), strict=True))
-    given = forms(image, tmp_path)
-    found = [next(inference.predict(model, listed)) for listed in ([form] for form in listed_forms(given))]
-    for entry in found:
+    for entry in inference.predict(model, predictions.listed(forms(image, tmp_path))):
         assert {of["class"]: of["probability"] for of in entry["classes"]} == pytest.approx(expected, abs=1e-6)
     outcome = tinycifar("predict", tmp_path / "a.png", "--model", grey_run.directory, "--csv")
     (row,) = csv.DictReader(io.StringIO(outcome.out))
     assert float(row["probability_1"]) == pytest.approx(max(expected.values()), abs=1e-5)
-
-
-def listed_forms(given: list[Any]) -> list[Any]:
-    from tinycifar import predictions
-
-    return [picture for form in given for picture in predictions.listed(form)]
 
 
 def test_grey_arrays_are_taken_by_models_of_one_channel_and_of_three(grey_run: Own) -> None:
@@ -187,21 +176,6 @@ def test_grey_arrays_are_taken_by_models_of_one_channel_and_of_three(grey_run: O
     assert [of["class"] for of in as_float["classes"]] == [of["class"] for of in as_bytes["classes"]]
     with pytest.raises(ValueError, match="with 1 in the place of 3 for grey ones, not"):
         tinycifar.predict("minute", np.zeros((24, 24, 2), np.uint8))
-
-
-def test_mirrored_architectures_of_one_channel_give_the_same_logits_in_numpy() -> None:
-    for name in ("whitenet", "nanonet", "accuratenet"):
-        torch.manual_seed(0)
-        model = models.build(name, 3, image_size=24, width=0.25, channels=1)
-        images = data.sample(24, 1).train_images[:50]
-        model.prepare(images)
-        model(images / 255)  # running statistics
-        tensors = {key: value.numpy() for key, value in model.state_dict().items()}
-        residual = catalog.ARCHITECTURES[name].residual
-        quick = numpy_model.NumpyModel(tensors, residual, ("a", "b", "c"), 24, None, channels=1)
-        expected = inference.logits(model, images)
-        assert expected.std() > 0.01
-        torch.testing.assert_close(torch.from_numpy(quick.logits(images.numpy())), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_a_heat_map_and_receptive_fields_are_drawn_for_one_channel(

@@ -22,19 +22,20 @@ def test_a_shipped_model_gives_the_same_logits_in_numpy_as_in_pytorch(name: str)
     torch.testing.assert_close(torch.from_numpy(found), probabilities, atol=1e-4, rtol=0)
 
 
-def test_every_mirrored_architecture_gives_the_same_logits_in_numpy() -> None:
-    for name in ("whitenet", "nanonet", "accuratenet", "teachernet"):
-        torch.manual_seed(0)
-        model = models.build(name, 3, image_size=24, width=0.25)
-        images = data.sample(24).train_images[:50]
-        model.prepare(images)
-        model(images / 255)  # running statistics
-        tensors = {key: value.numpy() for key, value in model.state_dict().items()}
-        residual = catalog.ARCHITECTURES[name].residual
-        quick = numpy_model.NumpyModel(tensors, residual, ("a", "b", "c"), 24, None)
-        expected = inference.logits(model, images)
-        assert expected.std() > 0.01
-        torch.testing.assert_close(torch.from_numpy(quick.logits(images.numpy())), expected, atol=1e-3, rtol=1e-3)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["whitenet", "nanonet", "accuratenet", "teachernet"])
+def test_every_mirrored_architecture_gives_the_same_logits_in_numpy(name: str, channels: int) -> None:
+    torch.manual_seed(0)
+    model = models.build(name, 3, image_size=24, width=0.25, channels=channels)
+    images = data.sample(24, channels).train_images[:50]
+    model.prepare(images)
+    model(images / 255)  # running statistics
+    tensors = {key: value.numpy() for key, value in model.state_dict().items()}
+    residual = catalog.ARCHITECTURES[name].residual
+    quick = numpy_model.NumpyModel(tensors, residual, ("a", "b", "c"), 24, None, channels=channels)
+    expected = inference.logits(model, images)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(torch.from_numpy(quick.logits(images.numpy())), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_weights_that_are_not_those_shipped_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

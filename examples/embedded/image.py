@@ -12,6 +12,7 @@ from tinycifar.data import pictures
 if len(sys.argv) > 1:
     image = pictures.to_array(pictures.read(Path(sys.argv[1])), 32)
 else:
-    image = data.sample().test_images[0].permute(1, 2, 0).numpy()
-values = ", ".join(map(str, image.flatten().tolist()))
-print(f"#include <stdint.h>\nstatic const uint8_t image[{image.size}] = {{{values}}};")
+    image = data.sample().test_images[0].numpy()
+pixels = image.transpose(1, 2, 0).flatten()  # both are (channel, row, column)
+values = ", ".join(map(str, pixels.tolist()))
+print(f"#include <stdint.h>\nstatic const uint8_t image[{pixels.size}] = {{{values}}};")

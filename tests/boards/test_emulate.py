@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from conftest import skip
 from formats.test_c_source import single
 from formats.test_integer import SHAPES, convolution
 from tinycifar import data, inference, trained
+from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import c_source
 
@@ -78,6 +80,20 @@ def test_the_example_project_names_the_class_of_its_image(tmp_path: Path) -> Non
     assert done.stderr.splitlines()[-1] == expected
 
 
+def test_the_example_project_classifies_the_picture_that_is_named_last(tmp_path: Path) -> None:
+    folder, header = boards.ROOT / "examples" / "embedded", tmp_path / "build" / "image.h"
+    images = data.sample().test_images[:2]
+    for name, image in zip(("first", "the second"), images, strict=True):
+        pictures.to_image(image).save(tmp_path / f"{name}.png")
+    os.utime(tmp_path / "the second.png", (0, 0))  # older than the header of the first one
+    for name, image in zip(("first", "the second"), images, strict=True):
+        variables = [f"PYTHON={sys.executable}", f"BUILD={tmp_path / 'build'}", f"PICTURE={tmp_path / name}.png"]
+        subprocess.run(["make", "--silent", "-C", folder, *variables, header], check=True)
+        assert (
+            f"image[3072] = {{{', '.join(map(str, image.permute(1, 2, 0).flatten().tolist()))}}};" in header.read_text()
+        )
+
+
 def test_the_hash_is_fnv1a() -> None:
     assert emulate.fnv1a(b"") == 0x811C9DC5
     assert emulate.fnv1a(b"foobar") == 0xBF9CF968
@@ -108,8 +124,8 @@ def test_flash_and_ram_that_the_export_prints_are_those_of_the_record() -> None:
         classes = [f"class {index:03d}" for index in range(1000)] if entry["model"] == "thousand" else CLASSES
         names = sum(len(name) + 1 + 4 for name in classes)
         for row in entry["cores"]:
-            needs = c_source.CORES[row["core"]]
+            needed = c_source.CORES[row["core"]]
             code = row["flash_bytes"] - (entry["constant_bytes"] - names)
             # Pooling and addition are left out of models that do not need them; the linker aligns.
-            assert needs.code_bytes - 1000 <= code <= needs.code_bytes + 50, (entry["model"], row["core"], code)
-            assert row["stack_bytes"] <= needs.stack_bytes
+            assert needed.flash_bytes - 1000 <= code <= needed.flash_bytes + 50, (entry["model"], row["core"], code)
+            assert row["stack_bytes"] <= needed.ram_bytes

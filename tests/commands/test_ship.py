@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from tinycifar import data, inference
 from tinycifar import trained as trained_models
@@ -38,11 +37,3 @@ def test_every_kind_of_export_is_given_the_pictures_at_the_models_size(
     monkeypatch.setattr(where, name, given)
     done = tinycifar("export", own_run.directory, "--data", own, "--format", kind)
     assert (done.code, done.out, done.err) == (1, "", f"tinycifar: {own} at 24\n")
-
-
-def test_pictures_are_named_and_explained_by_a_model_of_another_size(tinycifar: Any, own_run: Any, own: Path) -> None:
-    Image.new("RGB", (50, 40), "red").save("red.png")
-    done = tinycifar("predict", "red.png", "--model", own_run.directory)
-    assert (done.code, done.out.count("%")) == (0, 3)
-    assert tinycifar("explain", "red.png", "--model", own_run.directory, "--class", "猫").code == 0
-    assert Path("explanations/red-explained.png").exists()

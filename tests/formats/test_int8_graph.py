@@ -1,5 +1,6 @@
 """Reading int8 ONNX files: what integers cannot express is named."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -7,19 +8,14 @@ import pytest
 
 from tinycifar.formats import int8_graph
 
-
-def changed(exports: Path, tmp_path: Path, change: object) -> Path:
-    model = onnx.load(str(exports / "minute-u8u8.onnx"))
-    change(model.graph)  # type: ignore[operator]
-    onnx.save(model, tmp_path / "changed.onnx")
-    return tmp_path / "changed.onnx"
+Change = Callable[[onnx.GraphProto], None]
 
 
-def attribute(kind: str, name: str, value: object, index: int = 0) -> object:
+def attribute(kind: str, name: str, value: object) -> Change:
     """A change of an attribute of the graph's first node of a kind."""
 
     def change(graph: onnx.GraphProto) -> None:
-        node = [item for item in graph.node if item.op_type == kind][index]
+        node = next(item for item in graph.node if item.op_type == kind)
         for item in list(node.attribute):
             if item.name == name:
                 node.attribute.remove(item)
@@ -28,7 +24,7 @@ def attribute(kind: str, name: str, value: object, index: int = 0) -> object:
     return change
 
 
-def operator(kind: str, new: str) -> object:
+def operator(kind: str, new: str) -> Change:
     def change(graph: onnx.GraphProto) -> None:
         next(item for item in graph.node if item.op_type == kind).op_type = new
 
@@ -52,6 +48,9 @@ def operator(kind: str, new: str) -> object:
         (operator("MaxPool", "AveragePool"), r"AveragePool .* has no equivalent in C"),
     ],
 )
-def test_what_integers_cannot_express_is_named(exports: Path, tmp_path: Path, change: object, message: str) -> None:
+def test_what_integers_cannot_express_is_named(exports: Path, tmp_path: Path, change: Change, message: str) -> None:
+    model = onnx.load(exports / "minute-u8u8.onnx")
+    change(model.graph)
+    onnx.save(model, tmp_path / "changed.onnx")
     with pytest.raises(ValueError, match=message):
-        int8_graph.read(changed(exports, tmp_path, change))
+        int8_graph.read(tmp_path / "changed.onnx")

@@ -1,12 +1,15 @@
 """ONNX files, in float and in int8, against `inference.logits`."""
 
+import dataclasses
 import json
+import logging
 import os
 import runpy
-import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -132,22 +135,20 @@ def test_files_keep_to_the_versions_and_operators_of_embedded_toolchains(exports
         assert {node.op_type for node in model.graph.node} <= standard | {"QuantizeLinear", "DequantizeLinear"}
 
 
-def test_a_file_that_differs_from_its_original_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = trained.load("minute", "cpu")
+@pytest.fixture
+def assumed_logits(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """What every file, of an empty graph, seems to give: the logits of `minute`. So a test need not wait for export."""
+    logits = inference.logits(trained.load("minute", "cpu").model, data.sample().test_images).clone()
     monkeypatch.setattr(onnx_file, "_described", lambda _: onnx.ModelProto())
-    monkeypatch.setattr(onnx_file, "logits", lambda *_: inference.logits(model.model, data.sample().test_images) + 0.01)
-    path = tmp_path / "model.onnx"
+    monkeypatch.setattr(onnx_file, "logits", lambda *_: logits)
+    return logits
+
+
+def test_a_file_that_differs_from_its_original_is_not_written(assumed_logits: torch.Tensor, tmp_path: Path) -> None:
+    assumed_logits += 0.01
     with pytest.raises(parity.ParityError, match="differs from its original: 0 of 200 images"):
-        onnx_file.to_onnx(model, path)
-    assert not path.exists()
-
-
-def test_logits_that_are_no_numbers_do_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = trained.load("minute", "cpu")
-    monkeypatch.setattr(onnx_file, "_described", lambda _: onnx.ModelProto())
-    monkeypatch.setattr(onnx_file, "logits", lambda *_: torch.full((200, 10), float("nan")))
-    with pytest.raises(parity.ParityError):
-        onnx_file.to_onnx(model, tmp_path / "model.onnx")
+        onnx_file.to_onnx(trained.load("minute", "cpu"), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
@@ -159,24 +160,36 @@ def test_a_missing_package_is_named_with_what_installs_it(
         onnx_file.to_int8(trained.load("minute", "cpu"), tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("kind", ["small", "wide", "high", "transparent"])
-def test_the_example_with_onnxruntime_alone_gives_the_probabilities_of_predict(
-    kind: str, exports: Path, tmp_path: Path
-) -> None:
-    image = pictures.to_image(data.sample().test_images[0])
-    if kind != "small":
-        noise = np.random.default_rng(0).integers(-60, 60, (200, 301, 3) if kind != "high" else (301, 200, 3))
-        large = np.asarray(image.resize(noise.shape[1::-1])).astype(int) + noise
-        image = Image.fromarray(large.clip(0, 255).astype(np.uint8))
-    if kind == "transparent":
-        image.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, image.width).astype(np.uint8), (image.height, 1))))
-    image.save(tmp_path / "picture.png")
-    command = [sys.executable, EXAMPLES / "classify.py", exports / "minute.onnx", tmp_path / "picture.png"]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "picture.png"])
-    assert [line.rpartition(" ")[0] for line in lines] == [entry["class"] for entry in expected["classes"]]
-    for line, entry in zip(lines, expected["classes"], strict=True):
-        assert float(line.rpartition(" ")[2].rstrip("%")) == pytest.approx(100 * entry["probability"], abs=0.11)
+@pytest.mark.parametrize("fit", pictures.FITS)
+@pytest.mark.parametrize("size", [(32, 32), (151, 90), (90, 151)], ids=["small", "wide", "high"])
+def test_the_example_with_onnxruntime_alone_sees_and_answers_what_predict_does(
+    fit: str, size: tuple[int, int], exports: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    image = pictures.to_image(data.sample().test_images[0]).resize(size)
+    image.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, image.width).astype(np.uint8), (image.height, 1))))
+    path = tmp_path / "picture.png"
+    image.save(path)
+    seen = []
+
+    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def get_modelmeta(self) -> SimpleNamespace:
+            return SimpleNamespace(custom_metadata_map={**super().get_modelmeta().custom_metadata_map, "fit": fit})
+
+        def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> Any:
+            seen.append(inputs["images"])
+            return super().run(names, inputs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(sys, "argv", ["classify.py", str(exports / "minute.onnx"), str(path)])
+    runpy.run_path(str(EXAMPLES / "classify.py"))
+    expected_pixels = pictures.to_array(pictures.read(path, fit), 32, fit)
+    np.testing.assert_array_equal(np.rint(seen[0][0] * 255).astype(np.uint8), expected_pixels)
+    lines = [line.rpartition(" ") for line in capsys.readouterr().out.splitlines()]
+    (expected,) = inference.predict(dataclasses.replace(trained.load("minute", "cpu"), fit=fit), [path])
+    assert [name for name, _, _ in lines] == [entry["class"] for entry in expected["classes"]]
+    percentages = [float(percentage.rstrip("%")) for _, _, percentage in lines]
+    assert percentages == pytest.approx([100 * entry["probability"] for entry in expected["classes"]], abs=0.11)
 
 
 @pytest.mark.end_to_end
@@ -194,6 +207,7 @@ def test_parity_on_all_test_images(name: str, tmp_path: Path) -> None:
         assert float((quantized.argmax(1) == dataset.test_labels).float().mean()) >= accuracy - 0.003
 
 
+@pytest.mark.usefixtures("assumed_logits")
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
 def test_what_is_no_file_is_not_written_over(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "out"
@@ -203,6 +217,20 @@ def test_what_is_no_file_is_not_written_over(kind: str, tmp_path: Path) -> None:
         onnx_file.to_onnx(trained.load("minute", "cpu"), path)
     assert path.stat().st_ino == before
     assert [path] == list(tmp_path.iterdir())
+
+
+def test_after_exports_in_several_threads_the_process_prints_as_before() -> None:
+    """A second thread that enters while the first is in, and leaves after it, would restore the first one's silence."""
+    stdout, disabled = sys.stdout, logging.root.manager.disable
+    first, second = onnx_file._quiet(), onnx_file._quiet()
+    first.__enter__()
+    thread = threading.Thread(target=second.__enter__, daemon=True)
+    thread.start()
+    thread.join(0.1)
+    first.__exit__(None, None, None)
+    thread.join()
+    second.__exit__(None, None, None)
+    assert (sys.stdout, logging.root.manager.disable) == (stdout, disabled)
 
 
 @pytest.mark.slow
@@ -246,36 +274,3 @@ def test_where_own_data_is_gone_or_of_another_size_the_line_says_what_to_name(ow
     with pytest.raises(ValueError, match="run takes images of 24 pixels a side, those of sample have 32"):
         onnx_file.to_onnx(model, tmp_path / "own.onnx", data.sample())
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("fit", pictures.FITS)
-def test_the_example_for_onnxruntime_sees_the_pixels_that_predict_sees(
-    tmp_path: Path, fit: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = np.random.default_rng(0)
-    alpha = np.full((90, 151, 1), 255, np.uint8)
-    alpha[:, 60:80] = 0
-    picture = np.concatenate([rng.integers(0, 256, (90, 151, 3), np.uint8), alpha], 2)
-    Image.fromarray(picture).save(tmp_path / "wide.png")
-    expected = pictures.to_array(pictures.read(tmp_path / "wide.png", fit), 32, fit)
-    seen = []
-
-    class Session:
-        def __init__(self, path: str) -> None:
-            pass
-
-        def get_modelmeta(self) -> SimpleNamespace:
-            about = {"fit": fit, "temperature": "null", "classes": json.dumps(list("abcdefghij"))}
-            return SimpleNamespace(custom_metadata_map=about)
-
-        def get_inputs(self) -> list[SimpleNamespace]:
-            return [SimpleNamespace(shape=["batch", 3, 32, 32])]
-
-        def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-            seen.append(inputs["images"])
-            return [np.zeros((1, 10), np.float32)]
-
-    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
-    monkeypatch.setattr(sys, "argv", ["classify.py", "model.onnx", str(tmp_path / "wide.png")])
-    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "classify.py"))
-    assert np.array_equal(np.rint(seen[0][0] * 255).astype(np.uint8), expected)

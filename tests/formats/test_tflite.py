@@ -1,6 +1,5 @@
 """TFLite files against the model, in LiteRT, in TFLite Micro and in our own interpreter."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import Own
+from formats.test_plain import TAIL, set_statistics
 from tinycifar import catalog, data, inference, models, trained
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import flat, parity, tflite, tflite_run
@@ -39,12 +39,7 @@ def odd() -> models.Classifier:
 
 def as_trained(model: models.Classifier) -> trained.Trained:
     """A model with statistics that matter, as if it had been trained."""
-    with torch.no_grad():
-        for key, values in model.named_buffers():
-            if key.endswith("running_var"):
-                values.uniform_(0.5, 2)
-            elif key.endswith("running_mean"):
-                values.normal_()
+    set_statistics(model)
     return trained.Trained(model.eval(), "odd", "odd", "minute", CLASSES, "sample", 0, None, "odd", "0" * 64)
 
 
@@ -155,8 +150,7 @@ def test_every_buffer_is_aligned_to_the_16_bytes_that_the_schema_demands(tmp_pat
 def test_a_layer_or_argument_that_cannot_be_expressed_is_named_and_nothing_is_written(
     layers: list[nn.Module], message: str, tmp_path: Path
 ) -> None:
-    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)]
-    model = as_trained(models.Classifier(nn.Conv2d(3, 8, 3), *layers, *tail))
+    model = as_trained(models.Classifier(nn.Conv2d(3, 8, 3), *layers, *TAIL))
     with pytest.raises(ValueError, match=message):
         tflite.to_tflite(model, tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
@@ -190,7 +184,7 @@ def test_channels_without_weights_and_biases_beyond_int32_are_quantised(tmp_path
         first.weight[0] = 0
         first.weight[1] *= 1e-12
         first.bias[:2] = 1.0
-    tflite.to_tflite(dataclasses.replace(model), tmp_path / "model.tflite")
+    tflite.to_tflite(model, tmp_path / "model.tflite")
 
 
 @pytest.mark.parametrize("kind", ["tflite", "tflite-float"])

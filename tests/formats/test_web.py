@@ -30,15 +30,30 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def folder(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onnxruntime_web: None) -> Path:
-    """A page of the shipped `minute`."""
+def exported(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ONNX file of every page is that of `minute`, which is there already."""
 
-    def copied(_: object, path: Path, __: object) -> parity.Exported:
+    def to_onnx(_: object, path: Path, __: object) -> parity.Exported:
         shutil.copyfile(exports / "minute.onnx", path)
         compared = parity.Parity(200, 200, 0, 0.0, 0.0)
         return parity.Exported(path, path.stat().st_size, "ONNX", "onnxruntime", compared)
 
-    monkeypatch.setattr(onnx_file, "to_onnx", copied)
+    monkeypatch.setattr(onnx_file, "to_onnx", to_onnx)
+
+
+@pytest.fixture
+def empty_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of onnxruntime-web whose files are empty."""
+    package = io.BytesIO()
+    with tarfile.open(fileobj=package, mode="w:gz") as tar:
+        for name in web.FILES:
+            tar.addfile(tarfile.TarInfo(f"package/dist/{name}"))
+    monkeypatch.setattr(web, "_package", package.getvalue)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, exported: None, onnxruntime_web: None) -> Path:
+    """A page of the shipped `minute`."""
     (tmp_path / "page").mkdir()  # empty, which is allowed
     assert web.write(trained.load("minute", "cpu"), tmp_path / "page").path == tmp_path / "page" / "model.onnx"
     assert [path.name for path in tmp_path.iterdir()] == ["page"]
@@ -57,6 +72,21 @@ def address(folder: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
         server.shutdown()
+
+
+@pytest.fixture
+def page(address: str, chromium: Browser) -> Page:
+    """The page in a browser, ready for pictures."""
+    page = chromium.new_page()
+    page.goto(address)
+    page.wait_for_selector("html[data-ready]")
+    return page
+
+
+def seen(page: Page) -> np.ndarray:
+    """The pixels that the page shows as those that the model sees, (32, 32, 3)."""
+    pixels = page.evaluate("[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]")
+    return np.array(pixels).reshape(32, 32, 4)[:, :, :3]
 
 
 def make_pictures(folder: Path) -> list[Path]:
@@ -105,11 +135,7 @@ def test_in_a_browser_the_page_answers_as_python_does(
         assert list(found) == [each["class"] for each in of["classes"]]
         assert all(abs(found[each["class"]] - each["probability"]) < 1e-3 for each in of["classes"]), path
         if path.suffix == ".png" and turn != 14:  # the one that is transparent is rounded otherwise
-            seen = page.evaluate(
-                "[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]"
-            )
-            expected_seen = pictures.to_array(pictures.read(path)).transpose(1, 2, 0)
-            np.testing.assert_array_equal(np.array(seen).reshape(32, 32, 4)[:, :, :3], expected_seen)
+            np.testing.assert_array_equal(seen(page), pictures.to_array(pictures.read(path)).transpose(1, 2, 0))
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, re.findall(r"\d+", background)[:3]))
     assert brightness < 150 if scheme == "dark" else brightness > 600
@@ -138,10 +164,7 @@ def test_in_a_browser_the_page_answers_as_python_does(
 
 
 @pytest.mark.end_to_end
-def test_a_picture_can_be_pasted_and_dropped(address: str, chromium: Browser) -> None:
-    page = chromium.new_page()
-    page.goto(address)
-    page.wait_for_selector("html[data-ready]")
+def test_a_picture_can_be_pasted_and_dropped(page: Page) -> None:
     event = """async ([kind, sample]) => {
         const transfer = new DataTransfer();
         transfer.items.add(new File([await (await fetch(sample)).blob()], "picture.png", { type: "image/png" }));
@@ -180,12 +203,7 @@ def test_opened_as_a_file_the_page_says_what_it_needs(folder: Path, chromium: Br
 
 
 @pytest.mark.end_to_end
-def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(
-    address: str, chromium: Browser, tmp_path: Path
-) -> None:
-    page = chromium.new_page()
-    page.goto(address)
-    page.wait_for_selector("html[data-ready]")
+def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(page: Page, tmp_path: Path) -> None:
     (path,) = make_pictures(tmp_path)[:1]
     page.evaluate("""() => {
         const real = window.fetch;
@@ -199,21 +217,10 @@ def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(
     page.set_input_files("#file", path)
     answer(page, 1)
     page.wait_for_timeout(1000)
-    seen = page.evaluate("[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]")
-    expected = pictures.to_array(pictures.read(path)).transpose(1, 2, 0)
-    np.testing.assert_array_equal(np.array(seen).reshape(32, 32, 4)[:, :, :3], expected)
+    np.testing.assert_array_equal(seen(page), pictures.to_array(pictures.read(path)).transpose(1, 2, 0))
     page.locator("#samples button").nth(4).click()
     page.wait_for_selector("#problem:visible")
     assert page.inner_text("#problem") == "samples/4.png is missing."
-
-
-def test_a_cached_package_that_was_changed_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / f"{web.PACKAGE}-{web.VERSION}.tgz").write_bytes(b"changed")
-    monkeypatch.setattr(web, "cache_directory", lambda: tmp_path / "cache")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="npm, which is not installed"):
-        web.write(trained.load("minute", "cpu"), tmp_path / "page")
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
@@ -222,16 +229,45 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         web.write(trained.load("minute", "cpu"), tmp_path)
 
 
-def test_without_npm_the_page_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("exported", "empty_runtime")
+def test_a_page_in_the_current_folder_is_replaced_whole_or_not_at_all_and_other_files_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rename = trained.load("minute", "cpu"), Path.rename
+    (tmp_path / f"{web.UNFINISHED}killed").mkdir()
+    web.write(model, Path())
+    (tmp_path / "CNAME").write_text("example.org")
+    (tmp_path / "index.html").write_text("before")
+    with pytest.raises(ValueError, match="holds a page already; name another output, or pass `overwrite="):
+        web.write(model, Path())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.parent.name == "page" and path.name == "samples":
+            raise PermissionError("samples")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(PermissionError, match="samples"):
+            web.write(model, Path(), overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    web.write(model, Path(), overwrite=True)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before | {tmp_path / "index.html": (web.PAGE / "index.html").read_bytes()}
+
+
+@pytest.mark.parametrize("cached", [None, b"changed"])
+def test_without_npm_and_the_published_runtime_in_the_cache_the_page_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bytes | None
+) -> None:
+    if cached is not None:
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / f"{web.PACKAGE}-{web.VERSION}.tgz").write_bytes(cached)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"needs onnxruntime-web .* from npm, which is not installed"):
         web.write(trained.load("minute", "cpu"), tmp_path / "page")
     assert not (tmp_path / "page").exists()
-
-
-def npm(folder: Path, script: str) -> None:
-    (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
-    (folder / "npm").chmod(0o755)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +281,8 @@ def npm(folder: Path, script: str) -> None:
 def test_a_runtime_that_is_not_the_published_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
-    npm(tmp_path, script)
+    (tmp_path / "npm").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "npm").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(web, "NPM_SECONDS", 0.2 if "sleep" in script else 60)
     with pytest.raises(ValueError, match=message):
@@ -255,14 +292,8 @@ def test_a_runtime_that_is_not_the_published_one_is_refused(
 
 
 @pytest.mark.slow
-def test_a_page_of_own_data_names_its_size_classes_and_samples(
-    own_run: Own, thousand: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = io.BytesIO()
-    with tarfile.open(fileobj=package, mode="w:gz") as tar:
-        for name in web.FILES:
-            tar.addfile(tarfile.TarInfo(f"package/dist/{name}"))
-    monkeypatch.setattr(web, "_package", package.getvalue)
+@pytest.mark.usefixtures("empty_runtime")
+def test_a_page_of_own_data_names_its_size_classes_and_samples(own_run: Own, thousand: Own, tmp_path: Path) -> None:
     for own in (own_run, thousand):
         folder = tmp_path / str(len(own.dataset.classes))
         exported = web.write(trained.load(own.directory, "cpu"), folder, own.dataset)

@@ -35,34 +35,32 @@ FIT_WORDS = {  # what a program does with a picture that is not square before it
     "pad": "a picture keeps its proportions and lies in the middle of a square of grey, 128",
     "squash": "both sides of a picture are resized to the image size",
 }
+# A header of such a name would hide the standard one from a program that is compiled with its folder.
+STANDARD_HEADERS = (
+    "arm_acle arm_mve assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign "
+    "stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string tgmath threads time uchar wchar wctype"
+).split()
 OVERREAD = 12  # bytes behind the last filter, which MVE reads 16 at a time
 
 
 @dataclass(frozen=True)
-class Needs:
-    """Bytes that the code and its library functions take in flash, and the stack of a program that calls it."""
-
-    code_bytes: int
-    stack_bytes: int
-
-
-# As results/boards.json has them for nano, compiled by gcc 12.2 with -O2; the code is the same for every model.
-CORES = {
-    "Cortex-M0": Needs(4400, 560),
-    "Cortex-M3": Needs(3500, 560),
-    "Cortex-M4F": Needs(3000, 560),
-    "Cortex-M7": Needs(3000, 560),
-    "Cortex-M55": Needs(2800, 560),
-    "RV32IMC": Needs(4300, 560),
-}
-
-
-@dataclass(frozen=True)
 class Size:
-    """Bytes of flash and of RAM that a model needs on a core."""
+    """Bytes of flash and of RAM that something needs on a core."""
 
     flash_bytes: int
     ram_bytes: int
+
+
+# What the code and its library functions take in flash, and the stack of a program that calls it in RAM: as
+# results/boards.json has it for nano, compiled by gcc 12.2 with -O2; the code is the same for every model.
+CORES = {
+    "Cortex-M0": Size(4400, 560),
+    "Cortex-M3": Size(3500, 560),
+    "Cortex-M4F": Size(3000, 560),
+    "Cortex-M7": Size(3000, 560),
+    "Cortex-M55": Size(2800, 560),
+    "RV32IMC": Size(4300, 560),
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
             not_compiled = str(error)
         folder.mkdir(parents=True, exist_ok=True)
         header, source = (folder / path.name for path in written)
-        for path in written:
+        for path in reversed(written):  # the large source first: without it a new header would lie beside an old one
             atomic.write_bytes(folder / path.name, path.read_bytes())
     return ExportedC(
         header,
@@ -141,7 +139,7 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
 def sizes(network: Network) -> dict[str, Size]:
     """What a model needs on each of `CORES`: about, as compilers differ."""
     flash, ram = constant_bytes(network), c_memory.memory_bytes(network) + network.pixels.bytes
-    return {name: Size(flash + needs.code_bytes, ram + needs.stack_bytes) for name, needs in CORES.items()}
+    return {name: Size(flash + code.flash_bytes, ram + code.ram_bytes) for name, code in CORES.items()}
 
 
 def run_compiled(
@@ -185,24 +183,6 @@ def _compiles(compiler: str, folder: Path) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """The constants of one convolution as C stores them; see templates/model.c and kernels.c."""
-
-    weights: Array
-    bias: Array
-    multipliers: Array
-    shifts: Array
-    gain: int
-    kernel: int
-    stride: int
-    padding: int
-    dilation: int
-    groups: int
-    mirrored: int
-    scratch: int
-
-
 def weight_bytes(network: Network) -> int:
     """Bytes of weights, of filters and head; mirrored filters are stored once."""
     layers = sum(int(_stored_weights(step).nbytes) for step in c_memory.convolutions(network))
@@ -211,8 +191,8 @@ def weight_bytes(network: Network) -> int:
 
 def constant_bytes(network: Network) -> int:
     """Bytes of everything that is constant but the code: weights, tables, and descriptions of 32 bits a field."""
-    layers = [_layer(step, 0) for step in c_memory.convolutions(network)]
-    rest = sum(int(layer.bias.nbytes + layer.multipliers.nbytes + layer.shifts.nbytes) for layer in layers)
+    layers = c_memory.convolutions(network)
+    rest = sum((4 + 4 + 1) * len(step.weights) for step in layers)  # bias, multiplier and shift of a stored filter
     descriptions = 48 * len(layers) + 16 * len(c_memory.maps(network))  # the structures of templates/model.c
     names = sum(len(name.encode()) + 1 + 4 for name in json.loads(network.about["classes"]))
     tables = int(integer.head(network).bias.nbytes + network.table.nbytes)
@@ -231,26 +211,22 @@ def _stored_weights(step: Step) -> Array:
     return np.pad(np.stack(filled, axis=1).flatten(), (0, OVERREAD))
 
 
-def _layer(step: Step, scratch: int) -> _Layer:
-    given = integer.rescaling(step)
+def _layer(step: Step, scratch: int) -> dict[str, object]:
+    """What templates/model.c needs to know of a convolution."""
     stored = len(step.weights)
     # Maps hold v - 128, and patches too; their zero times the weights is taken off here.
     zero = step.inputs[0].zero - 128
     bias = step.bias[:stored].astype(np.int64) - zero * integer.filters(step)[:stored].astype(np.int64).sum((1, 2, 3))
-    return _Layer(
-        _stored_weights(step),
-        bias.astype(np.int32),
-        given.multipliers[:stored],
-        given.shifts[:stored],
-        given.gain,
-        step.kernel,
-        step.stride,
-        step.padding,
-        step.dilation,
-        step.groups,
-        int(step.mirrored),
-        scratch,
-    )
+    rescaling = integer.rescaling(step)
+    return {
+        "step": step,
+        "weights": _stored_weights(step),
+        "bias": bias.astype(np.int32),
+        "multipliers": rescaling.multipliers[:stored],
+        "shifts": rescaling.shifts[:stored],
+        "gain": rescaling.gain,
+        "scratch": scratch,
+    }
 
 
 def _calls(network: Network) -> Iterable[str]:
@@ -313,9 +289,10 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """The header and the source of a model of that name in a folder; their names are C identifiers."""
+    """The header and the source of a model of that name in a folder; their names are C identifiers of its own."""
     prefix = re.sub(r"\W", "_", name, flags=re.ASCII)
-    prefix = prefix if re.match(r"[A-Za-z]", prefix) else f"model_{prefix}"
+    if not re.match(r"[A-Za-z]", prefix) or prefix.lower() in STANDARD_HEADERS:
+        prefix = f"model_{prefix}"
     return folder / f"{prefix}.h", folder / f"{prefix}.c"
 
 

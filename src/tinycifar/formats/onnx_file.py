@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tinycifar.trained import Trained
 OPSET = 18
 INPUT, LOGITS, ACTIVATION = "images", "logits", "class_activation"
 INT8 = "int8"  # the key of the metadata that names the variant of an int8 file
+_ONE_AT_A_TIME = threading.Lock()
 NEEDED = 'exporting needs more packages: pip install "tinycifar[export]"'
 
 
@@ -76,15 +78,17 @@ def to_int8(trained: Trained, path: Path, dataset: Dataset | None = None, *, var
     dataset = parity.known_data(trained, dataset)
     calibration = parity.spread_out(dataset.train_images, parity.CALIBRATION_IMAGES)
     described = _described(trained)
-    variants = [variant] if variant else ["u8s7", "u8u8"]
-    for name in variants:
-        try:
-            model = quantized(described, calibration, variant=name)
-            return _write(trained, path, model, dataset, parity.INT8, f"int8 {name}")
-        except parity.ParityError:
-            if name == variants[-1]:
-                raise
-    raise AssertionError("unreachable")
+
+    def write(variant: str) -> Exported:
+        model = quantized(described, calibration, variant=variant)
+        return _write(trained, path, model, dataset, parity.INT8, f"int8 {variant}")
+
+    if variant is not None:
+        return write(variant)
+    try:
+        return write("u8s7")
+    except parity.ParityError:
+        return write("u8u8")
 
 
 def float_model(model: plain.Plain) -> Any:
@@ -191,23 +195,13 @@ def logits(model: Path | bytes, images: Tensor, batch_size: int = 500) -> Tensor
 
 def _described(trained: Trained) -> Any:
     model = float_model(plain.write_out(trained.model))
-    size = trained.image_size
-    about = {
-        "model": trained.model_name,
-        "recipe": trained.recipe,
-        "data": trained.data,
-        "image_size": json.dumps(size),
-        "fit": trained.fit,
-        "channels": json.dumps(trained.channels),
-        "classes": json.dumps(trained.classes),
-        "preprocessing": f"{parity.colours(trained)}, {size}x{size} pixels, float32 in [0, 1], "
-        "(batch, channel, row, column); nothing else",
-        "temperature": json.dumps(trained.temperature),
-        "kept": json.dumps(trained.kept),
-        "outputs": f"{LOGITS}: divide by the temperature, if any, then softmax; {ACTIVATION}: what speaks for a class",
-        "weights_sha256": trained.sha256,
-    }
-    _onnx().helper.set_model_props(model, about)
+    about = parity.metadata(
+        trained,
+        "float32 in [0, 1], (batch, channel, row, column); nothing else",
+        f"{LOGITS}: divide by the temperature, if any, then softmax; {ACTIVATION}: what speaks for a class",
+    )
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    _onnx().helper.set_model_props(model, texts)
     return model
 
 
@@ -243,15 +237,18 @@ class _Calibration:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what exporters log, print and warn of among themselves from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+    """Keep what exporters log, print and warn of among themselves from the user; in one thread at a time.
+
+    All of this is the process's own: of two threads the second would restore what the first has set.
+    """
+    with _ONE_AT_A_TIME, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
+        try:
             yield
-    finally:
-        logging.disable(before)
+        finally:
+            logging.disable(before)
 
 
 @contextlib.contextmanager

@@ -112,9 +112,23 @@ def known_data(trained: Trained, dataset: Dataset | None = None) -> Dataset:
     return dataset.split(trained.validation_images) if own else dataset
 
 
-def colours(trained: Trained) -> str:
-    """What the channels of a model's images are, in words."""
-    return "RGB" if trained.channels == 3 else "grey (Pillow's L: 0.299 R + 0.587 G + 0.114 B)"
+def metadata(trained: Trained, preprocessing: str, outputs: str) -> dict[str, object]:
+    """What a file says of its model; `preprocessing` is the layout and range of pixels of the model's size."""
+    colours = "RGB" if trained.channels == 3 else "grey (Pillow's L: 0.299 R + 0.587 G + 0.114 B)"
+    return {
+        "model": trained.model_name,
+        "recipe": trained.recipe,
+        "data": trained.data,
+        "image_size": trained.image_size,
+        "fit": trained.fit,
+        "channels": trained.channels,
+        "classes": trained.classes,
+        "preprocessing": f"{colours}, {trained.image_size}x{trained.image_size} pixels, {preprocessing}",
+        "temperature": trained.temperature,
+        "kept": trained.kept,
+        "outputs": outputs,
+        "weights_sha256": trained.sha256,
+    }
 
 
 def spread_out(rows: Tensor, most: int) -> Tensor:

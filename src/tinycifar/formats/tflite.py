@@ -28,11 +28,17 @@ PIXELS = Quantization(float(np.float32(1 / 255)), -128)
 FLOAT32, INT32, INT8 = 0, 2, 9  # types of tensors
 SAME, VALID = 0, 1
 RELU = 1
-# Numbers of operators, and the versions that int8 ones have.
-CODES = {"ADD": 0, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 4, "FULLY_CONNECTED": 9, "MAX_POOL_2D": 17, "PAD": 34,
-         "MEAN": 40, "PADV2": 60}  # fmt: skip
-INT8_VERSIONS = {"ADD": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "MAX_POOL_2D": 2, "PAD": 2,
-                 "MEAN": 2, "PADV2": 2}  # fmt: skip
+# Of operators: number, the version that int8 ones have, and the table of their options.
+OPERATORS = {
+    "ADD": (0, 2, "AddOptions"),
+    "CONV_2D": (3, 3, "Conv2DOptions"),
+    "DEPTHWISE_CONV_2D": (4, 3, "DepthwiseConv2DOptions"),
+    "FULLY_CONNECTED": (9, 4, "FullyConnectedOptions"),
+    "MAX_POOL_2D": (17, 2, "Pool2DOptions"),
+    "PAD": (34, 2, "PadOptions"),
+    "MEAN": (40, 2, "ReducerOptions"),
+    "PADV2": (60, 2, "PadV2Options"),
+}
 GROUPED_VERSION = 6
 METADATA = "tinycifar"
 
@@ -90,21 +96,9 @@ def logits(content: bytes, images: Tensor) -> tuple[Tensor, str]:
 
 def _content(trained: Trained, model: plain.Plain, steps: Sequence[Step], ranges: quantize.Ranges | None) -> bytes:
     size, channels = model.image_size, len(model.mean)
-    about = {
-        "model": trained.model_name,
-        "recipe": trained.recipe,
-        "data": trained.data,
-        "image_size": size,
-        "channels": channels,
-        "fit": trained.fit,
-        "classes": trained.classes,
-        "preprocessing": f"{parity.colours(trained)}, {size}x{size} pixels, (1, row, column, channel), "
-        + ("float32 in [0, 1]" if ranges is None else "int8: the pixel of 0..255 minus 128"),
-        "temperature": trained.temperature,
-        "kept": trained.kept,
-        "outputs": f"{LOGITS}: divide by the temperature, if any, then softmax",
-        "weights_sha256": trained.sha256,
-    }
+    values = "float32 in [0, 1]" if ranges is None else "int8: the pixel of 0..255 minus 128"
+    outputs = f"{LOGITS}: divide by the temperature, if any, then softmax"
+    about = parity.metadata(trained, f"(1, row, column, channel), {values}", outputs)
     writer = _Writer(ranges is not None)
     source = writer.tensor(IMAGES, (1, size, size, channels), quantization=PIXELS)
     mean, std = (values.flatten().double() for values in (model.mean, model.std))
@@ -123,18 +117,18 @@ def _content(trained: Trained, model: plain.Plain, steps: Sequence[Step], ranges
             number = writer.pooling(name, step, inputs[0], shapes[step.inputs[0]], quantization)
         else:
             number = writer.tensor(name, (1, *shape), quantization=quantization)
-            writer.operator("ADD", inputs, number, "AddOptions", activation=RELU * step.relu)
+            writer.operator("ADD", inputs, number, activation=RELU * step.relu)
         numbers.append(number)
         shapes.append(shape)
     head = model.head
     mean_quantization = None if ranges is None else ranges.mean
     pooled = writer.tensor("mean", (1, head.in_features), quantization=mean_quantization)
     axes = writer.constant("mean/axes", np.array([1, 2], np.int32))
-    writer.operator("MEAN", [numbers[-1], axes], pooled, "ReducerOptions", keep_dims=False)
+    writer.operator("MEAN", [numbers[-1], axes], pooled, keep_dims=False)
     bias = torch.zeros(head.out_features) if head.bias is None else head.bias
     weights = writer.weights("head", head.weight, bias, mean_quantization, per_channel=False)
     output = writer.tensor(LOGITS, (1, head.out_features), quantization=None if ranges is None else ranges.logits)
-    writer.operator("FULLY_CONNECTED", [pooled, *weights], output, "FullyConnectedOptions")
+    writer.operator("FULLY_CONNECTED", [pooled, *weights], output)
     return writer.finish(f"tinycifar {__version__}: {trained.model_name}", source, output, json.dumps(about))
 
 
@@ -170,7 +164,7 @@ class _Writer:
     tensors: list[flat.Table] = field(default_factory=list)
     buffers: list[flat.Table] = field(default_factory=lambda: [{}])  # the first one is empty, as the schema has it
     operators: list[flat.Table] = field(default_factory=list)
-    codes: dict[tuple[str, int], int] = field(default_factory=dict)
+    codes: dict[tuple[int, int], int] = field(default_factory=dict)  # by number and version of an operator
 
     def tensor(self, name: str, shape: Sequence[int], *, quantization: Quantization | None = None) -> int:
         """Add a tensor that is computed; gives its number."""
@@ -197,15 +191,19 @@ class _Writer:
         self.tensors.append(table)
         return len(self.tensors) - 1
 
-    def operator(
-        self, kind: str, inputs: list[int], output: int, options: str, version: int = 1, **values: int
-    ) -> None:
-        """Add an operator with its options."""
-        version = max(version, INT8_VERSIONS[kind] if self.int8 else 1)
-        number = self.codes.setdefault((kind, version), len(self.codes))
-        table = {"opcode_index": number, "inputs": inputs, "outputs": [output]}
-        union = {"builtin_options_type": flat.OPTION_NUMBERS[options], "builtin_options": values}
-        self.operators.append({**table, **union})
+    def operator(self, kind: str, inputs: list[int], output: int, version: int = 1, **values: int) -> None:
+        """Add an operator with the values of its options."""
+        code, int8_version, options = OPERATORS[kind]
+        version = max(version, int8_version if self.int8 else 1)
+        self.operators.append(
+            {
+                "opcode_index": self.codes.setdefault((code, version), len(self.codes)),
+                "inputs": inputs,
+                "outputs": [output],
+                "builtin_options_type": flat.OPTION_NUMBERS[options],
+                "builtin_options": values,
+            }
+        )
 
     def weights(
         self,
@@ -263,10 +261,10 @@ class _Writer:
         }
         if depthwise:
             values["depth_multiplier"] = output_shape[2] // shape[2]
-            self.operator("DEPTHWISE_CONV_2D", [source, *weights], output, "DepthwiseConv2DOptions", 2, **values)
+            self.operator("DEPTHWISE_CONV_2D", [source, *weights], output, 2, **values)
         else:
             version = GROUPED_VERSION if step.groups > 1 else 2
-            self.operator("CONV_2D", [source, *weights], output, "Conv2DOptions", version, **values)
+            self.operator("CONV_2D", [source, *weights], output, version, **values)
         return output
 
     def pooling(
@@ -279,7 +277,6 @@ class _Writer:
             "MAX_POOL_2D",
             [source],
             output,
-            "Pool2DOptions",
             padding=padding,
             stride_h=step.stride[0],
             stride_w=step.stride[1],
@@ -301,7 +298,7 @@ class _Writer:
         edges = self.constant(f"{name}/edges", np.array([(0, 0), *step.padding, (0, 0)], np.int32))
         padded = self.tensor(f"{name}/padded", (1, rows, columns, shape[2]), quantization=before)
         if step.kind == "conv":
-            self.operator("PAD", [source, edges], padded, "PadOptions")
+            self.operator("PAD", [source, edges], padded)
             return padded, VALID
         if self.int8:
             assert before is not None
@@ -309,15 +306,14 @@ class _Writer:
             self.tensors[least]["quantization"]["zero_point"] = [before.zero_point]
         else:
             least = self.constant(f"{name}/least", np.array([np.finfo(np.float32).min], np.float32))
-        self.operator("PADV2", [source, edges, least], padded, "PadV2Options")
+        self.operator("PADV2", [source, edges, least], padded)
         return padded, VALID
 
     def finish(self, description: str, source: int, output: int, about: str) -> bytes:
         """The bytes of the file."""
         self.buffers.append({"data": np.frombuffer(about.encode(), np.uint8)})
         codes = [
-            {"deprecated_builtin_code": CODES[kind], "version": version, "builtin_code": CODES[kind]}
-            for kind, version in self.codes
+            {"deprecated_builtin_code": code, "version": version, "builtin_code": code} for code, version in self.codes
         ]
         subgraph = {
             "tensors": self.tensors,

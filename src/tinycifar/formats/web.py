@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import shutil
@@ -33,6 +34,7 @@ FILES = {  # of the package: its runtime for WebAssembly with SIMD, under names 
     "ort-wasm-simd-threaded.wasm": "ort-wasm.wasm",
 }
 NPM_SECONDS = 300
+UNFINISHED = ".unfinished-"  # the folder of a page that is being written, or was when its process was killed
 SHOWN = 10  # samples and classes
 KEEP = (0.99, 0.95, 0.9)  # shares of right answers that a visitor can choose
 Sample = tuple[str, str, bytes]  # path, label, PNG
@@ -62,21 +64,26 @@ def write(
 ) -> parity.Exported:
     """Write the page, the model as ONNX, the runtime and samples into a new or empty folder.
 
-    The samples are test images of `parity.known_data`.
+    The samples are test images of `parity.known_data`. With `overwrite` the parts of a page that is there are replaced,
+    and other files in its folder stay.
     The runtime comes from the npm client the first time and from the cache afterwards, each time checked against the
     package's published digest. Raises ValueError if that cannot be had or the folder is in use, and as
-    `onnx_file.to_onnx` does; the folder is then as it was.
+    `onnx_file.to_onnx` does; what the folder held is then as it was.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / "model.json").is_file() or not (folder / "ort").is_dir():
+    if folder.exists():
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
+        names = [name for name in names if not name.startswith(UNFINISHED)]
+        if names and not {"model.json", "ort"} <= {*names}:
             raise ValueError(f"the folder {folder} is in use; name a new or an empty one with `out=`")
-        if not overwrite:
+        if names and not overwrite:
             raise ValueError(f"{folder} holds a page already; name another output, or pass `overwrite=` to replace it")
     package = _package()
     dataset = parity.known_data(trained, dataset)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
-        page = Path(name) / "page"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Inside of the folder, which may be the current one or a file system of its own, and so cannot be replaced itself.
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as name:
+        page, replaced = Path(name) / "page", Path(name) / "replaced"
+        replaced.mkdir()
         (page / "ort").mkdir(parents=True)
         for file in FILES_OF_PAGE:
             shutil.copyfile(PAGE / file, page / file)
@@ -94,15 +101,15 @@ def write(
         described = about(trained.name, trained.classes, form, trained.temperature, shown, "browser", trained.kept)
         atomic.write_json(page / "model.json", described)
         exported = onnx_file.to_onnx(trained, page / "model.onnx", dataset)
-        replaced = Path(name) / "replaced"
-        if folder.exists():
-            folder.rename(replaced)
-        try:
-            page.rename(folder)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(folder)
-            raise
+        with contextlib.ExitStack() as undo:
+            for part in list(page.iterdir()):
+                final = folder / part.name
+                if final.exists():
+                    final.rename(replaced / part.name)
+                    undo.callback((replaced / part.name).rename, final)
+                part.rename(final)
+                undo.callback(final.rename, part)
+            undo.pop_all()
     return replace(exported, path=folder / "model.onnx")
 
 

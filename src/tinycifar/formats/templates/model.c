@@ -162,7 +162,7 @@ int {{ prefix }}_scores(const uint8_t *pixels, uint8_t *memory, int32_t *scores)
     };
 {% for layer in layers %}
     static const filters conv_{{ loop.index0 }} = {
-        weights_{{ loop.index0 }}, bias_{{ loop.index0 }}, multipliers_{{ loop.index0 }}, shifts_{{ loop.index0 }}, {{ layer.gain }}, {{ layer.kernel }}, {{ layer.stride }}, {{ layer.padding }}, {{ layer.dilation }}, {{ layer.groups }}, {{ layer.mirrored }}, {{ layer.scratch }},
+        weights_{{ loop.index0 }}, bias_{{ loop.index0 }}, multipliers_{{ loop.index0 }}, shifts_{{ loop.index0 }}, {{ layer.gain }}, {{ layer.step.kernel }}, {{ layer.step.stride }}, {{ layer.step.padding }}, {{ layer.step.dilation }}, {{ layer.step.groups }}, {{ layer.step.mirrored | int }}, {{ layer.scratch }},
     };
 {% endfor %}
     int8_t *start = aligned(memory);

@@ -135,14 +135,14 @@ async function browserRuntime(about) {
     for (let i = 0; i < size * size; i++)
       for (let c = 0; c < channels; c++) values[c * size * size + i] = Math.fround(pixels[3 * i + c] / 255);
     const start = performance.now();
-    const found = await session.run({ images: new ort.Tensor("float32", values, [1, channels, size, size]) });
+    const outputs = await session.run({ images: new ort.Tensor("float32", values, [1, channels, size, size]) });
     const milliseconds = performance.now() - start;
-    const logits = Array.from(found.logits.data);
+    const logits = Array.from(outputs.logits.data);
     const probabilities = softmax(logits, about.temperature ?? 1);
     const score = Math.max(...logits) - logits.reduce((sum, value) => sum + value, 0) / logits.length;
     const limit = about.kept.find(({ keep }) => String(keep) === $("keep").value)?.threshold;
     const order = probabilities.map((_, index) => index).sort((a, b) => probabilities[b] - probabilities[a]);
-    const maps = found.class_activation.data;
+    const maps = outputs.class_activation.data;
     const positions = maps.length / about.classes.length;
     const classes = order.slice(0, MOST_CLASSES).map((index) => ({
       class: about.classes[index],
@@ -160,9 +160,9 @@ async function serverRuntime(about) {
     const body = file.size > SENT_WHOLE_BYTES ? await asPng(pixels, about.image_size) : file;
     const keep = $("keep").value ? `&keep=${$("keep").value}` : "";
     const answer = await fetch(`predict?activation=1&top=${MOST_CLASSES}${keep}`, { method: "POST", body });
-    const found = await answer.json().catch(() => ({}));
-    if (!answer.ok) throw new Error(found.error ?? `The server answered with status ${answer.status}`);
-    return { ...found, milliseconds: performance.now() - start };
+    const content = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw new Error(content.error ?? `The server answered with status ${answer.status}`);
+    return { ...content, milliseconds: performance.now() - start };
   };
 }
 
@@ -196,10 +196,6 @@ function drawPicture(fit, canvas) {
   context.drawImage(canvas, ...place(fit, SHOWN, canvas.width, canvas.height));
 }
 
-function drawSeen(pixels, size) {
-  $("seen").getContext("2d").putImageData(asImage(pixels, size), 0, 0);
-}
-
 /** Darken the picture where nothing speaks for a class; false if nothing does anywhere. */
 function drawHeat(activation) {
   const side = Math.sqrt(activation.length);
@@ -216,27 +212,27 @@ function drawHeat(activation) {
   return most > 0;
 }
 
-function show(about, found) {
+function show(about, result) {
   const percent = ({ probability }) => `${(100 * probability).toFixed(1)}%`;
-  const buttons = found.classes.map((of) => {
+  const buttons = result.classes.map((entry) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.dataset.class = of.class;
-    button.dataset.probability = of.probability;
-    button.style.setProperty("--part", percent(of));
-    for (const text of [of.class, percent(of)]) {
+    button.dataset.class = entry.class;
+    button.dataset.probability = entry.probability;
+    button.style.setProperty("--part", percent(entry));
+    for (const text of [entry.class, percent(entry)]) {
       const span = document.createElement("span");
       span.textContent = text;
       button.append(span);
     }
-    button.addEventListener("click", () => explain(of));
+    button.addEventListener("click", () => explain(entry));
     return button;
   });
-  const explain = (of) => {
-    $("heat-caption").textContent = drawHeat(of.activation)
-      ? `What speaks for ${of.class}: the brighter, the more`
-      : `Nothing speaks for ${of.class}`;
-    found.classes.forEach((each, rank) => buttons[rank].setAttribute("aria-pressed", String(each === of)));
+  const explain = (entry) => {
+    $("heat-caption").textContent = drawHeat(entry.activation)
+      ? `What speaks for ${entry.class}: the brighter, the more`
+      : `Nothing speaks for ${entry.class}`;
+    result.classes.forEach((each, rank) => buttons[rank].setAttribute("aria-pressed", String(each === entry)));
   };
   $("bars").replaceChildren(
     ...buttons.map((button) => {
@@ -245,13 +241,13 @@ function show(about, found) {
       return item;
     }),
   );
-  const top = `${found.classes[0].class}, ${percent(found.classes[0])}`;
-  $("top").textContent = found.none_of_these ? `None of these (${top})` : top;
-  const left = about.classes.length - found.classes.length;
+  const top = `${result.classes[0].class}, ${percent(result.classes[0])}`;
+  $("top").textContent = result.none_of_these ? `None of these (${top})` : top;
+  const left = about.classes.length - result.classes.length;
   $("left").textContent = `and ${left.toLocaleString("en")} less probable class${left > 1 ? "es" : ""}`;
   $("left").hidden = !left;
-  $("time").textContent = `${found.milliseconds.toFixed(1)} milliseconds ${about.runtime === "server" ? "with the way to the server" : "in this browser, on one thread"}`;
-  explain(found.classes[0]);
+  $("time").textContent = `${result.milliseconds.toFixed(1)} milliseconds ${about.runtime === "server" ? "with the way to the server" : "in this browser, on one thread"}`;
+  explain(result.classes[0]);
   $("result").hidden = false;
 }
 
@@ -286,12 +282,12 @@ async function main() {
       last = file;
       const canvas = await readPicture(file, about.fit);
       const pixels = seenBy(about, canvas);
-      const found = await classify(pixels, file);
+      const result = await classify(pixels, file);
       if (turn !== latest) return;
       tell(null);
       drawPicture(about.fit, canvas);
-      drawSeen(pixels, size);
-      show(about, found);
+      $("seen").getContext("2d").putImageData(asImage(pixels, size), 0, 0);
+      show(about, result);
       document.documentElement.dataset.answers = ++answers;
     } catch (problem) {
       if (turn !== latest) return;
