@@ -134,6 +134,8 @@ def test_classes_that_lose_all_their_images_are_told() -> None:
         ({"train_images": torch.zeros(4, 3, 8, 16, dtype=torch.uint8)}, "square"),
         ({"test_images": torch.zeros(0, 3, 8, 8, dtype=torch.uint8)}, "one at least"),
         ({"validation_images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "give both or neither"),
+        ({"groups": torch.tensor([0, 1, 0, 2])}, "groups must be .* and those of one group lie together"),
+        ({"groups": torch.zeros(3)}, "groups must be a number for each training image"),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_refused_in_one_line(changed: dict[str, Any], told: str) -> None:

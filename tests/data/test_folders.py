@@ -29,13 +29,13 @@ def fill(folder: Path, counts: dict[str, int], first: int = 0) -> None:
         first += count
 
 
-def load(folder: Path, image_size: int = 8) -> Dataset:
-    return data.load(folder, image_size=image_size)
+def load(source: Path | str, image_size: int = 8) -> Dataset:
+    return data.load(source, image_size=image_size)
 
 
-def refused(folder: Path, words: str) -> None:
+def refused(source: Path | str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as told:
-        load(folder)
+        load(source)
     assert len(str(told.value).splitlines()) == 1
     assert not list(Path("cache").glob("decoded/*.npy"))
 
@@ -273,6 +273,32 @@ def test_files_whose_names_cannot_be_printed_are_read_and_named_with_escapes(tmp
     fill(own / "test", {"a": 1, "b": 1})
     os.rename(own / "test/a/000.png", os.fsencode(own) + b"/test/a/\xff\n.png")  # noqa: PTH104 (bytes)
     assert sorted(load(own).names["test"])[0] == "test/a/\\udcff\\n.png"
+    assert load(f"{own}?group=^([^0])").notes[0].startswith("6 groups")
+    (own / "test/b/000.png").write_bytes(b"no picture")
+    os.rename(own / "test/b/000.png", os.fsencode(own) + b"/test/b/\xfe.png")  # noqa: PTH104
+    draw(own / "test/b/1.png", 300)
+    shutil.rmtree("cache")
+    refused(own, r"test/b/\\udcfe\.png: no PNG, .*\(all of them: ")
+    assert "; listed in" in data.load(own, image_size=8, skip_unreadable=True).notes[0]
+
+
+def test_a_list_of_unreadable_pictures_is_named_only_if_it_could_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "own/train", {"a": 3, "b": 3})
+    (tmp_path / "own/train/a/000.png").write_bytes(b"no picture")
+    monkeypatch.setenv("TINYCIFAR_CACHE", str(tmp_path / "own/train/a/000.png"))
+    notes = data.load(tmp_path / "own", image_size=8, skip_unreadable=True).notes
+    assert any(note.startswith("Skipped 1 of 6 pictures") and "listed" not in note for note in notes)
+
+
+@pytest.mark.parametrize("meta", ["own/meta", "own/train/meta"])
+def test_a_folder_called_meta_is_no_sign_of_the_pickled_cifar_100(tmp_path: Path, meta: str) -> None:
+    fill(tmp_path / "own/train", {"a": 2, "b": 2})
+    draw(tmp_path / meta / "1.png", 50)
+    draw(tmp_path / meta / "2.png", 51)
+    assert load(tmp_path / "own").classes == (("a", "b") if meta == "own/meta" else ("a", "b", "meta"))
+    assert load(tmp_path / "own/train").classes[:2] == ("a", "b")
 
 
 def test_a_folder_is_known_by_its_path_and_not_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,13 @@ def test_fog_lightens_towards_clouds_that_span_the_whole_range() -> None:
     assert neighbours < np.abs(clouds - clouds[:, :, ::-1]).mean() / 2, "near places are alike"
 
 
+def test_clouds_of_another_size_are_cut_from_those_of_a_power_of_two() -> None:
+    whole = corruptions._plasma(3, 32, 2.0, np.random.default_rng(0))[:, :24, :24]
+    lowest, highest = whole.min(axis=(1, 2), keepdims=True), whole.max(axis=(1, 2), keepdims=True)
+    part = corruptions._plasma(3, 24, 2.0, np.random.default_rng(0))
+    np.testing.assert_allclose(part, (whole - lowest) / (highest - lowest))
+
+
 def test_snow_falls_on_a_whitened_image_and_its_half_turn_gets_the_same_flakes(photos: Tensor) -> None:
     x = photos.numpy() / 255
     grey = (x * np.array([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdims=True)

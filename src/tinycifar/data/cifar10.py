@@ -39,7 +39,7 @@ FILES = {  # in the order of the data set, the last one the test set; digests as
     "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
 LABELS = ("train_lables.json", "test_lables.json")
-PICKLED = {"cifar-10-batches-py", "cifar-100-python", "batches.meta", "meta", *(name[:-4] for name in FILES)}
+PICKLED = {"cifar-10-batches-py", "cifar-100-python", "batches.meta", *(name[:-4] for name in FILES)}
 MISSING = "missing"
 
 

@@ -141,6 +141,7 @@ def to_dataset(
     hashes = _hashes(contents, display)
     digest = decoded.digest(sorted(zip(contents.names, hashes, strict=True)))
     unreadable = decoded.read_unreadable(cache, digest) if contents.skip_unreadable else {}
+    listed: Path | None = decoded.unreadable_path(cache, digest)
     while True:
         rest = _without(contents, unreadable)
         if for_training and unreadable:
@@ -168,15 +169,15 @@ def to_dataset(
         if not loaded.unreadable:
             break
         unreadable |= loaded.unreadable
-        path = decoded.write_unreadable(cache, digest, unreadable)
+        listed = decoded.write_unreadable(cache, digest, unreadable)
         if not contents.skip_unreadable:
-            raise ValueError(decoded.describe_unreadable(contents.path, loaded.unreadable, len(rows), path))
+            raise ValueError(decoded.describe_unreadable(contents.path, loaded.unreadable, len(rows), listed))
     skipped = Counter(unreadable.values())
     notes = [*contents.notes, *plan.notes, *loaded.notes]
     if unreadable:
         kinds = ", ".join(f"{count:,} x {problem}" for problem, count in sorted(skipped.items()))
-        path = decoded.unreadable_path(cache, digest)
-        notes.append(f"Skipped {len(unreadable):,} of {len(contents.names):,} pictures: {kinds}; listed in {path}")
+        where = f"; listed in {listed}" if listed else ""
+        notes.append(f"Skipped {len(unreadable):,} of {len(contents.names):,} pictures: {kinds}{where}")
     notes += [
         f"{count:,} of the pictures {remark}"
         for remark, count in loaded.remarks.items()
@@ -316,7 +317,7 @@ def _digests(hashes: Sequence[str]) -> Digests:
 
 def _draws(keys: Sequence[str]) -> Draws:
     """What orders images: drawn from (SEED, key), so that no other moves when one is added or renamed."""
-    drawn = (hashlib.sha256(f"{SEED} {key}".encode()).digest()[:8] for key in keys)
+    drawn = (hashlib.sha256(f"{SEED} {key}".encode("utf-8", "surrogateescape")).digest()[:8] for key in keys)
     return np.frombuffer(b"".join(drawn), ">u8").astype(np.uint64)
 
 

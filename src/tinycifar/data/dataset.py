@@ -167,6 +167,12 @@ class Dataset:
             if len(labels) and not (labels.min() >= 0 and labels.max() < len(self.classes)):
                 raise ValueError(f"{name} labels must be 0 to {len(self.classes) - 1}, the places of the classes")
 
+        if self.groups is not None and not (
+            len(self.groups) == len(self.train_labels)
+            and len(set(self.groups.tolist())) == int((self.groups.diff() != 0).sum()) + 1
+        ):
+            raise ValueError("groups must be a number for each training image, and those of one group lie together")
+
     def _origin(self, split: str, images: Tensor, rows: slice) -> dict[str, Origin]:
         """The origin of `images`, which are these rows of the training images, if theirs is known; by `split`."""
         origin = self.origins.get("train")
@@ -272,7 +278,7 @@ class Dataset:
         )
 
     def _between_groups(self, wanted: int) -> int:
-        """The number of images nearest to `kept` after which another group begins; ValueError if there is one group."""
+        """The number nearest to `wanted` after which another group begins; ValueError if there is one group."""
         if self.groups is None:
             return wanted
         starts = (self.groups.diff().nonzero()[:, 0] + 1).tolist()

@@ -178,7 +178,10 @@ def write_unreadable(cache: Path, content: str, unreadable: dict[str, str]) -> P
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         atomic.write_bytes(path, lines.encode())
-        atomic.write_json(path.with_suffix(".json"), {"content": content, "unreadable": unreadable})
+        # In ASCII, as names of files may have bytes that are no UTF-8.
+        atomic.write_bytes(
+            path.with_suffix(".json"), json.dumps({"content": content, "unreadable": unreadable}).encode()
+        )
     except (OSError, ValueError):
         return None
     return path

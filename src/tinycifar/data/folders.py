@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -223,8 +224,8 @@ def _notes(tree: Tree, splits: dict[str, _Split], classes: tuple[str, ...]) -> l
     return notes
 
 
-def with_groups(whole: Contents, pattern: str) -> Contents:
-    """The contents with the groups that a pattern finds in the names of files; a file it does not match is its own.
+def with_groups(whole: Contents, pattern: str, names: Sequence[str] = ()) -> Contents:
+    """The contents with the groups that a pattern finds in the `names` of files; a file it does not match is its own.
 
     Raises ValueError for a pattern that is none, has no group in parentheses, or matches no file.
     """
@@ -236,9 +237,10 @@ def with_groups(whole: Contents, pattern: str) -> Contents:
         raise ValueError(f"`group=` {pattern!r} is no regular expression: {error}") from None
     if not expression.groups:
         raise ValueError(f"`group=` {pattern!r} needs a part in parentheses, which names the group, as in '(.*)_\\d+'")
-    matches = [expression.search(Path(name).name) for name in whole.names]
+    files = [Path(name).name for name in names or whole.names]
+    matches = [expression.search(file) for file in files]
     if not any(matches):
-        raise ValueError(f"`group=` {pattern!r} matches no file, for example not {Path(whole.names[0]).name!r}")
+        raise ValueError(f"`group=` {pattern!r} matches no file, for example not {printable(files[0])!r}")
     groups = [
         "|".join(part or "" for part in match.groups()) if match else f"file {name}"
         for name, match in zip(whole.names, matches, strict=True)

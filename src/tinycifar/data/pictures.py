@@ -128,6 +128,7 @@ def read(path: str | Path, fit: str = "crop") -> Image.Image:
     only its end marker is read. Raises ValueError, naming the file, if it cannot be read as one of `FORMATS` or has
     more bytes or pixels than `MOST_BYTES` and `MOST_PIXELS`.
     """
+    check_fit(fit)
     try:
         about = Path(path).stat()
         if not stat.S_ISREG(about.st_mode):
@@ -173,6 +174,7 @@ def decode_reported(
     channels: int = 3,
 ) -> Decoded:
     """As `decode`, and what was odd."""
+    check_fit(fit)
     try:
         if len(content) > MOST_BYTES:
             raise _Refused(f"{len(content):,} bytes, allowed are {MOST_BYTES:,}")
@@ -192,7 +194,6 @@ def _read(
 
     `large` is called before more than `MANY_PIXELS` are decoded.
     """
-    check_fit(fit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd but readable metadata, and of pixels, which are counted here
         try:

@@ -158,9 +158,9 @@ def _fog(x: Pixels, parameters: tuple[float, float], rng: Generator) -> Pixels:
 
 
 def _plasma(count: int, side: int, decay: float, rng: Generator) -> Pixels:
-    """Clouds (count, side, side) in [0, 1] by the diamond-square algorithm; `side` is a power of two."""
-    height = np.zeros((count, side, side))
-    step, wobble = side, 100.0
+    """Clouds (count, side, side) in [0, 1] by the diamond-square algorithm, cut from those of a power of two."""
+    step, wobble = 1 << (side - 1).bit_length(), 100.0
+    height = np.zeros((count, step, step))
 
     def mean_of(corners: Pixels) -> Pixels:
         return corners / 4 + wobble * rng.uniform(-wobble, wobble, corners.shape)
@@ -174,6 +174,7 @@ def _plasma(count: int, side: int, decay: float, rng: Generator) -> Pixels:
         height[:, ::step, half::step] = mean_of(middle + np.roll(middle, 1, 1) + corner + np.roll(corner, -1, 2))
         height[:, half::step, ::step] = mean_of(middle + np.roll(middle, 1, 2) + corner + np.roll(corner, -1, 1))
         step, wobble = half, wobble / decay
+    height = height[:, :side, :side]
     height -= height.min(axis=(1, 2), keepdims=True)
     clouds: Pixels = height / height.max(axis=(1, 2), keepdims=True)
     return clouds
