@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tinycifar import data
-from tinycifar.data import idx, pictures, trees
+from tinycifar.data import idx, trees
 from tinycifar.data.dataset import Dataset
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -53,15 +52,6 @@ def test_idx_files_are_loaded_in_their_order(tmp_path: Path, pack: bool) -> None
             assert np.array_equal(loaded.test_images[:, channel].numpy(), arrays["t10k-images-idx3-ubyte"])
         assert loaded.names["train"][17] == "train-images 17"
         assert loaded.names["test"][-1] == "t10k-images 19"
-
-
-def test_images_are_resized_as_pictures_are(tmp_path: Path) -> None:
-    arrays = write(tmp_path / "digits")
-    loaded = load(tmp_path / "digits")
-    for index in range(3):
-        Image.fromarray(arrays[IMAGES][index]).save(tmp_path / "one.png")
-        seen = pictures.to_tensor(pictures.read(tmp_path / "one.png"), 32)
-        assert torch.equal(loaded.train_images[index], seen)
 
 
 def test_packed_or_not_it_is_the_same_data_and_changed_it_is_not(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,11 +174,6 @@ class Dataset:
         ):
             raise ValueError("groups must be a number for each training image, and those of one group lie together")
 
-    def _origin(self, split: str, images: Tensor, rows: slice) -> dict[str, Origin]:
-        """The origin of `images`, which are these rows of the training images, if theirs is known; by `split`."""
-        origin = self.origins.get("train")
-        return {split: Origin(images, origin.digests[rows])} if origin and origin.is_of(self.train_images) else {}
-
     @property
     def image_size(self) -> int:
         """Pixels a side."""
@@ -214,24 +210,25 @@ class Dataset:
         """Keep the first `count` training images, and all others; ValueError outside 1 to their number."""
         if not 1 <= count <= len(self.train_labels):
             raise ValueError(f"cannot keep {count} training images: allowed are 1 to {len(self.train_labels)}")
-        names = {**self.names, "train": self.names["train"][:count]} if "train" in self.names else self.names
-        images, labels = self.train_images[:count], self.train_labels[:count]
-        return replace(
-            self,
-            train_images=images,
-            train_labels=labels,
-            names=names,
-            groups=None if self.groups is None else self.groups[:count],
-            origins={**self.origins, **self._origin("train", images, slice(count))},
-            notes=(*self.notes, *self._lost("Training", self.train_labels, labels)),
-        )
+        return self._part("train", slice(count))
 
-    def _lost(self, part: str, before: Tensor, now: Tensor) -> list[str]:
-        """A line that says which classes have no image any more, if any."""
-        lost = sorted(set(before.tolist()) - set(now.tolist()))
-        named = ", ".join(self.classes[label] for label in lost[:NAMED]) + ", ..." * (len(lost) > NAMED)
-        count = f"{len(lost):,} class{'es' * (len(lost) > 1)}"
-        return [f"{part} images lack {count} of {len(set(before.tolist())):,}: {named}"] if lost else []
+    def _part(self, split: str, rows: slice) -> Dataset:
+        """The same data with these rows of the training images as those of `split`, "train" or "validation"."""
+        images, labels = self.train_images[rows], self.train_labels[rows]
+        changes: dict[str, Any] = {f"{split}_images": images, f"{split}_labels": labels}
+        if "train" in self.names:
+            changes["names"] = {**self.names, split: self.names["train"][rows]}
+        if "train" in self.origins and self.origins["train"].is_of(self.train_images):
+            changes["origins"] = {**self.origins, split: Origin(images, self.origins["train"].digests[rows])}
+        if split == "train" and self.groups is not None:
+            changes["groups"] = self.groups[rows]
+        before = set(self.train_labels.tolist())
+        if lost := sorted(before - set(labels.tolist())):
+            first = ", ".join(self.classes[label] for label in lost[:NAMED]) + ", ..." * (len(lost) > NAMED)
+            count = f"{len(lost):,} class{'es' * (len(lost) > 1)}"
+            part = {"train": "Training", "validation": "Validation"}[split]
+            changes["notes"] = (*self.notes, f"{part} images lack {count} of {len(before):,}: {first}")
+        return replace(self, **changes)
 
     def split(self, validation_images: int) -> Dataset:
         """Hold out the last `validation_images` training images; 0 changes nothing.
@@ -251,31 +248,7 @@ class Dataset:
                 f"cannot hold out {validation_images} images: allowed are 0 to {len(self.train_labels) - 1}"
             )
         first = self._between_groups(first)
-        names = self.names
-        if "train" in names:
-            names = {**names, "train": names["train"][:first], "validation": names["train"][first:]}
-        lost = [
-            line
-            for part, labels in (("Training", self.train_labels[:first]), ("Validation", self.train_labels[first:]))
-            for line in self._lost(part, self.train_labels, labels)
-        ]
-        train, validation = self.train_images[:first], self.train_images[first:]
-        origins = {
-            **self.origins,
-            **self._origin("train", train, slice(first)),
-            **self._origin("validation", validation, slice(first, None)),
-        }
-        return replace(
-            self,
-            notes=(*self.notes, *lost),
-            train_images=train,
-            train_labels=self.train_labels[:first],
-            validation_images=validation,
-            validation_labels=self.train_labels[first:],
-            names=names,
-            groups=None if self.groups is None else self.groups[:first],
-            origins=origins,
-        )
+        return self._part("validation", slice(first, None))._part("train", slice(first))
 
     def _between_groups(self, wanted: int) -> int:
         """The number nearest to `wanted` after which another group begins; ValueError if there is one group."""

@@ -151,18 +151,19 @@ def _check_form(image_size: int, fit: str, channels: int) -> None:
 
 def _examine(path: Path, tree: Tree | None, options: Source) -> Contents | None:
     """The contents of the first layout that fits; None if none does."""
+    suffix, around = path.suffix.lower() if path.is_file() else "", trees.FolderTree(path.parent)
     if path.is_file() and idx.FILE.fullmatch(path.name):
         options.check_used("transposed")
-        return idx.read(trees.FolderTree(path.parent), options.transposed, path.name)
-    if path.is_file() and path.suffix.lower() == ".npz":
+        return idx.read(around, options.transposed, path.name)
+    if suffix == ".npz":
         options.check_used()
         return npz.read(path)
-    if path.is_file() and path.suffix.lower() == ".parquet":
+    if suffix == ".parquet":
         options.check_used("group", "labels")
-        return parquet.read(trees.FolderTree(path.parent), [path.name], options.labels, options.group)
-    if path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
+        return parquet.read(around, [path.name], options.labels, options.group)
+    if suffix in (".csv", ".tsv"):
         options.check_used("group", "columns")
-        return tables.read(trees.FolderTree(path.parent), [path.name], options.columns, options.group)
+        return tables.read(around, [path.name], options.columns, options.group)
     if tree is None:
         return None
     if idx.sets(tree):
