@@ -16,25 +16,9 @@ from tinycifar import data
 from tinycifar.data import pictures
 from tinycifar.data.dataset import Dataset
 
-from .test_folders import draw
+from .test_folders import draw, layout, load, refused
 
 RNG = np.random.default_rng(0)
-
-
-def load(source: Path | str, image_size: int = 8) -> Dataset:
-    return data.load(source, image_size=image_size)
-
-
-def refused(source: Path | str, words: str) -> None:
-    with pytest.raises(ValueError, match=words) as error:
-        load(source)
-    assert len(str(error.value).splitlines()) == 1
-
-
-def layout(source: Path | str) -> str:
-    contents = data.examine(source)
-    assert contents is not None
-    return contents.layout
 
 
 def labelled(loaded: Dataset) -> dict[str, str]:

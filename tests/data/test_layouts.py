@@ -15,17 +15,7 @@ from tinycifar.data import sources
 from tinycifar.data.dataset import Dataset
 from tinycifar.data.sources import Source
 
-from .test_folders import fill, refused
-
-
-def load(folder: Path | str) -> Dataset:
-    return data.load(folder, image_size=8)
-
-
-def layout(folder: Path) -> str:
-    contents = data.examine(folder)
-    assert contents is not None
-    return contents.layout
+from .test_folders import fill, layout, load, refused
 
 
 def sizes(loaded: Dataset) -> list[int]:
