@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from data.test_pictures import png
 from tinycifar import data, run, trained, training
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
@@ -155,19 +156,8 @@ def test_damaged_pictures_are_read_or_refused_quickly_and_in_little_memory(tmp_p
 def bombs() -> dict[str, Callable[[], bytes]]:
     """Small files that claim, or hold, very much."""
 
-    def png(width: int, height: int, rows: int, colour_type: int = 6) -> bytes:
-        def chunk(kind: bytes, body: bytes) -> bytes:
-            return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-        header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
-        lines = zlib.compress(bytes(1 + width * {2: 3, 6: 4}[colour_type]) * rows, 9)
-        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
-
-    def text_png() -> bytes:
-        body = b"Comment\0\0" + zlib.compress(bytes(80 * MEGABYTE), 9)
-        chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
-        whole = png(8, 8, 8)
-        return whole[:33] + chunk + whole[33:]
+    def empty_png(width: int, height: int, rows: int, *chunks: tuple[bytes, bytes]) -> bytes:
+        return png(8, 6, bytes(4 * width), *chunks, size=(width, height), rows=rows)
 
     def jpeg(mode: str, size: tuple[int, int], **options: Any) -> bytes:
         content = io.BytesIO()
@@ -215,11 +205,11 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         return content.getvalue()
 
     return {
-        "claims.png": lambda: png(60_000, 60_000, 1),
-        "largest.png": lambda: png(4096, 4096, 4096),
-        "over.png": lambda: png(4097, 4096, 4096),
-        "thin.png": lambda: png(16_000_000, 1, 1),
-        "text.png": text_png,
+        "claims.png": lambda: empty_png(60_000, 60_000, 1),
+        "largest.png": lambda: empty_png(4096, 4096, 4096),
+        "over.png": lambda: empty_png(4097, 4096, 4096),
+        "thin.png": lambda: empty_png(16_000_000, 1, 1),
+        "text.png": lambda: empty_png(8, 8, 8, (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(80 * MEGABYTE), 9))),
         "large.jpg": lambda: jpeg("RGB", (5000, 5000), progressive=True, subsampling=0),
         "cmyk.jpg": lambda: jpeg("CMYK", (4330, 4330), progressive=True, subsampling=0),
         "scans.jpg": lambda: many_scans(5_000),
@@ -232,7 +222,7 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         "turned.png": turned_png,
         "largest.webp": webp,
         "empty.png": lambda: b"",
-        "zero.png": lambda: png(0, 0, 0),
+        "zero.png": lambda: empty_png(0, 0, 0),
     }
 
 

@@ -15,15 +15,17 @@ from tinycifar import data
 from tinycifar.data import pictures
 
 
-def png(depth: int, kind: int, row: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of 32 x 32 pixels whose rows are all the same, written out, as Pillow writes few kinds."""
+def png(
+    depth: int, kind: int, row: bytes, *chunks: tuple[bytes, bytes], size: tuple[int, int] = (32, 32), rows: int = 32
+) -> bytes:
+    """A PNG of `size` with `rows` rows that are all the same, written out, as Pillow writes few kinds."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, depth, kind, 0, 0, 0))
-    rows = chunk(b"IDAT", zlib.compress((b"\0" + row) * 32))
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*part) for part in chunks) + rows + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, kind, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress((b"\0" + row) * rows, 9))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*part) for part in chunks) + body + chunk(b"IEND", b"")
 
 
 def decode(content: bytes, fit: str = "crop", size: int = 32) -> np.ndarray:

@@ -194,7 +194,10 @@ class Dataset:
         if channels == self.channels:
             return self
         before = {split: part for split in SPLITS if (part := self.images(split)) is not None}
-        images = {split: to_grey(part) if channels == 1 else _to_three(part) for split, part in before.items()}
+        images = {
+            split: to_grey(part) if channels == 1 else part.expand(-1, 3, -1, -1).contiguous()
+            for split, part in before.items()
+        }
         colours = channels == 1 and not all(map(is_grey, before.values()))
         note = ("The pictures have colours; channels=1 converts them to grey",) if colours else ()
         return replace(
@@ -291,11 +294,6 @@ def to_grey(images: Tensor) -> Tensor:
 def is_grey(images: Tensor) -> bool:
     """Whether the three channels of all images (N, 3, H, W) are alike."""
     return all(bool((part[:, :1] == part[:, 1:]).all()) for part in torch.split(images, ROWS))
-
-
-def _to_three(images: Tensor) -> Tensor:
-    """Images (N, 3, H, W) from (N, 1, H, W)."""
-    return images.expand(-1, 3, -1, -1).contiguous()
 
 
 def pixel_digests(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Digests:

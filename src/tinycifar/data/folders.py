@@ -121,7 +121,8 @@ def read(tree: Tree, group: str = "") -> Contents:
             del splits[split]
     classes = _classes(tree, splits)
     if not root:
-        notes += _others(tree, [entry.name for entry in entries if entry.kind == "folder"])
+        others = [entry.name for entry in entries if entry.kind == "folder" and not contents.split_of(entry.name)]
+        notes += [f"Left out in {tree.path}: {few(others)} (only train, val and test are read)"] if others else []
     notes += _notes(tree, splits, classes)
     if not splits:
         raise ValueError(f"{tree.path} has no pictures in folders of classes, as in {LAYOUT}")
@@ -202,11 +203,6 @@ def _classes(tree: Tree, splits: dict[str, _Split]) -> tuple[str, ...]:
         if unknown := sorted(set(split.classes) - set(classes)):
             raise ValueError(f"{tree.where(split.folder)} has {named(unknown)}, which {where} has not")
     return classes
-
-
-def _others(tree: Tree, names: list[str]) -> list[str]:
-    shown = [name for name in names if contents.split_of(name) is None]
-    return [f"Left out in {tree.path}: {few(shown)} (only train, val and test are read)"] if shown else []
 
 
 def _notes(tree: Tree, splits: dict[str, _Split], classes: tuple[str, ...]) -> list[str]:

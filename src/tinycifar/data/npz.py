@@ -36,6 +36,8 @@ def read(path: Path) -> Contents:
             given = [name for name in (images_name, labels_name) if f"{name}.npy" in members]
             if len(given) == 1:
                 raise ValueError(f"{path} has {given[0]}, but not both {images_name} and {labels_name}")
+            if given and split in parts:
+                raise ValueError(f"{path} has {parts[split].name} and {images_name}; keep one of them")
             if given:
                 images = _array(tree, images_name)
                 if images.dtype != np.uint8:

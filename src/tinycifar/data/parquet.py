@@ -54,7 +54,7 @@ def read(tree: Tree, files: list[str], labels: str = "", group: str = "") -> Con
     class_names: list[str] = []
     for file in files:
         where = tree.where(file)
-        split = _split(where)
+        split = split_of(re.split(r"[^A-Za-z]", where.stem)[0])
         if split is None and len(files) > 1:
             raise ValueError(f"{where} is not named for a split, as train-*.parquet, val-*.parquet or test-*.parquet")
         try:
@@ -100,10 +100,6 @@ def read(tree: Tree, files: list[str], labels: str = "", group: str = "") -> Con
         contents.picture_decoder(),
     )
     return folders.with_groups(whole, group, file_names)
-
-
-def _split(file: Path) -> str | None:
-    return split_of(re.split(r"[^A-Za-z]", file.stem)[0])
 
 
 def _columns(file: Path, schema: Any, labels: str) -> tuple[str, str]:
