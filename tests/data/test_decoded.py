@@ -145,11 +145,6 @@ def test_pictures_that_cannot_be_decoded_are_listed_and_nothing_is_kept(tmp_path
     assert len(path.read_text().splitlines()) == 10
     assert decoded.read_unreadable(tmp_path, "ab" * 32) == found.unreadable
     assert decoded.read_unreadable(tmp_path, "ab" * 8 + "0" * 48) == {}
-    told = decoded.describe_unreadable(Path("own"), found.unreadable, 100, path)
-    assert told.startswith(
-        "10 of 100 pictures in own cannot be used: picture 03: it is damaged; picture 04: Permission"
-    )
-    assert f"; and 5 more (all of them: {path}). Repair or remove them" in told
 
 
 def test_only_the_entries_used_last_are_kept(tmp_path: Path) -> None:

@@ -48,6 +48,13 @@ def refused(source: Path | str, words: str) -> None:
     assert set(Path("cache").glob("decoded/*.npy")) == before
 
 
+def assert_is_read(folder: Path, loaded: Dataset) -> None:
+    """Assert that each image is what `pictures.read` gives of the file that it is called after."""
+    for split, names in loaded.names.items():
+        for name, image in zip(names, loaded.images(split), strict=True):  # type: ignore[arg-type]
+            assert torch.equal(image, pictures.to_tensor(pictures.read(folder / name), loaded.image_size))
+
+
 def test_a_folder_of_pictures_is_loaded_with_classes_by_name(tmp_path: Path) -> None:
     own = tmp_path / "own"
     fill(own / "train", {"cat": 6, "ant": 4})
@@ -66,9 +73,8 @@ def test_a_folder_of_pictures_is_loaded_with_classes_by_name(tmp_path: Path) -> 
         names = loaded.names[name]
         assert sorted(names) == sorted(file.relative_to(own).as_posix() for file in own.glob(f"{folder}/*/*"))
         assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
-        for file, image, label in zip(names, images, labels, strict=True):
-            assert loaded.classes[label] == Path(file).parent.name
-            assert torch.equal(image, pictures.to_tensor(pictures.read(own / file), 8))
+        assert [loaded.classes[label] for label in labels] == [Path(file).parent.name for file in names]
+    assert_is_read(own, loaded)
 
 
 def test_pictures_are_read_as_predict_reads_them(tmp_path: Path) -> None:
@@ -79,9 +85,7 @@ def test_pictures_are_read_as_predict_reads_them(tmp_path: Path) -> None:
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(file)
     loaded = load(tmp_path / "own", 24)
     assert len(loaded.train_images) == len(loaded.test_images) == 2
-    for split, images in (("train", loaded.train_images), ("test", loaded.test_images)):
-        for file, image in zip(loaded.names[split], images, strict=True):
-            assert torch.equal(image, pictures.to_tensor(pictures.read(tmp_path / "own" / file), 24))
+    assert_is_read(tmp_path / "own", loaded)
 
 
 def test_without_a_test_folder_a_fifth_of_each_class_is_held_out_and_told(tmp_path: Path) -> None:
@@ -146,9 +150,7 @@ def test_changed_pictures_are_never_taken_from_the_cache(tmp_path: Path, change:
         draw(one, 77)
     os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))
     loaded = load(own)
-    for split, images in (("train", loaded.train_images), ("test", loaded.test_images)):
-        for file, image in zip(loaded.names[split], images, strict=True):
-            assert torch.equal(image, pictures.to_tensor(pictures.read(own / file), 8))
+    assert_is_read(own, loaded)
 
 
 def test_what_is_hidden_or_no_picture_is_left_out_and_told(tmp_path: Path) -> None:
@@ -205,16 +207,10 @@ def test_a_split_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
-        (
-            {},
-            r"own/train holds no pictures in folders of classes, as in train/CLASS/\*\.png \(or \.jpg, \.jpeg, ",
-        ),
+        ({}, r"own/train holds no pictures in folders of classes, as in train/CLASS/\*\.png \(or \.jpg, \.jpeg, "),
         ({"a": 0, "b": 0}, "own/train holds no pictures"),
         ({"a": 3}, "own has 1 class; allowed are 2 to 1,000"),
-        (
-            {f"{kind:04}": 1 for kind in range(1001)},
-            "has 1,001 classes; allowed are 2 to 1,000",
-        ),
+        ({f"{kind:04}": 1 for kind in range(1001)}, "has 1,001 classes; allowed are 2 to 1,000"),
         ({"a": 2, "b": 0}, "own/train has no picture of class b"),
         (dict.fromkeys("abcdefg", 0) | {"h": 1}, "has no picture of 7 classes: a, b, c, d, e and 2 more"),
         ({"a": 2, "b": 1}, "own has a single picture of class b, of which none can be held out"),

@@ -83,12 +83,7 @@ def load_to_score(
 
 
 def load_pictures(
-    source: str | Path,
-    *,
-    image_size: int = 32,
-    fit: str = "crop",
-    channels: int = 3,
-    display: Progress | None = None,
+    source: str | Path, *, image_size: int = 32, fit: str = "crop", channels: int = 3, display: Progress | None = None
 ) -> Tensor:
     """Images (N, channels, image_size, image_size), uint8, of any source, without labels.
 

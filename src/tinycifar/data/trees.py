@@ -173,13 +173,9 @@ class ZipTree(_Archive):
         try:
             with self._zip.open(self._members[name]) as file:
                 yield file
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-            raise ValueError(f"it is damaged: {error}") from None
-        except OSError:
+        except (OSError, ValueError):
             raise
-        except Exception as error:  # zlib.error, lzma.LZMAError and others, which mean the same here
-            if isinstance(error, ValueError):
-                raise
+        except Exception as error:  # BadZipFile, zlib.error, lzma.LZMAError and others, which mean the same here
             raise ValueError(f"it cannot be unpacked: {error}") from None
 
 
