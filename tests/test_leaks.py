@@ -71,29 +71,20 @@ def test_names_are_the_first_three_and_unnamed_images_are_numbered() -> None:
     assert text.leaks(scores(images=9)) == []
 
 
-@pytest.mark.parametrize(("size", "noted"), [((60, 41), True), ((60, 45), False), ((41, 60), True)])
+@pytest.mark.parametrize(
+    ("size", "wide", "noted"), [((60, 41), 12, True), ((60, 45), 12, False), ((41, 60), 12, True), ((60, 41), 1, False)]
+)
 def test_a_note_says_if_much_of_the_pictures_is_cropped_away(
-    size: tuple[int, int], noted: bool, tmp_path: Path
+    size: tuple[int, int], wide: int, noted: bool, tmp_path: Path
 ) -> None:
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        file = tmp_path / "wide" / "train" / ("a", "b")[number % 2] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)).save(file)
-    note = f"12 of the pictures {contents.CROPPED}"
-    for _ in range(2):  # decoded, and from the cache
-        assert (note in data.load(tmp_path / "wide").notes) == noted
-    assert not any("crop" in line for line in data.load(tmp_path / "wide", fit="pad").notes)
-    pixels = np.stack([pictures.to_image(image).resize(size) for image in data.sample().test_images[:12]])
-    np.savez(tmp_path / "wide.npz", train_images=pixels, train_labels=np.arange(12) % 2)
-    assert (note in data.load(tmp_path / "wide.npz").notes) == noted
-
-
-def test_a_few_wide_pictures_are_not_worth_a_note(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for number in range(24):
+    for number, image in enumerate(data.sample().test_images[:12]):
         file = tmp_path / "own" / "train" / ("a", "b")[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        shape = (20, 60 if number < 2 else 24, 3)
-        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(file)
-    assert not any("crop" in line for line in data.load(tmp_path / "own").notes)
+        pictures.to_image(image).resize(size if number < wide else (60, 60)).save(file)
+    note = f"{wide} of the pictures {contents.CROPPED}"
+    for _ in range(2):  # decoded, and from the cache
+        assert (note in data.load(tmp_path / "own").notes) == noted
+    assert not any("crop" in line for line in data.load(tmp_path / "own", fit="pad").notes)
+    pixels = np.stack([pictures.to_image(image).resize(size) for image in data.sample().test_images[:12]])
+    np.savez(tmp_path / "own.npz", train_images=pixels, train_labels=np.arange(12) % 2)
+    assert any(contents.CROPPED in line for line in data.load(tmp_path / "own.npz").notes) == (noted or wide == 1)

@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from tinycifar import data, recipes, run, trained, training
+from data.test_pictures import png
+from tinycifar import data, run, trained, training
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.report import compare, run_page
@@ -154,19 +156,8 @@ def test_damaged_pictures_are_read_or_refused_quickly_and_in_little_memory(tmp_p
 def bombs() -> dict[str, Callable[[], bytes]]:
     """Small files that claim, or hold, very much."""
 
-    def png(width: int, height: int, rows: int, colour_type: int = 6) -> bytes:
-        def chunk(kind: bytes, body: bytes) -> bytes:
-            return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-        header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
-        lines = zlib.compress(bytes(1 + width * {2: 3, 6: 4}[colour_type]) * rows, 9)
-        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
-
-    def text_png() -> bytes:
-        body = b"Comment\0\0" + zlib.compress(bytes(80 * MEGABYTE), 9)
-        chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
-        whole = png(8, 8, 8)
-        return whole[:33] + chunk + whole[33:]
+    def empty_png(width: int, height: int, rows: int, *chunks: tuple[bytes, bytes]) -> bytes:
+        return png(8, 6, bytes(4 * width), *chunks, size=(width, height), rows=rows)
 
     def jpeg(mode: str, size: tuple[int, int], **options: Any) -> bytes:
         content = io.BytesIO()
@@ -214,11 +205,11 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         return content.getvalue()
 
     return {
-        "claims.png": lambda: png(60_000, 60_000, 1),
-        "largest.png": lambda: png(4096, 4096, 4096),
-        "over.png": lambda: png(4097, 4096, 4096),
-        "thin.png": lambda: png(16_000_000, 1, 1),
-        "text.png": text_png,
+        "claims.png": lambda: empty_png(60_000, 60_000, 1),
+        "largest.png": lambda: empty_png(4096, 4096, 4096),
+        "over.png": lambda: empty_png(4097, 4096, 4096),
+        "thin.png": lambda: empty_png(16_000_000, 1, 1),
+        "text.png": lambda: empty_png(8, 8, 8, (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(80 * MEGABYTE), 9))),
         "large.jpg": lambda: jpeg("RGB", (5000, 5000), progressive=True, subsampling=0),
         "cmyk.jpg": lambda: jpeg("CMYK", (4330, 4330), progressive=True, subsampling=0),
         "scans.jpg": lambda: many_scans(5_000),
@@ -231,7 +222,7 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         "turned.png": turned_png,
         "largest.webp": webp,
         "empty.png": lambda: b"",
-        "zero.png": lambda: png(0, 0, 0),
+        "zero.png": lambda: empty_png(0, 0, 0),
     }
 
 
@@ -267,17 +258,8 @@ def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path, monkeypatch:
         pictures.read(tmp_path / "large.png")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on the sample."""
-    directory = tmp_path_factory.mktemp("strangers") / "run"
-    recipe = recipes.with_settings(recipes.get("minute"), ["epochs=1", "validation_images=100"])
-    training.train(recipe, "sample", out=directory, limit=60)
-    return directory
-
-
-def test_damaged_weights_are_loaded_or_refused_in_one_line(finished: Path, tmp_path: Path) -> None:
-    content = (finished / "model.safetensors").read_bytes()
+def test_damaged_weights_are_loaded_or_refused_in_one_line(trained_once: Path, tmp_path: Path) -> None:
+    content = (trained_once / "model.safetensors").read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     path = tmp_path / "weights.safetensors"
     refusals = []
@@ -310,69 +292,85 @@ def test_headers_that_are_too_large_too_deep_or_missing_are_refused(
         trained.load(tmp_path / "x.safetensors")
 
 
-def test_weights_of_other_shapes_and_names_that_are_no_names_are_refused(finished: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(finished / "model.safetensors")
+def write_weights(path: Path, tensors: dict[str, torch.Tensor], **changes: Any) -> None:
     about = {"model": "whitenet", "recipe": "x", "classes": list(CLASSES), "data": "sample"}
-    about |= {"validation_images": 0, "temperature": None}
-    for changes, message in (
+    about |= {"validation_images": 0, "temperature": None, **changes}
+    save_file(tensors, path, {"tinycifar": json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"classes": ["a", "b"]}, "do not fit the model whitenet"),
         ({"model": "resnet"}, "unknown model 'resnet'"),
-        ({"classes": ["\x1b[31mred"] * 10}, "does not name its model, classes and data"),
-        ({"classes": ["x"] * 100_000}, "does not name its model, classes and data"),
-        ({"temperature": -1}, "does not name its model, classes and data"),
-        ({"temperature": "1e999"}, "does not name its model, classes and data"),
-        ({"validation_images": "many"}, "does not name its model, classes and data"),
-        ({"validation_images": -5}, "does not name its model, classes and data"),
-        ({"validation_images": float("inf")}, "does not name its model, classes and data"),
-        ({"temperature": 10**400}, "does not name its model, classes and data"),
-    ):
-        save_file(tensors, tmp_path / "x.safetensors", {"tinycifar": json.dumps({**about, **changes})})
-        with pytest.raises(ValueError, match=message):
-            trained.load(tmp_path / "x.safetensors")
+        *(
+            (changes, "does not name its model, classes and data")
+            for changes in (
+                {"classes": ["\x1b[31mred"] * 10},
+                {"classes": ["x"] * 100_000},
+                {"temperature": -1},
+                {"temperature": "1e999"},
+                {"temperature": 10**400},
+                {"validation_images": "many"},
+                {"validation_images": -5},
+                {"validation_images": float("inf")},
+            )
+        ),
+    ],
+    ids=range(10),
+)
+def test_weights_of_other_shapes_and_names_that_are_no_names_are_refused(
+    trained_once: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    write_weights(tmp_path / "x.safetensors", load_file(trained_once / "model.safetensors"), **changes)
+    with pytest.raises(ValueError, match=message):
+        trained.load(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.complex64, torch.bool, torch.float64])
-def test_weights_of_another_type_of_numbers_are_refused(finished: Path, tmp_path: Path, kind: torch.dtype) -> None:
-    from safetensors.torch import load_file, save_file
-
-    tensors = {name: tensor.to(kind) for name, tensor in load_file(finished / "model.safetensors").items()}
-    about = {"model": "whitenet", "recipe": "x", "classes": list(CLASSES), "data": "sample"}
-    about |= {"validation_images": 0, "temperature": None}
-    save_file(tensors, tmp_path / "x.safetensors", {"tinycifar": json.dumps(about)})
+def test_weights_of_another_type_of_numbers_are_refused(trained_once: Path, tmp_path: Path, kind: torch.dtype) -> None:
+    tensors = load_file(trained_once / "model.safetensors")
+    write_weights(tmp_path / "x.safetensors", {name: tensor.to(kind) for name, tensor in tensors.items()})
     with pytest.raises(ValueError, match=r"do not fit the model whitenet|is not a readable safetensors file"):
         trained.load(tmp_path / "x.safetensors")
 
 
+OTHER = "^{}.* is not as tinycifar writes it"
+
+
 @pytest.mark.parametrize(
-    ("name", "changes"),
+    ("name", "changes", "message"),
     [
-        ("recipe.json", {"epochs": 2.0}),
-        ("recipe.json", {"nesterov": 1}),
-        ("recipe.json", {"model": None}),
-        ("recipe.json", {"weight_decay": "0.1"}),
-        ("environment.json", {"limit": "abc"}),
-        ("environment.json", {"limit": 1.5}),
-        ("environment.json", {"threads": True}),
+        ("recipe.json", {"epochs": 2.0}, "recipe.json"),
+        ("recipe.json", {"nesterov": 1}, "recipe.json"),
+        ("recipe.json", {"model": None}, "recipe.json"),
+        ("recipe.json", {"weight_decay": "0.1"}, "recipe.json"),
+        ("environment.json", {"limit": "abc"}, "environment.json"),
+        ("environment.json", {"limit": 1.5}, "environment.json"),
+        ("environment.json", {"threads": True}, "environment.json"),
+        ("environment.json", {"train_images": 0}, OTHER),
+        ("environment.json", {"train_images": 1 << 60}, OTHER),
+        ("evaluation.json", {"accuracy_interval": []}, OTHER),
+        ("evaluation.json", {"temperature": "x", "calibrated": {"ece": 0.0, "loss": 0.0, "brier": 0.0}}, OTHER),
+        ("evaluation.json", {"images": 0}, OTHER),
     ],
 )
-def test_values_of_another_kind_are_refused_by_the_files_name(
-    finished: Path, tmp_path: Path, name: str, changes: dict[str, Any]
+def test_values_that_no_run_has_are_refused_by_name(
+    trained_once: Path, tmp_path: Path, name: str, changes: dict[str, Any], message: str
 ) -> None:
-    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(trained_once, tmp_path / "run")
     path = tmp_path / "run" / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=message.format(tmp_path / "run")):
         run_page.write(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "environment.json", "evaluation.json", "metrics.jsonl"])
 @pytest.mark.parametrize("content", ["", "[]", "null", "[" * 100_000, '{"data": {"data": 1}}', "\x00"])
 def test_a_run_with_a_file_of_another_form_is_refused_in_one_line_or_read(
-    finished: Path, tmp_path: Path, name: str, content: str
+    trained_once: Path, tmp_path: Path, name: str, content: str
 ) -> None:
-    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(trained_once, tmp_path / "run")
     (tmp_path / "run" / name).write_text(content)
     if name != "metrics.jsonl" or content:
         with pytest.raises(ValueError, match=r"(?s)^[^\n]+$"):
@@ -386,28 +384,8 @@ def test_a_run_with_a_file_of_another_form_is_refused_in_one_line_or_read(
         assert "\n" not in told
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("evaluation.json", {"accuracy_interval": []}),
-        ("evaluation.json", {"temperature": "x", "calibrated": {"ece": 0.0, "loss": 0.0, "brier": 0.0}}),
-        ("evaluation.json", {"images": 0}),
-        ("environment.json", {"train_images": 0}),
-        ("environment.json", {"train_images": 1 << 60}),
-    ],
-)
-def test_values_that_no_run_has_are_refused_by_the_name_of_the_run(
-    finished: Path, tmp_path: Path, name: str, changes: dict[str, Any]
-) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    path = tmp_path / "run" / name
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(ValueError, match=f"^{tmp_path / 'run'}.* is not as tinycifar writes it"):
-        run_page.write(tmp_path / "run")
-
-
-def test_a_model_of_a_run_whose_environment_is_damaged_names_that_file(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run")
+def test_a_model_of_a_run_whose_environment_is_damaged_names_that_file(trained_once: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained_once, tmp_path / "run")
     (tmp_path / "run" / "environment.json").write_text('{"data": ')
     with pytest.raises(ValueError, match=r"environment\.json is not valid JSON"):
         trained.load(tmp_path / "run")
@@ -437,5 +415,5 @@ def test_hardest_images_that_are_no_numbers_are_refused_by_name(tmp_path: Path, 
 
 
 def resume(directory: Path) -> None:
-    """Go on with a run on the sample."""
-    training.train(run.read_recipe(directory), "sample", resume=directory, limit=60)
+    """Resume a run on the sample."""
+    training.train(run.read_recipe(directory), "sample", resume=directory, limit=64)

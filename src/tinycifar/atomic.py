@@ -63,7 +63,7 @@ def _sync(descriptor: int) -> None:
 
 def is_unfinished(path: Path) -> bool:
     """Whether this is a temporary file that a killed process left behind in `write_bytes`."""
-    return bool(re.fullmatch(r"\..+\.(safetensors|json|jsonl|npy|png|html)\.[a-z0-9_]{8}", path.name))
+    return bool(re.fullmatch(r"\..+\.(bin|safetensors|json|jsonl|npy|png|html)\.[a-z0-9_]{8}", path.name))
 
 
 def remove_unfinished(folder: Path) -> None:

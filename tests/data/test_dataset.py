@@ -37,17 +37,6 @@ def test_cifar_10_has_its_known_statistics() -> None:
     assert data.sample().statistics() == (MEAN, STD)
 
 
-def test_data_made_in_memory_is_known_by_its_content() -> None:
-    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    changed = images.clone()
-    changed[3, 2, 7, 7] = 1
-    assert made(images).digest == made(images.clone()).digest
-    assert made(images).digest != made(changed).digest
-    assert len(made(images).digest) == 64
-    changed[3, 2, 7, 7] = 0
-    assert made(images).digest == made(changed).digest
-
-
 def test_the_identity_of_data_is_lost_with_any_change_of_images_labels_or_classes() -> None:
     sample = data.sample()
     assert (sample.known, sample.data_digest) == ("sample", "")
@@ -110,7 +99,7 @@ def test_classes_that_lose_all_their_images_are_told() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1])
     whole = Dataset("mine", ("a", "b"), images, labels, images, labels)
     assert whole.split(1).notes == ("Validation images lack 1 class of 2: a",)
-    assert whole.split(2).notes == ("Training images lack 1 class of 2: b", "Validation images lack 1 class of 2: a")
+    assert whole.split(2).notes == ("Validation images lack 1 class of 2: a", "Training images lack 1 class of 2: b")
     assert whole.limit(3).notes == ("Training images lack 1 class of 2: b",)
     assert whole.limit(5).notes == ()
 
@@ -134,6 +123,8 @@ def test_classes_that_lose_all_their_images_are_told() -> None:
         ({"train_images": torch.zeros(4, 3, 8, 16, dtype=torch.uint8)}, "square"),
         ({"test_images": torch.zeros(0, 3, 8, 8, dtype=torch.uint8)}, "one at least"),
         ({"validation_images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "give both or neither"),
+        ({"groups": torch.tensor([0, 1, 0, 2])}, "groups must be .* and those of one group lie together"),
+        ({"groups": torch.zeros(3)}, "groups must be a number for each training image"),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_refused_in_one_line(changed: dict[str, Any], told: str) -> None:

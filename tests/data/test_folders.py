@@ -29,15 +29,30 @@ def fill(folder: Path, counts: dict[str, int], first: int = 0) -> None:
         first += count
 
 
-def load(folder: Path, image_size: int = 8) -> Dataset:
-    return data.load(folder, image_size=image_size)
+def load(source: Path | str, image_size: int = 8) -> Dataset:
+    return data.load(source, image_size=image_size)
 
 
-def refused(folder: Path, words: str) -> None:
+def layout(source: Path | str) -> str:
+    contents = data.examine(source)
+    assert contents is not None
+    return contents.layout
+
+
+def refused(source: Path | str, words: str) -> None:
+    """Assert that loading raises one line with `words`, and keeps nothing."""
+    before = set(Path("cache").glob("decoded/*.npy"))
     with pytest.raises(ValueError, match=words) as told:
-        load(folder)
+        load(source)
     assert len(str(told.value).splitlines()) == 1
-    assert not list(Path("cache").glob("decoded/*.npy"))
+    assert set(Path("cache").glob("decoded/*.npy")) == before
+
+
+def assert_is_read(folder: Path, loaded: Dataset) -> None:
+    """Assert that each image is what `pictures.read` gives of the file that it is called after."""
+    for split, names in loaded.names.items():
+        for name, image in zip(names, loaded.images(split), strict=True):  # type: ignore[arg-type]
+            assert torch.equal(image, pictures.to_tensor(pictures.read(folder / name), loaded.image_size))
 
 
 def test_a_folder_of_pictures_is_loaded_with_classes_by_name(tmp_path: Path) -> None:
@@ -58,9 +73,8 @@ def test_a_folder_of_pictures_is_loaded_with_classes_by_name(tmp_path: Path) -> 
         names = loaded.names[name]
         assert sorted(names) == sorted(file.relative_to(own).as_posix() for file in own.glob(f"{folder}/*/*"))
         assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
-        for file, image, label in zip(names, images, labels, strict=True):
-            assert loaded.classes[label] == Path(file).parent.name
-            assert torch.equal(image, pictures.to_tensor(pictures.read(own / file), 8))
+        assert [loaded.classes[label] for label in labels] == [Path(file).parent.name for file in names]
+    assert_is_read(own, loaded)
 
 
 def test_pictures_are_read_as_predict_reads_them(tmp_path: Path) -> None:
@@ -71,9 +85,7 @@ def test_pictures_are_read_as_predict_reads_them(tmp_path: Path) -> None:
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(file)
     loaded = load(tmp_path / "own", 24)
     assert len(loaded.train_images) == len(loaded.test_images) == 2
-    for split, images in (("train", loaded.train_images), ("test", loaded.test_images)):
-        for file, image in zip(loaded.names[split], images, strict=True):
-            assert torch.equal(image, pictures.to_tensor(pictures.read(tmp_path / "own" / file), 24))
+    assert_is_read(tmp_path / "own", loaded)
 
 
 def test_without_a_test_folder_a_fifth_of_each_class_is_held_out_and_told(tmp_path: Path) -> None:
@@ -138,9 +150,7 @@ def test_changed_pictures_are_never_taken_from_the_cache(tmp_path: Path, change:
         draw(one, 77)
     os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))
     loaded = load(own)
-    for split, images in (("train", loaded.train_images), ("test", loaded.test_images)):
-        for file, image in zip(loaded.names[split], images, strict=True):
-            assert torch.equal(image, pictures.to_tensor(pictures.read(own / file), 8))
+    assert_is_read(own, loaded)
 
 
 def test_what_is_hidden_or_no_picture_is_left_out_and_told(tmp_path: Path) -> None:
@@ -171,7 +181,6 @@ def test_links_to_pictures_are_followed_and_broken_ones_named(tmp_path: Path) ->
     draw(tmp_path / "far.png", 55)
     (own / "train/a/far.png").symlink_to(tmp_path / "far.png")
     assert len(load(own).train_images) + len(load(own).test_images) == 5
-    shutil.rmtree("cache")
     (tmp_path / "far.png").unlink()
     refused(own, r"1 of 5 pictures in .* train/a/far\.png: No such file")
     shutil.move(own / "train", tmp_path / "train")
@@ -191,7 +200,6 @@ def test_a_split_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
         f"{own}/test has no picture of 2 classes: a, b",
     )
     assert loaded.test_labels.tolist() == [2]
-    shutil.rmtree("cache")
     fill(own / "test", {"d": 1})
     refused(own, "own/test has class d, which .*own/train has not")
 
@@ -199,16 +207,10 @@ def test_a_split_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
-        (
-            {},
-            r"own/train holds no pictures in folders of classes, as in train/CLASS/\*\.png \(or \.jpg, \.jpeg, ",
-        ),
+        ({}, r"own/train holds no pictures in folders of classes, as in train/CLASS/\*\.png \(or \.jpg, \.jpeg, "),
         ({"a": 0, "b": 0}, "own/train holds no pictures"),
         ({"a": 3}, "own has 1 class; allowed are 2 to 1,000"),
-        (
-            {f"{kind:04}": 1 for kind in range(1001)},
-            "has 1,001 classes; allowed are 2 to 1,000",
-        ),
+        ({f"{kind:04}": 1 for kind in range(1001)}, "has 1,001 classes; allowed are 2 to 1,000"),
         ({"a": 2, "b": 0}, "own/train has no picture of class b"),
         (dict.fromkeys("abcdefg", 0) | {"h": 1}, "has no picture of 7 classes: a, b, c, d, e and 2 more"),
         ({"a": 2, "b": 1}, "own has a single picture of class b, of which none can be held out"),
@@ -273,6 +275,31 @@ def test_files_whose_names_cannot_be_printed_are_read_and_named_with_escapes(tmp
     fill(own / "test", {"a": 1, "b": 1})
     os.rename(own / "test/a/000.png", os.fsencode(own) + b"/test/a/\xff\n.png")  # noqa: PTH104 (bytes)
     assert sorted(load(own).names["test"])[0] == "test/a/\\udcff\\n.png"
+    assert load(f"{own}?group=^([^0])").notes[0].startswith("6 groups")
+    (own / "test/b/000.png").write_bytes(b"no picture")
+    os.rename(own / "test/b/000.png", os.fsencode(own) + b"/test/b/\xfe.png")  # noqa: PTH104
+    draw(own / "test/b/1.png", 300)
+    refused(own, r"test/b/\\udcfe\.png: no PNG, .*\(all of them: ")
+    assert "; listed in" in data.load(own, image_size=8, skip_unreadable=True).notes[0]
+
+
+def test_a_list_of_unreadable_pictures_is_named_only_if_it_could_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "own/train", {"a": 3, "b": 3})
+    (tmp_path / "own/train/a/000.png").write_bytes(b"no picture")
+    monkeypatch.setenv("TINYCIFAR_CACHE", str(tmp_path / "own/train/a/000.png"))
+    notes = data.load(tmp_path / "own", image_size=8, skip_unreadable=True).notes
+    assert any(note.startswith("Skipped 1 of 6 pictures") and "listed" not in note for note in notes)
+
+
+@pytest.mark.parametrize("meta", ["own/meta", "own/train/meta"])
+def test_a_folder_called_meta_is_no_sign_of_the_pickled_cifar_100(tmp_path: Path, meta: str) -> None:
+    fill(tmp_path / "own/train", {"a": 2, "b": 2})
+    draw(tmp_path / meta / "1.png", 50)
+    draw(tmp_path / meta / "2.png", 51)
+    assert load(tmp_path / "own").classes == (("a", "b") if meta == "own/meta" else ("a", "b", "meta"))
+    assert load(tmp_path / "own/train").classes[:2] == ("a", "b")
 
 
 def test_a_folder_is_known_by_its_path_and_not_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +16,9 @@ from tinycifar import data
 from tinycifar.data import pictures
 from tinycifar.data.dataset import Dataset
 
-from .test_folders import draw
+from .test_folders import draw, layout, load, refused
 
 RNG = np.random.default_rng(0)
-
-
-def load(source: Path | str, image_size: int = 8) -> Dataset:
-    return data.load(source, image_size=image_size)
-
-
-def refused(source: Path | str, words: str) -> None:
-    with pytest.raises(ValueError, match=words) as error:
-        load(source)
-    assert len(str(error.value).splitlines()) == 1
-
-
-def layout(source: Path | str) -> str:
-    contents = data.examine(source)
-    assert contents is not None
-    return contents.layout
 
 
 def labelled(loaded: Dataset) -> dict[str, str]:
@@ -88,8 +73,17 @@ def test_gtsrbs_tables_are_read(tmp_path: Path) -> None:
 
 
 def test_numbers_are_classes_in_the_order_of_numbers(tmp_path: Path) -> None:
-    loaded = load(table(tmp_path / "own", "path,label\n" + "".join(f"{k},{(k % 3) * 5}\n" for k in range(10))))
-    assert loaded.classes == ("0", "5", "10")
+    own = table(tmp_path / "own", "path,label\n" + "".join(f"{k},{(k % 3) * 5 - 1}\n" for k in range(10)))
+    (own / "pictures/3.png").rename(own / "pictures/3")  # a picture all the same
+    assert load(own).classes == ("-1", "4", "9")
+
+
+def test_labels_in_two_normal_forms_of_unicode_are_one_class(tmp_path: Path) -> None:
+    labels = ("J\u00e4ger", "Ja\u0308ger", "cat")
+    own = table(tmp_path / "own", "file,label\n" + "".join(f"{k}.png,{labels[k % 3]}\n" for k in range(10)))
+    write_parquet(tmp_path / "own.parquet", list(labels) * 4)
+    for source in (own, tmp_path / "own.parquet"):
+        assert load(source).classes == (labels[0], "cat")
 
 
 def test_columns_of_other_names_are_named_by_an_option(tmp_path: Path) -> None:
@@ -97,6 +91,9 @@ def test_columns_of_other_names_are_named_by_an_option(tmp_path: Path) -> None:
     refused(own, "labels.csv has the columns was, what, none of which is known as file or label; name them: `columns=`")
     assert load(f"{own}?columns=file=was,label=what").classes == ("cat", "dog")
     refused(f"{own}?columns=file=who,label=what", "there is no column 'who'; the columns are was, what")
+    (own / "labels.csv").rename(own / "own.csv")
+    (own / "more.csv").write_text("x,y\n1,2\n")
+    assert load(f"{own}?columns=file=was,label=what").classes == ("cat", "dog")
     refused(f"{own}?columns=files=was", r"`columns=` takes KIND=NAME,KIND=NAME of the kinds file, label, split, group")
 
 
@@ -118,6 +115,7 @@ def test_columns_of_other_names_are_named_by_an_option(tmp_path: Path) -> None:
         (["file,label,label", "1.png,cat,0", "2.png,dog,1"], "labels.csv has 2 columns 'label'; rename all but"),
         (["file,label", '"1.png,cat', "2.png,dog"], "labels.csv cannot be read as a table: unexpected end of data"),
         (["file,label", "1.png,\x1b[31mred", "2.png,dog"], r"own has a class '\\x1b\[31mred', whose name cannot be"),
+        (["file,label", "1.png,cat, black"], "line 2, has 3 cells, but the heading 2; put quotes around"),
         (["file,label", f"1.png,{'x' * 200_000}"], "labels.csv cannot be read as a table: field larger than"),
     ],
 )
@@ -142,9 +140,21 @@ def test_a_table_may_have_other_ends_of_lines_and_a_heading_of_two_lines(tmp_pat
 
 
 def test_what_a_table_leaves_out_is_counted(tmp_path: Path) -> None:
-    text = "\n".join(["file,label", *LINES[:8], LINES[0], "8.png,"])
+    text = "\n".join(["file,label", *LINES[:8], LINES[0], "8.png,", ",cat"])
     (note, _) = load(table(tmp_path / "own", text)).notes
-    assert note.endswith("own: 1 x line without a label, 2 x picture that is not listed, 1 x repeated line")
+    assert note.endswith(
+        "own: 1 x line without a file, 1 x line without a label, 2 x picture that is not listed, 1 x repeated line"
+    )
+
+
+@pytest.mark.parametrize("content", ["Größe,Farbe\n".encode("latin-1"), b'"no end', b""])
+def test_a_table_of_something_else_beside_folders_of_classes_is_left_out(tmp_path: Path, content: bytes) -> None:
+    for index in range(8):
+        draw(tmp_path / "own" / ("cat", "dog")[index % 2] / f"{index}.png", index)
+    (tmp_path / "own/notes.csv").write_bytes(content)
+    assert load(tmp_path / "own").classes == ("cat", "dog")
+    shutil.rmtree(tmp_path / "own/dog")
+    refused(tmp_path / "own", "notes.csv" if content else "pictures of one class alone")
 
 
 def test_tables_named_for_splits_are_read_together(tmp_path: Path) -> None:
@@ -201,8 +211,16 @@ def test_grey_arrays_without_test_images_have_some_held_out(tmp_path: Path) -> N
             r"train_labels has a label 9223372036854775808; allowed are labels below 2\*\*63",
         ),
         ({"train_labels": np.zeros(19, np.uint8)}, "has 20 train images, but 19 labels"),
+        (
+            {"x_train": np.zeros((2, 28, 28, 3), np.uint8), "y_train": np.arange(2)},
+            "has train_images and x_train; keep one of them",
+        ),
         ({"train_labels": None}, "has train_images, but not both train_images and train_labels"),
-        ({"train_images": None, "train_labels": None}, "holds test_images, .*; expected are train_images"),
+        (
+            dict.fromkeys(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("images", "labels")),
+            "holds nothing; expected are train_images",
+        ),
+        ({"train_images": None, "train_labels": None}, "has validation and test images, but no training images; "),
         (
             {"train_images": np.zeros((20, 28, 28, 28, 1), np.uint8)},
             r"has the shape \(20, 28, 28, 28, 1\); allowed are",
@@ -282,12 +300,18 @@ def png(level: int) -> bytes:
     return content.getvalue()
 
 
-def write_parquet(path: Path, labels: list[object], *, names: list[str] | None = None, first: int = 0) -> None:
+def write_parquet(
+    path: Path, labels: Sequence[object], *, names: list[str] | None = None, first: int = 0, shape: str = "{}.png"
+) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
     from pyarrow import parquet
 
-    images = [{"bytes": png(first + k), "path": f"{k}.png"} for k in range(len(labels))]
-    own = pyarrow.table({"image": images, "label": labels})
+    images = [{"bytes": png(first + k), "path": shape.format(k)} for k in range(len(labels))]
+    own = (
+        pyarrow.table({"image": images, "label": labels})
+        if labels
+        else pyarrow.table({"image": [b""], "label": [0]})[:0]
+    )
     if names:
         features = {"label": {"names": names, "_type": "ClassLabel"}}
         own = own.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -314,6 +338,23 @@ def test_a_parquet_file_alone_may_have_texts_as_labels(tmp_path: Path) -> None:
     assert (loaded.classes, len(loaded.train_images), len(loaded.test_images)) == (("cat", "dog"), 8, 2)
 
 
+@pytest.mark.parametrize("name", ["test.parquet", "test.npz"])
+def test_test_images_alone_are_enough_to_score_a_model(tmp_path: Path, name: str) -> None:
+    if name.endswith(".npz"):
+        write_npz(tmp_path / name, **dict.fromkeys(["train_images", "train_labels", "val_images", "val_labels"]))
+    else:
+        write_parquet(tmp_path / name, [0, 1, 2, 3, 0, 1])
+    loaded = data.load_to_score(tmp_path / name, ("0", "1", "2", "3"))
+    assert (len(loaded.train_labels), sorted(loaded.test_labels.tolist())) == (0, [0, 0, 1, 1, 2, 3])
+
+
+def test_pictures_of_parquet_files_are_grouped_by_the_names_of_their_files(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "own.parquet", [0, 1] * 20, shape="all/p{:02}_1.png")
+    loaded = load(f"{tmp_path / 'own.parquet'}?group=(.*)[0-9]_")
+    assert loaded.notes[0] == "4 groups, none of which lies on both sides of a split"
+    assert len(loaded.test_images) == 10
+
+
 def test_other_parquet_files_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "own/a.parquet", [0, 1])
     write_parquet(tmp_path / "own/b.parquet", [0, 1])
@@ -327,6 +368,16 @@ def test_other_parquet_files_are_refused(tmp_path: Path) -> None:
     labels = array([1, 1 << 63], uint64())
     parquet.write_table(table({"image": [png(1), png(2)], "label": labels}), tmp_path / "large.parquet")
     refused(tmp_path / "large.parquet", r"large\.parquet has a label 9223372036854775808; allowed are labels below")
+    write_parquet(tmp_path / "empty.parquet", [], names=["a", "b"])
+    refused(tmp_path / "empty.parquet", "has no rows in its parquet files")
+    write_parquet(tmp_path / "unlabelled.parquet", [0, 1, -1], names=["a", "b"])
+    refused(tmp_path / "unlabelled.parquet", "-1 is no label of the 2 classes that its schema names")
+    write_parquet(tmp_path / "two/train.parquet", [0, 1], names=["a", "b"])
+    write_parquet(tmp_path / "two/val.parquet", [0, 1], names=["b", "a"])
+    refused(tmp_path / "two", "val.parquet has other names of classes in its schema than .*train.parquet")
+    for around in (tmp_path / "two", tmp_path):
+        shutil.make_archive(str(tmp_path / "packed"), "zip", around, None if around.name == "two" else "two")
+        refused(tmp_path / "packed.zip", "holds parquet files, which are packed already: unpack it")
     parquet.write_table(table({"picture": [1, 2], "label": [0, 1]}), tmp_path / "no.parquet")
     refused(tmp_path / "no.parquet", "has the columns picture, label; expected are image, a struct with bytes")
 

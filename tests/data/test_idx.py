@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from tinycifar import data
-from tinycifar.data import idx, pictures, trees
-from tinycifar.data.dataset import Dataset
+from tinycifar.data import idx, trees
+
+from .test_folders import load
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -32,10 +31,6 @@ def write(folder: Path, *, pack: bool = True, side: int = 28) -> dict[str, np.nd
     return arrays
 
 
-def load(folder: Path, image_size: int = 32) -> Dataset:
-    return data.load(folder, image_size=image_size)
-
-
 @pytest.mark.parametrize("pack", [True, False])
 def test_idx_files_are_loaded_in_their_order(tmp_path: Path, pack: bool) -> None:
     arrays = write(tmp_path / "digits", pack=pack)
@@ -55,23 +50,14 @@ def test_idx_files_are_loaded_in_their_order(tmp_path: Path, pack: bool) -> None
         assert loaded.names["test"][-1] == "t10k-images 19"
 
 
-def test_images_are_resized_as_pictures_are(tmp_path: Path) -> None:
-    arrays = write(tmp_path / "digits")
-    loaded = load(tmp_path / "digits")
-    for index in range(3):
-        Image.fromarray(arrays[IMAGES][index]).save(tmp_path / "one.png")
-        seen = pictures.to_tensor(pictures.read(tmp_path / "one.png"), 32)
-        assert torch.equal(loaded.train_images[index], seen)
-
-
 def test_packed_or_not_it_is_the_same_data_and_changed_it_is_not(tmp_path: Path) -> None:
     write(tmp_path / "packed")
     arrays = write(tmp_path / "plain", pack=False)
-    digest = load(tmp_path / "packed").digest
-    assert load(tmp_path / "plain").digest == digest
+    digest = load(tmp_path / "packed", 32).digest
+    assert load(tmp_path / "plain", 32).digest == digest
     arrays[LABELS][0] = 9
     (tmp_path / "plain" / LABELS).write_bytes(packed(arrays[LABELS]))
-    assert load(tmp_path / "plain").digest != digest
+    assert load(tmp_path / "plain", 32).digest != digest
 
 
 NINE = np.full(30, 9, np.uint8)
@@ -112,7 +98,7 @@ def test_files_that_are_not_as_announced_are_refused(
     if content is not None:
         file.write_bytes(gzip.compress(content) if pack else content)
     with pytest.raises(ValueError, match=words) as told:
-        load(tmp_path / "digits")
+        load(tmp_path / "digits", 32)
     assert len(str(told.value).splitlines()) == 1
 
 
@@ -126,7 +112,7 @@ def test_every_kind_of_damage_to_a_packed_file_is_refused(tmp_path: Path) -> Non
     for content in tried:
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is "):
-            load(tmp_path / "digits")
+            load(tmp_path / "digits", 32)
 
 
 def test_a_packed_file_that_swells_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +127,7 @@ def test_a_packed_file_that_swells_is_not_read_to_its_end(tmp_path: Path, monkey
 
     monkeypatch.setattr(gzip.GzipFile, "read", counting)
     with pytest.raises(ValueError, match="more are there"):
-        load(tmp_path / "digits")
+        load(tmp_path / "digits", 32)
     assert asked == [16, GREY.size + 1]
 
 
@@ -161,7 +147,7 @@ def test_fashion_mnists_bytes_have_its_names(tmp_path: Path, monkeypatch: pytest
     tree = trees.FolderTree(tmp_path / "digits")
     hashes = {name: idx._read(tree, name + ".gz", 0x800 + array.ndim)[1] for name, array in arrays.items()}
     monkeypatch.setattr(idx, "FASHION_MNIST_SHA256", hashes)
-    assert load(tmp_path / "digits").classes[::9] == ("T-shirt/top", "Ankle boot")
+    assert load(tmp_path / "digits", 32).classes[::9] == ("T-shirt/top", "Ankle boot")
 
 
 def rename(folder: Path, shape: str) -> None:
@@ -175,9 +161,9 @@ def rename(folder: Path, shape: str) -> None:
 @pytest.mark.parametrize("shape", ["{}-{}.{}-ubyte.gz", "{}_{}-{}-ubyte.gz", "own-{}-{}-{}-ubyte.gz"])
 def test_names_may_have_dots_and_a_word_before(tmp_path: Path, shape: str) -> None:
     write(tmp_path / "digits")
-    expected = load(tmp_path / "digits").digest
+    expected = load(tmp_path / "digits", 32).digest
     rename(tmp_path / "digits", shape)
-    assert load(tmp_path / "digits").digest == expected
+    assert load(tmp_path / "digits", 32).digest == expected
 
 
 def test_emnists_letters_are_turned_upright_and_named(tmp_path: Path) -> None:
@@ -207,6 +193,6 @@ def test_of_several_data_sets_one_is_named_by_a_file(tmp_path: Path) -> None:
     for file in (tmp_path / "more").iterdir():
         file.rename(tmp_path / "own" / file.name)
     with pytest.raises(ValueError, match="own has 2 data sets: emnist-digits, kmnist; name one of its files, as "):
-        load(tmp_path / "own")
+        load(tmp_path / "own", 32)
     assert load(tmp_path / "own/kmnist-train-images-idx3-ubyte.gz").classes[1] == "ki"
     assert load(tmp_path / "own/emnist-digits-test-labels-idx1-ubyte.gz").classes == tuple("0123456789")

@@ -1,10 +1,12 @@
 """Layouts of folders and archives of pictures, and how each near miss is refused."""
 
+import re
 import shutil
 import stat
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,17 +15,7 @@ from tinycifar.data import sources
 from tinycifar.data.dataset import Dataset
 from tinycifar.data.sources import Source
 
-from .test_folders import fill, refused
-
-
-def load(folder: Path | str) -> Dataset:
-    return data.load(folder, image_size=8)
-
-
-def layout(folder: Path) -> str:
-    contents = data.examine(folder)
-    assert contents is not None
-    return contents.layout
+from .test_folders import fill, layout, load, refused
 
 
 def sizes(loaded: Dataset) -> list[int]:
@@ -96,14 +88,28 @@ def test_a_single_folder_around_the_layout_is_looked_into(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_zip_archive_is_the_same_data_as_its_folder(tmp_path: Path, wrapped: bool) -> None:
-    fill(tmp_path / "own/train", {"cat": 5, "dog": 5})
-    fill(tmp_path / "own/test", {"cat": 2, "dog": 2}, 100)
-    shutil.make_archive(str(tmp_path / "own"), "zip", *((tmp_path, "own") if wrapped else (tmp_path / "own",)))
-    folder, archive = load(tmp_path / "own"), load(tmp_path / "own.zip")
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+def test_an_archive_is_the_same_data_as_its_folder(tmp_path: Path, kind: str, wrapped: bool) -> None:
+    fill(tmp_path / "own/train", {"cat": 60, "dog": 60})  # more than one thread reads at a time
+    fill(tmp_path / "own/test", {"cat": 2, "dog": 2}, 200)
+    path = shutil.make_archive(str(tmp_path / "own"), kind, *((tmp_path, "own") if wrapped else (tmp_path / "own",)))
+    folder, archive = load(tmp_path / "own"), load(path)
     assert folder.digest == archive.digest
     assert torch.equal(folder.train_images, archive.train_images)
     assert folder.names == archive.names
+
+
+def test_a_zip_archive_of_macos_has_the_names_of_its_files(tmp_path: Path) -> None:
+    fill(tmp_path / "own", {"J\u00e4ger": 5, "dog": 5})
+    path = Path(shutil.make_archive(str(tmp_path / "own"), "zip", tmp_path / "own"))
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\3\4", 7), (b"PK\1\2", 9)):  # take back the mark of names in UTF-8
+        for part in re.finditer(re.escape(signature), bytes(content)):
+            content[part.start() + flags] &= ~8
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        assert any(name.startswith("J\u251c") for name in archive.namelist())
+    assert load(path).classes == ("J\u00e4ger", "dog")
 
 
 def write_zip(path: Path, names: list[str]) -> Path:
@@ -154,10 +160,36 @@ def test_a_source_has_its_options_behind_a_question_mark(tmp_path: Path) -> None
     (tmp_path / "a?b=c").mkdir()
     assert sources.parse(tmp_path / "a?b=c") == Source(str(tmp_path / "a?b=c"))
     assert sources.parse("what?") == Source("what?")
+    assert sources.parse(tmp_path / "a?b=c?labels=fine") == Source(str(tmp_path / "a?b=c"), labels="fine")
+    assert sources.parse(r"photos?group=(?:x)?(.*?)_\d+") == Source("photos", group=r"(?:x)?(.*?)_\d+")
     with pytest.raises(ValueError, match="unknown option 'groups'; allowed are group, columns, labels, transposed"):
         sources.parse("photos?groups=1")
     with pytest.raises(ValueError, match="labels must be fine or coarse, not 'rough'"):
         sources.parse("cifar-100-binary?labels=rough")
+
+
+def test_an_option_that_has_no_effect_on_a_layout_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "own", {"cat": 5, "dog": 5})
+    np.savez(tmp_path / "own.npz", train_images=np.zeros((4, 8, 8), np.uint8), train_labels=np.arange(4))
+    for source, option, use in (
+        ("own", "transposed=yes", "IDX files"),
+        ("own", "labels=coarse", "CIFAR-100 and parquet files"),
+        ("own", "columns=file=a", "tables of labels"),
+        ("own.npz", "group=(.*)_", "pictures in files"),
+    ):
+        name = option.partition("=")[0]
+        words = f"`{name}=` is for {use}, and has no effect on {tmp_path / source}; leave it out"
+        refused(f"{tmp_path / source}?{option}", words)
+
+
+def test_an_empty_name_is_refused_and_the_folder_above_has_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "own", {"cat": 5, "dog": 5})
+    monkeypatch.chdir(tmp_path / "own")
+    refused("", "the name of the data is empty")
+    monkeypatch.chdir(tmp_path / "own/cat")
+    assert load("..").name == "own"
 
 
 def shots(folder: Path, kinds: dict[str, int], people: int) -> None:
@@ -190,7 +222,7 @@ def test_pictures_of_one_group_lie_on_one_side_of_each_split(tmp_path: Path) -> 
 def test_groups_that_folders_have_on_both_sides_are_refused(tmp_path: Path) -> None:
     shots(tmp_path / "own/train", {"cat": 20, "dog": 20}, 5)
     shots(tmp_path / "own/test", {"cat": 5, "dog": 5}, 2)
-    refused_source(f"{tmp_path / 'own'}?group=(.*)_", "4 groups lie in train and test: c0, c1, d0, d1; move each")
+    refused(f"{tmp_path / 'own'}?group=(.*)_", "4 groups lie in train and test: c0, c1, d0, d1; move each")
 
 
 @pytest.mark.parametrize(
@@ -204,13 +236,7 @@ def test_groups_that_folders_have_on_both_sides_are_refused(tmp_path: Path) -> N
 )
 def test_patterns_that_give_no_groups_are_refused(tmp_path: Path, pattern: str, words: str) -> None:
     shots(tmp_path / "own", {"cat": 5, "dog": 5}, 5)
-    refused_source(f"{tmp_path / 'own'}?group={pattern}", words)
-
-
-def refused_source(source: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words) as error:
-        load(source)
-    assert len(str(error.value).splitlines()) == 1
+    refused(f"{tmp_path / 'own'}?group={pattern}", words)
 
 
 def test_classes_whose_names_differ_in_case_only_are_two(tmp_path: Path) -> None:

@@ -86,6 +86,28 @@ def test_the_six_files_are_loaded_in_order_with_channels_first(monkeypatch, tmp_
         assert loaded.validation_images is None
 
 
+@pytest.mark.parametrize(
+    "load", [data.load, data.load_pictures, lambda *own, **form: data.load_to_score(*own, (), **form)]
+)
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({"fit": "bend"}, "unknown fit 'bend'; allowed are: crop, pad, squash"),
+        ({"image_size": 0}, "image_size must be a number of pixels, 1 or more, not 0"),
+        ({"image_size": "32"}, "image_size must be a number of pixels, 1 or more, not '32'"),
+        ({"channels": 2}, r"channels must be 1 \(grey\) or 3 \(red, green and blue\), not 2"),
+    ],
+)
+def test_forms_that_no_images_have_are_refused(load, form, words):
+    with pytest.raises(ValueError, match=words):
+        load("own", **form)
+
+
+def test_pictures_without_labels_may_be_of_one_class(tmp_path):
+    np.savez(tmp_path / "own.npz", test_images=np.full((5, 8, 8), 7, np.uint8), test_labels=np.zeros(5, int))
+    assert data.load_pictures(tmp_path / "own.npz").shape == (5, 3, 32, 32)
+
+
 @pytest.mark.full_data
 def test_the_real_cache_is_all_of_cifar_10():
     problems = [state.problem for state in cifar10.verify()]

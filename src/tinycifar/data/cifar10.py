@@ -23,6 +23,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from tinycifar import atomic
 from tinycifar.data import download
 from tinycifar.data.download import DataError as DataError
 from tinycifar.data.download import md5_of, require_space, say
@@ -39,7 +40,7 @@ FILES = {  # in the order of the data set, the last one the test set; digests as
     "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
 LABELS = ("train_lables.json", "test_lables.json")
-PICKLED = {"cifar-10-batches-py", "cifar-100-python", "batches.meta", "meta", *(name[:-4] for name in FILES)}
+PICKLED = {"cifar-10-batches-py", "cifar-100-python", "batches.meta", *(name[:-4] for name in FILES)}
 MISSING = "missing"
 
 
@@ -69,9 +70,9 @@ def cache_directory() -> Path:
     return path
 
 
-def in_cache(cache: Path | None = None) -> bool:
+def in_cache() -> bool:
     """Whether all six files lie in the cache, whole or not."""
-    return all((Path(cache or cache_directory()) / FOLDER / name).exists() for name in FILES)
+    return all((cache_directory() / FOLDER / name).exists() for name in FILES)
 
 
 def verify(cache: Path | None = None) -> list[FileState]:
@@ -140,8 +141,7 @@ def fetch(source: str | Path | None = None, cache: Path | None = None) -> Path:
         with _lock(cache):
             for left_behind in cache.glob("fetching-*"):  # by runs that were killed: no other run is here now
                 shutil.rmtree(left_behind, ignore_errors=True)
-            for file in (cache / FOLDER).glob("*.tmp"):
-                file.unlink()
+            atomic.remove_unfinished(cache / FOLDER)
             bad = [state for state in verify(cache) if not state.ok]
             for state in bad:
                 if state.problem != MISSING:
@@ -180,17 +180,8 @@ def _fill(cache: Path, source: Path | None, names: list[str]) -> None:
 
 
 def _copy(source: Path, names: list[str], folder: Path) -> None:
-    """Write under another name in the same folder, sync, and rename: a half-written file never has the right name."""
     for name, data in _take(source, names):
-        temporary = folder / f"{name}.{os.getpid()}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic.write_bytes(folder / name, data)
 
 
 def _lock(cache: Path) -> AbstractContextManager[object]:

@@ -103,19 +103,6 @@ def pixel_decoder(shape: tuple[int, ...]) -> Decoder:
     return decode
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Which rows each split has, in order, and lines that say what was decided."""
-
-    splits: dict[str, Labels]
-    units: Labels
-    notes: tuple[str, ...]
-
-    @property
-    def rows(self) -> Labels:
-        return np.concatenate(list(self.splits.values()))
-
-
 def to_dataset(
     contents: Contents,
     cache: Path,
@@ -141,12 +128,13 @@ def to_dataset(
     hashes = _hashes(contents, display)
     digest = decoded.digest(sorted(zip(contents.names, hashes, strict=True)))
     unreadable = decoded.read_unreadable(cache, digest) if contents.skip_unreadable else {}
+    listed: Path | None = decoded.unreadable_path(cache, digest)
     while True:
         rest = _without(contents, unreadable)
         if for_training and unreadable:
             _check(rest)
-        plan = _plan(rest, hashes, for_training)
-        rows = plan.rows
+        splits, units, split_notes = _plan(rest, hashes, for_training)
+        rows = np.concatenate(list(splits.values()))
 
         def decode(index: int, rows: Labels = rows) -> tuple[Pixels, str]:
             content = contents.read(rows[index])
@@ -168,21 +156,20 @@ def to_dataset(
         if not loaded.unreadable:
             break
         unreadable |= loaded.unreadable
-        path = decoded.write_unreadable(cache, digest, unreadable)
+        listed = decoded.write_unreadable(cache, digest, unreadable)
         if not contents.skip_unreadable:
-            raise ValueError(decoded.describe_unreadable(contents.path, loaded.unreadable, len(rows), path))
+            raise ValueError(decoded.describe_unreadable(contents.path, loaded.unreadable, len(rows), listed))
     skipped = Counter(unreadable.values())
-    notes = [*contents.notes, *plan.notes, *loaded.notes]
+    notes = [*contents.notes, *split_notes, *loaded.notes]
     if unreadable:
         kinds = ", ".join(f"{count:,} x {problem}" for problem, count in sorted(skipped.items()))
-        path = decoded.unreadable_path(cache, digest)
-        notes.append(f"Skipped {len(unreadable):,} of {len(contents.names):,} pictures: {kinds}; listed in {path}")
+        where = f"; listed in {listed}" if listed else ""
+        notes.append(f"Skipped {len(unreadable):,} of {len(contents.names):,} pictures: {kinds}{where}")
     notes += [
         f"{count:,} of the pictures {remark}"
         for remark, count in loaded.remarks.items()
         if remark != CROPPED or count >= MANY_CROPPED * len(rows)
     ]
-    splits = plan.splits
     images_of = dict(zip(splits, torch.split(loaded.images, [len(part) for part in splits.values()]), strict=True))
     labels_of = {split: torch.from_numpy(contents.labels[part]) for split, part in splits.items()}
     if "train" not in splits:  # to be scored on alone
@@ -197,9 +184,7 @@ def to_dataset(
         images_of.get("validation"),
         labels_of.get("validation"),
         path=str(contents.source or contents.path),
-        groups=None
-        if contents.groups is None or "train" not in splits
-        else torch.from_numpy(plan.units[splits["train"]]),
+        groups=None if contents.groups is None or "train" not in splits else torch.from_numpy(units[splits["train"]]),
         names={split: tuple(printable(contents.names[row]) for row in part.tolist()) for split, part in splits.items()},
         origins={
             split: Origin(images_of[split], _digests([hashes[row] for row in part.tolist()]))
@@ -231,8 +216,8 @@ def _without(contents: Contents, unreadable: dict[str, str]) -> Contents:
     return replace(contents, splits={split: rows for split, rows in splits.items() if len(rows) or split == "train"})
 
 
-def _plan(contents: Contents, hashes: list[str], for_training: bool) -> _Plan:
-    """Hold out test images if there are none, and put each split into its order."""
+def _plan(contents: Contents, hashes: list[str], for_training: bool) -> tuple[dict[str, Labels], Labels, list[str]]:
+    """Each split's images in their order, some held out if there are no test images; numbers of groups; notes."""
     splits, notes = dict(contents.splits), []
     units = _units(contents)
     draws = _draws(hashes if contents.groups is None else contents.groups)
@@ -251,7 +236,7 @@ def _plan(contents: Contents, hashes: list[str], for_training: bool) -> _Plan:
         splits = {
             split: part[_order(contents.labels[part], units[part], draws[part])] for split, part in splits.items()
         }
-    return _Plan(splits, units, tuple(notes))
+    return splits, units, notes
 
 
 def named(classes: Sequence[str]) -> str:
@@ -316,7 +301,7 @@ def _digests(hashes: Sequence[str]) -> Digests:
 
 def _draws(keys: Sequence[str]) -> Draws:
     """What orders images: drawn from (SEED, key), so that no other moves when one is added or renamed."""
-    drawn = (hashlib.sha256(f"{SEED} {key}".encode()).digest()[:8] for key in keys)
+    drawn = (hashlib.sha256(f"{SEED} {key}".encode("utf-8", "surrogateescape")).digest()[:8] for key in keys)
     return np.frombuffer(b"".join(drawn), ">u8").astype(np.uint64)
 
 

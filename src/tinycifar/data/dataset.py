@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,10 +168,11 @@ class Dataset:
             if len(labels) and not (labels.min() >= 0 and labels.max() < len(self.classes)):
                 raise ValueError(f"{name} labels must be 0 to {len(self.classes) - 1}, the places of the classes")
 
-    def _origin(self, split: str, images: Tensor, rows: slice) -> dict[str, Origin]:
-        """The origin of `images`, which are these rows of the training images, if theirs is known; by `split`."""
-        origin = self.origins.get("train")
-        return {split: Origin(images, origin.digests[rows])} if origin and origin.is_of(self.train_images) else {}
+        if self.groups is not None and not (
+            len(self.groups) == len(self.train_labels)
+            and len(set(self.groups.tolist())) == int((self.groups.diff() != 0).sum()) + 1
+        ):
+            raise ValueError("groups must be a number for each training image, and those of one group lie together")
 
     @property
     def image_size(self) -> int:
@@ -192,7 +194,10 @@ class Dataset:
         if channels == self.channels:
             return self
         before = {split: part for split in SPLITS if (part := self.images(split)) is not None}
-        images = {split: to_grey(part) if channels == 1 else _to_three(part) for split, part in before.items()}
+        images = {
+            split: to_grey(part) if channels == 1 else part.expand(-1, 3, -1, -1).contiguous()
+            for split, part in before.items()
+        }
         colours = channels == 1 and not all(map(is_grey, before.values()))
         note = ("The pictures have colours; channels=1 converts them to grey",) if colours else ()
         return replace(
@@ -208,24 +213,25 @@ class Dataset:
         """Keep the first `count` training images, and all others; ValueError outside 1 to their number."""
         if not 1 <= count <= len(self.train_labels):
             raise ValueError(f"cannot keep {count} training images: allowed are 1 to {len(self.train_labels)}")
-        names = {**self.names, "train": self.names["train"][:count]} if "train" in self.names else self.names
-        images, labels = self.train_images[:count], self.train_labels[:count]
-        return replace(
-            self,
-            train_images=images,
-            train_labels=labels,
-            names=names,
-            groups=None if self.groups is None else self.groups[:count],
-            origins={**self.origins, **self._origin("train", images, slice(count))},
-            notes=(*self.notes, *self._lost("Training", self.train_labels, labels)),
-        )
+        return self._part("train", slice(count))
 
-    def _lost(self, part: str, before: Tensor, now: Tensor) -> list[str]:
-        """A line that says which classes have no image any more, if any."""
-        lost = sorted(set(before.tolist()) - set(now.tolist()))
-        named = ", ".join(self.classes[label] for label in lost[:NAMED]) + ", ..." * (len(lost) > NAMED)
-        count = f"{len(lost):,} class{'es' * (len(lost) > 1)}"
-        return [f"{part} images lack {count} of {len(set(before.tolist())):,}: {named}"] if lost else []
+    def _part(self, split: str, rows: slice) -> Dataset:
+        """The same data with these rows of the training images as those of `split`, "train" or "validation"."""
+        images, labels = self.train_images[rows], self.train_labels[rows]
+        changes: dict[str, Any] = {f"{split}_images": images, f"{split}_labels": labels}
+        if "train" in self.names:
+            changes["names"] = {**self.names, split: self.names["train"][rows]}
+        if "train" in self.origins and self.origins["train"].is_of(self.train_images):
+            changes["origins"] = {**self.origins, split: Origin(images, self.origins["train"].digests[rows])}
+        if split == "train" and self.groups is not None:
+            changes["groups"] = self.groups[rows]
+        before = set(self.train_labels.tolist())
+        if lost := sorted(before - set(labels.tolist())):
+            first = ", ".join(self.classes[label] for label in lost[:NAMED]) + ", ..." * (len(lost) > NAMED)
+            count = f"{len(lost):,} class{'es' * (len(lost) > 1)}"
+            part = {"train": "Training", "validation": "Validation"}[split]
+            changes["notes"] = (*self.notes, f"{part} images lack {count} of {len(before):,}: {first}")
+        return replace(self, **changes)
 
     def split(self, validation_images: int) -> Dataset:
         """Hold out the last `validation_images` training images; 0 changes nothing.
@@ -245,34 +251,10 @@ class Dataset:
                 f"cannot hold out {validation_images} images: allowed are 0 to {len(self.train_labels) - 1}"
             )
         first = self._between_groups(first)
-        names = self.names
-        if "train" in names:
-            names = {**names, "train": names["train"][:first], "validation": names["train"][first:]}
-        lost = [
-            line
-            for part, labels in (("Training", self.train_labels[:first]), ("Validation", self.train_labels[first:]))
-            for line in self._lost(part, self.train_labels, labels)
-        ]
-        train, validation = self.train_images[:first], self.train_images[first:]
-        origins = {
-            **self.origins,
-            **self._origin("train", train, slice(first)),
-            **self._origin("validation", validation, slice(first, None)),
-        }
-        return replace(
-            self,
-            notes=(*self.notes, *lost),
-            train_images=train,
-            train_labels=self.train_labels[:first],
-            validation_images=validation,
-            validation_labels=self.train_labels[first:],
-            names=names,
-            groups=None if self.groups is None else self.groups[:first],
-            origins=origins,
-        )
+        return self._part("validation", slice(first, None))._part("train", slice(first))
 
     def _between_groups(self, wanted: int) -> int:
-        """The number of images nearest to `kept` after which another group begins; ValueError if there is one group."""
+        """The number nearest to `wanted` after which another group begins; ValueError if there is one group."""
         if self.groups is None:
             return wanted
         starts = (self.groups.diff().nonzero()[:, 0] + 1).tolist()
@@ -312,11 +294,6 @@ def to_grey(images: Tensor) -> Tensor:
 def is_grey(images: Tensor) -> bool:
     """Whether the three channels of all images (N, 3, H, W) are alike."""
     return all(bool((part[:, :1] == part[:, 1:]).all()) for part in torch.split(images, ROWS))
-
-
-def _to_three(images: Tensor) -> Tensor:
-    """Images (N, 3, H, W) from (N, 1, H, W)."""
-    return images.expand(-1, 3, -1, -1).contiguous()
 
 
 def pixel_digests(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Digests:

@@ -46,7 +46,7 @@ class Loaded:
     remarks: dict[str, int] = field(default_factory=dict)
 
 
-def each(work: Callable[[int], None], count: int, what: str, display: Progress | None) -> None:
+def _each(work: Callable[[int], None], count: int, what: str, display: Progress | None) -> None:
     """Call `work` with 0 to `count` - 1 in threads, with a bar named `what`; what it raises ends it all.
 
     Ctrl-C ends it too, after the pictures at hand.
@@ -54,26 +54,22 @@ def each(work: Callable[[int], None], count: int, what: str, display: Progress |
     stopped = threading.Event()
 
     def some(first: int) -> int:
-        last = min(first + AT_ONCE, count)
-        for index in range(first, last):
+        indices = range(first, min(first + AT_ONCE, count))
+        for index in indices:
             if stopped.is_set():
                 break
             work(index)
-        return last
+        return len(indices)
 
-    task = None if display is None else display.add_task(what, total=count)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), workers.bar(display, what, count) as advance:
         warnings.simplefilter("ignore")  # here, as the threads' own filters undo each other's
         pool = ThreadPoolExecutor(THREADS)
         try:
             for done in pool.map(some, range(0, count, AT_ONCE)):
-                if display is not None and task is not None:
-                    display.update(task, completed=done)
+                advance(done)
         finally:
             stopped.set()
             pool.shutdown(cancel_futures=True)
-            if display is not None and task is not None:
-                display.remove_task(task)
 
 
 def collect(
@@ -93,7 +89,7 @@ def collect(
     if by_path and workers.worthwhile(count):
         workers.run(attempt, count, shape, store, what, display)
     else:
-        each(lambda index: store(index, *attempt(index)), count, what, display)
+        _each(lambda index: store(index, *attempt(index)), count, what, display)
 
 
 def digest(contents: Iterable[tuple[str, str]]) -> str:
@@ -178,7 +174,10 @@ def write_unreadable(cache: Path, content: str, unreadable: dict[str, str]) -> P
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         atomic.write_bytes(path, lines.encode())
-        atomic.write_json(path.with_suffix(".json"), {"content": content, "unreadable": unreadable})
+        # In ASCII, as names of files may have bytes that are no UTF-8.
+        atomic.write_bytes(
+            path.with_suffix(".json"), json.dumps({"content": content, "unreadable": unreadable}).encode()
+        )
     except (OSError, ValueError):
         return None
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,7 +121,8 @@ def read(tree: Tree, group: str = "") -> Contents:
             del splits[split]
     classes = _classes(tree, splits)
     if not root:
-        notes += _others(tree, [entry.name for entry in entries if entry.kind == "folder"])
+        others = [entry.name for entry in entries if entry.kind == "folder" and not contents.split_of(entry.name)]
+        notes += [f"Left out in {tree.path}: {few(others)} (only train, val and test are read)"] if others else []
     notes += _notes(tree, splits, classes)
     if not splits:
         raise ValueError(f"{tree.path} has no pictures in folders of classes, as in {LAYOUT}")
@@ -203,11 +205,6 @@ def _classes(tree: Tree, splits: dict[str, _Split]) -> tuple[str, ...]:
     return classes
 
 
-def _others(tree: Tree, names: list[str]) -> list[str]:
-    shown = [name for name in names if contents.split_of(name) is None]
-    return [f"Left out in {tree.path}: {few(shown)} (only train, val and test are read)"] if shown else []
-
-
 def _notes(tree: Tree, splits: dict[str, _Split], classes: tuple[str, ...]) -> list[str]:
     notes = []
     for name, split in splits.items():
@@ -223,8 +220,8 @@ def _notes(tree: Tree, splits: dict[str, _Split], classes: tuple[str, ...]) -> l
     return notes
 
 
-def with_groups(whole: Contents, pattern: str) -> Contents:
-    """The contents with the groups that a pattern finds in the names of files; a file it does not match is its own.
+def with_groups(whole: Contents, pattern: str, names: Sequence[str] = ()) -> Contents:
+    """The contents with the groups that a pattern finds in the `names` of files; a file it does not match is its own.
 
     Raises ValueError for a pattern that is none, has no group in parentheses, or matches no file.
     """
@@ -236,9 +233,10 @@ def with_groups(whole: Contents, pattern: str) -> Contents:
         raise ValueError(f"`group=` {pattern!r} is no regular expression: {error}") from None
     if not expression.groups:
         raise ValueError(f"`group=` {pattern!r} needs a part in parentheses, which names the group, as in '(.*)_\\d+'")
-    matches = [expression.search(Path(name).name) for name in whole.names]
+    files = [Path(name).name for name in names or whole.names]
+    matches = [expression.search(file) for file in files]
     if not any(matches):
-        raise ValueError(f"`group=` {pattern!r} matches no file, for example not {Path(whole.names[0]).name!r}")
+        raise ValueError(f"`group=` {pattern!r} matches no file, for example not {printable(files[0])!r}")
     groups = [
         "|".join(part or "" for part in match.groups()) if match else f"file {name}"
         for name, match in zip(whole.names, matches, strict=True)

@@ -53,12 +53,14 @@ def load(
     """
     if source == "sample":
         return sample(image_size, channels)
+    _check_form(image_size, fit, channels)
     if source not in (None, "cifar10") and (own := examine(str(source))) is not None:
         if skip_unreadable:
             own = replace(own, skip_unreadable=True, source=str(replace(sources.parse(own.source), unreadable="skip")))
         folder = cifar10.cache_directory() if cache is None else cache
         return contents.to_dataset(own, folder, image_size, fit, display).with_channels(channels)
-    known = _dataset("cifar10", cifar10.read(None if source == "cifar10" else source, cache), image_size)
+    path = None if source in (None, "cifar10") else sources.parse(str(source)).path
+    known = _dataset("cifar10", cifar10.read(path, cache), image_size)
     return known.with_channels(channels)
 
 
@@ -72,6 +74,7 @@ def load_to_score(
     display: Progress | None = None,
 ) -> Dataset:
     """Load own data for a model of these `classes` to be scored on, as `tinycifar.data.contents.to_dataset` says."""
+    _check_form(image_size, fit, channels)
     own = examine(source)
     if own is None:
         raise ValueError(f"{source} is CIFAR-10, which has test images of its own")
@@ -80,18 +83,14 @@ def load_to_score(
 
 
 def load_pictures(
-    source: str | Path,
-    *,
-    image_size: int = 32,
-    fit: str = "crop",
-    channels: int = 3,
-    display: Progress | None = None,
+    source: str | Path, *, image_size: int = 32, fit: str = "crop", channels: int = 3, display: Progress | None = None
 ) -> Tensor:
     """Images (N, channels, image_size, image_size), uint8, of any source, without labels.
 
     `source` is as in `load`, of which the test images are taken, or all if it has none; or a folder with pictures
     anywhere in it, or one picture. Raises ValueError for pictures that cannot be read and for a source without any.
     """
+    _check_form(image_size, fit, channels)
     try:
         own = None if str(source) in NAMES else examine(source)
     except ValueError:
@@ -103,6 +102,7 @@ def load_pictures(
     if own is None:
         return load(source, image_size=image_size, fit=fit, channels=channels, display=display).test_images
     cache = cifar10.cache_directory()
+    own = replace(own, classes=("any", "other"), labels=np.zeros_like(own.labels))  # there may be one class, or many
     dataset = contents.to_dataset(own, cache, image_size, fit, display, own.classes)
     return dataset.with_channels(channels).test_images
 
@@ -116,10 +116,12 @@ def examine(source: str | Path) -> Contents | None:
     path = Path(options.path)
     if not is_printable(str(path)):
         raise ValueError(f"{printable(str(path))} has a name that cannot be printed; rename it")
-    if path.name.lower().endswith(trees.TAR_SUFFIXES) and _is_cifar10_archive(path):
+    if path.is_file() and path.name.lower().endswith(trees.TAR_SUFFIXES) and _is_cifar10_archive(path):
+        options.check_used()
         return None
     tree = trees.open_tree(path)
     if tree is not None and _is_cifar10(tree):
+        options.check_used()
         return None
     wrapper = None if tree is None else _wrapped(tree)
     if tree is not None and wrapper is not None:
@@ -133,29 +135,51 @@ def examine(source: str | Path) -> Contents | None:
     return replace(examined, source=str(options), skip_unreadable=options.unreadable == "skip")
 
 
+def _check_form(image_size: int, fit: str, channels: int) -> None:
+    """Raise ValueError for values of these arguments that no recipe has."""
+    if not isinstance(image_size, int) or image_size < 1:
+        raise ValueError(f"image_size must be a number of pixels, 1 or more, not {image_size!r}")
+    pictures.check_fit(fit)
+    if channels not in pictures.CHANNELS:
+        raise ValueError(f"channels must be 1 (grey) or 3 (red, green and blue), not {channels}")
+
+
 def _examine(path: Path, tree: Tree | None, options: Source) -> Contents | None:
     """The contents of the first layout that fits; None if none does."""
+    suffix, around = path.suffix.lower() if path.is_file() else "", trees.FolderTree(path.parent)
     if path.is_file() and idx.FILE.fullmatch(path.name):
-        return idx.read(trees.FolderTree(path.parent), options.transposed, path.name)
-    if path.is_file() and path.suffix.lower() == ".npz":
+        options.check_used("transposed")
+        return idx.read(around, options.transposed, path.name)
+    if suffix == ".npz":
+        options.check_used()
         return npz.read(path)
-    if path.is_file() and path.suffix.lower() == ".parquet":
-        return parquet.read(trees.FolderTree(path.parent), [path.name], options.labels, options.group)
-    if path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
-        return tables.read(trees.FolderTree(path.parent), [path.name], options.columns, options.group)
+    if suffix == ".parquet":
+        options.check_used("group", "labels")
+        return parquet.read(around, [path.name], options.labels, options.group)
+    if suffix in (".csv", ".tsv"):
+        options.check_used("group", "columns")
+        return tables.read(around, [path.name], options.columns, options.group)
     if tree is None:
         return None
     if idx.sets(tree):
+        options.check_used("transposed")
         return idx.read(tree, options.transposed)
     if (base := binaries.top(tree, binaries.CIFAR100, "train.bin")) is not None:
+        options.check_used("labels")
         return binaries.read_cifar100(tree, base, options.labels)
     if (base := binaries.top(tree, binaries.STL10, "train_X.bin")) is not None:
+        options.check_used()
         return binaries.read_stl10(tree, base)
     if files := parquet.find(tree):
+        options.check_used("group", "labels")
         return parquet.read(tree, files, options.labels, options.group)
     if listed := tables.find(tree, options.columns):
+        options.check_used("group", "columns")
         return tables.read(tree, listed, options.columns, options.group)
-    return folders.read(tree, options.group) if folders.recognises(tree) else None
+    if not folders.recognises(tree):
+        return None
+    options.check_used("group")
+    return folders.read(tree, options.group)
 
 
 def _wrapped(tree: Tree) -> str | None:
@@ -196,6 +220,7 @@ def _check_cifar10(path: Path, tree: Tree | None) -> None:
 
 def sample(image_size: int = 32, channels: int = 3) -> Dataset:
     """Load the packaged sample: the first 400 training and 200 test images of CIFAR-10, for trials and tests."""
+    _check_form(image_size, "crop", channels)
     folder = Path(__file__).parent / "sample"
     files = [cifar10.examine(folder / name, records, md5) for name, (records, md5) in SAMPLE.items()]
     for state, _ in files:

@@ -36,20 +36,22 @@ def read(path: Path) -> Contents:
             given = [name for name in (images_name, labels_name) if f"{name}.npy" in members]
             if len(given) == 1:
                 raise ValueError(f"{path} has {given[0]}, but not both {images_name} and {labels_name}")
+            if given and split in parts:
+                raise ValueError(f"{path} has {parts[split].name} and {images_name}; keep one of them")
             if given:
                 images = _array(tree, images_name)
                 if images.dtype != np.uint8:
                     raise ValueError(f"{path}: {images_name} is of {images.dtype}; allowed is uint8, 0 to 255")
                 values[split] = _labels(path, labels_name, _array(tree, labels_name))
                 parts[split] = Arrays(images_name, images, values[split])
-    if "train" not in parts:
+    if not parts:
         shown = ", ".join(name.removesuffix(".npy") for name in members[:8]) or "nothing"
         raise ValueError(f"{path} holds {shown}; expected are {LAYOUT}")
     known = np.unique(np.concatenate(list(values.values())))
     parts = {
         split: Arrays(part.name, part.images, np.searchsorted(known, part.labels)) for split, part in parts.items()
     }
-    shape = parts["train"].images.shape[1:]
+    shape = next(iter(parts.values())).images.shape[1:]
     size = f"{'grey' if len(shape) == 2 else 'RGB'} {'x'.join(map(str, shape[:2]))}"
     return arrays.contents(path, f"NumPy arrays, {size}", tuple(str(value) for value in known.tolist()), parts)
 

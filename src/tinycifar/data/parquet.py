@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from tinycifar.data import contents, folders
 from tinycifar.data.contents import Contents, split_of
 from tinycifar.data.pictures import MOST_BYTES
-from tinycifar.data.trees import FolderTree, InnerTree, Tree
+from tinycifar.data.trees import Tree
 from tinycifar.words import counted, printable
 
 MOST_FILE_BYTES = 2 << 30  # of all files: the pictures, as they are packed, are held in memory
@@ -40,7 +41,7 @@ def read(tree: Tree, files: list[str], labels: str = "", group: str = "") -> Con
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise ValueError(f"{tree.path} needs pyarrow, which reads parquet: pip install 'tinycifar[parquet]'") from None
-    if not isinstance(tree, FolderTree | InnerTree):
+    if tree.is_archive:
         raise ValueError(f"{tree.path} holds parquet files, which are packed already: unpack it and name the folder")
     size = sum(map(tree.size, files))
     if size > MOST_FILE_BYTES:
@@ -48,11 +49,12 @@ def read(tree: Tree, files: list[str], labels: str = "", group: str = "") -> Con
     pictures: list[Any] = []
     values: list[Any] = []
     names: list[str] = []
+    file_names: list[str] = []
     rows: dict[str, list[int]] = {}
     class_names: list[str] = []
     for file in files:
         where = tree.where(file)
-        split = _split(where)
+        split = split_of(re.split(r"[^A-Za-z]", where.stem)[0])
         if split is None and len(files) > 1:
             raise ValueError(f"{where} is not named for a split, as train-*.parquet, val-*.parquet or test-*.parquet")
         try:
@@ -63,7 +65,10 @@ def read(tree: Tree, files: list[str], labels: str = "", group: str = "") -> Con
             raise ValueError(
                 f"{where} is no parquet file that can be read: {' '.join(str(error).split())[:200]}"
             ) from None
-        class_names = class_names or _class_names(schema, label)
+        known_names = _class_names(schema, label)
+        if class_names and known_names and known_names != class_names:
+            raise ValueError(f"{where} has other names of classes in its schema than {tree.where(files[0])}")
+        class_names = class_names or known_names
         rows.setdefault(split or "train", []).extend(range(len(names), len(names) + len(table)))
         for number, (picture, value) in enumerate(zip(table[image].to_pylist(), table[label].to_pylist(), strict=True)):
             content = picture["bytes"] if isinstance(picture, dict) else picture
@@ -71,10 +76,11 @@ def read(tree: Tree, files: list[str], labels: str = "", group: str = "") -> Con
                 raise ValueError(f"{where}, row {number}, has no picture or no label")
             path = picture.get("path") if isinstance(picture, dict) else None
             names.append(f"{where.stem} {number}" + (f" {path}" if path else ""))
+            file_names.append(path or names[-1])
             pictures.append(content)
             values.append(value)
-    if "train" not in rows:
-        raise ValueError(f"{tree.path} has no parquet file of training images, whose name begins with train")
+    if not names:
+        raise ValueError(f"{tree.path} has no rows in its parquet files")
     classes, numbers = _classes(tree.where(files[0]), values, class_names)
 
     def content_of(index: int) -> bytes:
@@ -93,11 +99,7 @@ def read(tree: Tree, files: list[str], labels: str = "", group: str = "") -> Con
         content_of,
         contents.picture_decoder(),
     )
-    return folders.with_groups(whole, group)
-
-
-def _split(file: Path) -> str | None:
-    return split_of(re.split(r"[^A-Za-z]", file.stem)[0])
+    return folders.with_groups(whole, group, file_names)
 
 
 def _columns(file: Path, schema: Any, labels: str) -> tuple[str, str]:
@@ -135,11 +137,14 @@ def _classes(path: Path, values: list[Any], names: list[str]) -> tuple[tuple[str
         if values and max(values) >= 1 << 63:
             raise ValueError(f"{path} has a label {max(values)}; allowed are labels below 2**63")
         numbers = np.array(values, np.int64)
-        if names and numbers.min() >= 0 and numbers.max() < len(names):
-            return tuple(names), numbers
+        if names:
+            if outside := [value for value in values if not 0 <= value < len(names)]:
+                raise ValueError(f"{path}: {outside[0]} is no label of the {len(names)} classes that its schema names")
+            return tuple(unicodedata.normalize("NFC", name) for name in names), numbers
         known = np.unique(numbers)
         return tuple(map(str, known.tolist())), np.searchsorted(known, numbers)
     if all(isinstance(value, str) for value in values):
+        values = [unicodedata.normalize("NFC", value) for value in values]
         texts = sorted(set(values))
         labels = {name: index for index, name in enumerate(texts)}
         return tuple(texts), np.array([labels[value] for value in values], np.int64)

@@ -128,6 +128,7 @@ def read(path: str | Path, fit: str = "crop") -> Image.Image:
     only its end marker is read. Raises ValueError, naming the file, if it cannot be read as one of `FORMATS` or has
     more bytes or pixels than `MOST_BYTES` and `MOST_PIXELS`.
     """
+    check_fit(fit)
     try:
         about = Path(path).stat()
         if not stat.S_ISREG(about.st_mode):
@@ -173,6 +174,7 @@ def decode_reported(
     channels: int = 3,
 ) -> Decoded:
     """As `decode`, and what was odd."""
+    check_fit(fit)
     try:
         if len(content) > MOST_BYTES:
             raise _Refused(f"{len(content):,} bytes, allowed are {MOST_BYTES:,}")
@@ -192,7 +194,6 @@ def _read(
 
     `large` is called before more than `MANY_PIXELS` are decoded.
     """
-    check_fit(fit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd but readable metadata, and of pixels, which are counted here
         try:
@@ -245,11 +246,8 @@ def _upright(
         turn = TURNS.get(_orientation(image))
         native = colours.native(image)
         largest = _largest(native, kind, raw_mode)
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side) if fit == "crop" else (0, 0, *image.size)
-        whole = box == (0, 0, *image.size)
-        part = native if whole else native.crop(box)  # first, as the rest costs memory by size
+        box = _box(image, fit)
+        part = fitted(native, fit)  # first, as the rest costs memory by size
     low, cropped = None, 1 - part.width * part.height / (image.width * image.height)
     if kind == "PNG":
         part, low = _deep(part, content, raw_mode, largest, box)
@@ -303,14 +301,11 @@ def _deep(
 def upright(image: Image.Image, fit: str = "crop") -> Image.Image:
     """A picture in memory as `read` gives that of its file: RGB of 8 bits, turned upright, cropped if `fit` says so."""
     check_fit(fit)
-    side = min(image.size)
-    if side < 1:
+    if min(image.size) < 1:
         raise ValueError(f"the picture has no pixels: its size is {image.width} x {image.height}")
     turn = TURNS.get(_orientation(image))
     image = colours.native(image)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    part = image.crop((left, top, left + side, top + side)) if fit == "crop" else image
-    rgb = colours.to_rgb(part, float(image.getextrema()[1]) if image.mode.startswith("I") else None)  # type: ignore[arg-type]
+    rgb = colours.to_rgb(fitted(image, fit), float(image.getextrema()[1]) if image.mode.startswith("I") else None)  # type: ignore[arg-type]
     return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -351,13 +346,18 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def fitted(image: Image.Image, fit: str) -> Image.Image:
-    """The central square of a picture if `fit` is "crop", else all of it; `to_array` does the rest."""
-    if fit != "crop" or image.width == image.height:
-        return image
+def _box(image: Image.Image, fit: str) -> tuple[int, int, int, int]:
+    """What is seen of a picture, as left, top, right and bottom: its central square if `fit` is "crop", else all."""
+    if fit != "crop":
+        return 0, 0, image.width, image.height
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    return left, top, left + side, top + side
+
+
+def fitted(image: Image.Image, fit: str) -> Image.Image:
+    """The central square of a picture if `fit` is "crop", else all of it; `to_array` does the rest."""
+    return image if fit != "crop" or image.width == image.height else image.crop(_box(image, fit))
 
 
 def to_array(image: Image.Image, size: int = 32, fit: str = "crop", channels: int = 3) -> Pixels:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
+USES = {  # of an option, unless it is for all pictures
+    "group": "pictures in files",
+    "columns": "tables of labels",
+    "labels": "CIFAR-100 and parquet files",
+    "transposed": "IDX files",
+}
 CHOICES = {"labels": ("fine", "coarse"), "transposed": ("yes", "no"), "unreadable": ("skip",)}
 
 
@@ -38,18 +45,30 @@ class Source:
         return f"{self.path}?{query}" if query else self.path
 
     def absolute(self) -> Source:
-        """The same source from any working directory."""
-        return replace(self, path=str(Path(self.path).absolute()))
+        """The same source from any working directory; ValueError for an empty path, which would be that directory."""
+        if not self.path:
+            raise ValueError("the name of the data is empty; name a folder or file, as ./photos")
+        path = Path(self.path)
+        return replace(self, path=str(path.resolve() if ".." in path.parts else path.absolute()))
+
+    def check_used(self, *used: str) -> None:
+        """Raise ValueError for an option that has no effect on data in whose layout only the options `used` have."""
+        for name, use in USES.items():
+            if getattr(self, name) and name not in used:
+                raise ValueError(f"`{name}=` is for {use}, and has no effect on {self.path}; leave it out")
 
 
 def parse(text: str | Path) -> Source:
-    """Read a source: a path that exists is one as it is, else what follows its last "?" are options.
+    """Read a source: a path that exists is one as it is, else what follows a "?" are options.
 
-    Raises ValueError for an unknown option.
+    That is the first "?" behind a path that exists, or the first one of all: values may have others. Raises ValueError
+    for an unknown option.
     """
-    path, mark, query = str(text).rpartition("?")
-    if not mark or "=" not in query or Path(str(text)).exists():
-        return Source(str(text))
+    whole = str(text)
+    parts = [(whole[: mark.start()], whole[mark.end() :]) for mark in re.finditer(r"\?(?=\w+=)", whole)]
+    if not parts or Path(whole).exists():
+        return Source(whole)
+    path, query = next((part for part in parts if part[0] and Path(part[0]).exists()), parts[0])
     options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
     allowed = [field.name for field in fields(Source)[1:]]
     if unknown := sorted(options.keys() - set(allowed)):

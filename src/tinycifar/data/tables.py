@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -39,16 +40,24 @@ class Row:
 
 
 def find(tree: Tree, columns: str = "") -> list[str]:
-    """The tables with labels of pictures at the top of a tree: labels.csv alone if there is one, else all others."""
+    """The tables with labels of pictures at the top of a tree: labels.csv alone if there is one, else all others.
+
+    Tables without such columns are of something else. One that cannot be read is reported if there is nothing else.
+    """
     names = [name for name in tree.names("", "file") if name.lower().endswith((".csv", ".tsv"))]
     named = [name for name in names if name.lower().rpartition(".")[0] == "labels"]
     if named:
         return named[:1]
-    tables = []
+    tables, problems, chosen = [], [], _chosen(columns)
     for name in names:
-        header = _header(tree, name)
-        if all(_column(header, kind, _chosen(columns)) is not None for kind in NEEDED):
-            tables.append(name)
+        try:
+            header = next(_cells(tree, name))
+            if all(_column(header, kind, chosen) is not None for kind in NEEDED):
+                tables.append(name)
+        except ValueError as error:
+            problems.append(error)
+    if problems and not tables and (columns or not folders.recognises(tree)):
+        raise problems[0]
     return tables
 
 
@@ -76,6 +85,9 @@ def read(tree: Tree, tables: list[str], columns: str = "", group: str = "") -> C
     # pandas writes a missing number as nan, and the others then as 1.0.
     numeric = all(re.fullmatch(r"-?\d+(\.\d*)?|nan|", row.label.lower()) for row in lines)
     for row in lines:
+        if not row.file:
+            skipped["line without a file"] += 1
+            continue
         if not row.label or (numeric and row.label.lower() == "nan"):
             skipped["line without a label"] += 1
             continue
@@ -98,7 +110,7 @@ def read(tree: Tree, tables: list[str], columns: str = "", group: str = "") -> C
     if not names:
         raise ValueError(f"{where} lists no picture with a label")
     rows = list(names.values())
-    numbers = all(re.fullmatch(r"\d{1,9}", row.label) for row in rows)
+    numbers = all(re.fullmatch(r"-?\d{1,9}", row.label) for row in rows)
     classes = tuple(sorted({row.label for row in rows}, key=(lambda label: (int(label), label)) if numbers else None))
     label_of = {kind: label for label, kind in enumerate(classes)}
     splits = {
@@ -160,12 +172,13 @@ def _pictures(tree: Tree, folder: str, depth: int) -> Iterator[str]:
         name = f"{folder}/{entry.name}".lstrip("/")
         if entry.kind == "folder" and depth > 1:
             yield from _pictures(tree, name, depth - 1)
-        elif entry.kind == "file" and folders.is_picture(entry.name):
+        elif entry.kind == "file" and folders.holds_picture(tree, name):
             yield name
 
 
 def _rows(tree: Tree, table: str, columns: str, of_table: str | None) -> Iterator[Row]:
-    header, chosen = _header(tree, table), _chosen(columns)
+    lines, chosen = _cells(tree, table), _chosen(columns)
+    header = next(lines)
     indices = {kind: _column(header, kind, chosen) for kind in COLUMNS}
     if lacking := [kind for kind in NEEDED if indices[kind] is None]:
         raise ValueError(
@@ -177,29 +190,37 @@ def _rows(tree: Tree, table: str, columns: str, of_table: str | None) -> Iterato
             raise ValueError(
                 f"{tree.where(table)} has {count} columns {header[column]!r}; rename all but that of the {kind}"
             )
-    text = _text(tree, table)
-    for number, cells in enumerate(_cells(tree, table, text)):
-        if number == 0 or not cells:
-            continue
+    for number, cells in enumerate(lines, start=2):
+        if any(cells[len(header) :]):
+            raise ValueError(
+                f"{tree.where(table)}, line {number}, has {len(cells)} cells, but the heading {len(header)}; put "
+                "quotes around cells with separators"
+            )
         values = {
-            kind: cells[column].strip() if column is not None and column < len(cells) else ""
+            kind: cells[column] if column is not None and column < len(cells) else ""
             for kind, column in indices.items()
         }
         split = split_of(values["split"]) if values["split"] else of_table or "train"
         if split is None:
             allowed = ", ".join(name for names in contents.SPLITS.values() for name in names)
             raise ValueError(
-                f"{tree.where(table)}, line {number + 1}, has the split {printable(values['split'])!r}; allowed are "
+                f"{tree.where(table)}, line {number}, has the split {printable(values['split'])!r}; allowed are "
                 f"{allowed}"
             )
-        if values["file"]:
-            yield Row(values["file"], values["label"], split, values["group"])
+        if any(values.values()):
+            label, group = (unicodedata.normalize("NFC", values[kind]) for kind in ("label", "group"))
+            yield Row(values["file"], label, split, group)
 
 
-def _cells(tree: Tree, table: str, text: str) -> Iterator[list[str]]:
-    """The lines of a table, the heading first; ValueError for what is no table."""
+def _cells(tree: Tree, table: str) -> Iterator[list[str]]:
+    """The cells of the lines of a table, without spaces around them, the heading first; ValueError for no table."""
+    text = _text(tree, table)
+    delimiter = max(",;\t|", key=text.partition("\n")[0].count)
     try:
-        yield from csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text.partition("\n")[0]), strict=True)
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        yield [name.strip() for name in next(lines, [])]
+        for cells in lines:
+            yield [cell.strip() for cell in cells]
     except csv.Error as error:
         raise ValueError(f"{tree.where(table)} cannot be read as a table: {error}") from None
 
@@ -217,14 +238,6 @@ def _text(tree: Tree, table: str) -> str:
         raise ValueError(f"{tree.where(table)} is no text in UTF-8; save it as such") from None
     except ValueError as error:
         raise ValueError(f"{tree.where(table)} cannot be used: {error}") from None
-
-
-def _header(tree: Tree, table: str) -> list[str]:
-    return [name.strip() for name in next(_cells(tree, table, _text(tree, table)), [])]
-
-
-def _delimiter(line: str) -> str:
-    return max(",;\t|", key=line.count)
 
 
 def _chosen(columns: str) -> Mapping[str, str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
 import tarfile
+import threading
+import weakref
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ MOST_MEMBERS = 2_000_000  # of a zip archive
 MOST_TAR_MEMBERS = 1_000
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 HIDDEN = (".", "__MACOSX")
+UTF_8_NAME = 0x800  # the flag of a zip archive's member whose name is UTF-8
 
 
 @dataclass(frozen=True)
@@ -152,12 +156,13 @@ class ZipTree(_Archive):
             raise ValueError(f"{path} has {len(members):,} members; allowed are {MOST_MEMBERS:,}")
         self._members: dict[str, zipfile.ZipInfo] = {}
         for member in members:
-            if member.filename in self._members:
-                raise ValueError(f"{path} is refused: it has two members {printable(member.filename)[:80]!r}")
+            name = _name_in_zip(member)
+            if name in self._members:
+                raise ValueError(f"{path} is refused: it has two members {printable(name)[:80]!r}")
             if member.flag_bits & 1:
                 raise ValueError(f"{path} is encrypted; unpack it and name the folder")
             if not stat.S_ISLNK(member.external_attr >> 16):  # a link would be read as the text of its target
-                self._members[member.filename] = member
+                self._members[name] = member
         super().__init__(path, iter(self._members))
 
     def size(self, name: str) -> int:
@@ -168,14 +173,18 @@ class ZipTree(_Archive):
         try:
             with self._zip.open(self._members[name]) as file:
                 yield file
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-            raise ValueError(f"it is damaged: {error}") from None
-        except OSError:
+        except (OSError, ValueError):
             raise
-        except Exception as error:  # zlib.error, lzma.LZMAError and others, which mean the same here
-            if isinstance(error, ValueError):
-                raise
+        except Exception as error:  # BadZipFile, zlib.error, lzma.LZMAError and others, which mean the same here
             raise ValueError(f"it cannot be unpacked: {error}") from None
+
+
+def _name_in_zip(member: zipfile.ZipInfo) -> str:
+    """The name of a member; macOS's Finder writes UTF-8 without the flag that says so."""
+    if not member.flag_bits & UTF_8_NAME:
+        with contextlib.suppress(UnicodeError):
+            return member.filename.encode("cp437").decode()
+    return member.filename
 
 
 class TarTree(_Archive):
@@ -183,8 +192,10 @@ class TarTree(_Archive):
 
     def __init__(self, path: Path) -> None:
         self._members: dict[str, tarfile.TarInfo] = {}
+        self._lock = threading.Lock()  # all members share one position in the file
         try:
             self._tar = tarfile.open(path)  # noqa: SIM115 (stays open to read members)
+            weakref.finalize(self, self._tar.close)
             for member in self._tar:
                 if len(self._members) == MOST_TAR_MEMBERS:
                     raise ValueError(
@@ -203,8 +214,8 @@ class TarTree(_Archive):
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         try:
-            file = self._tar.extractfile(self._members[name])
-            yield file or io.BytesIO()
+            with self._lock:
+                yield self._tar.extractfile(self._members[name]) or io.BytesIO()
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(f"it cannot be unpacked: {error}") from None
 

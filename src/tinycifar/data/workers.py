@@ -9,7 +9,7 @@ import select
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 import numpy as np
@@ -49,6 +49,19 @@ class Slots:
                 os.close(descriptor)
 
 
+@contextlib.contextmanager
+def bar(display: Progress | None, what: str, count: int) -> Iterator[Callable[[int], None]]:
+    """A bar named `what` that grows to `count`; gives a function that takes how many more are done."""
+    if display is None:
+        yield lambda _: None
+        return
+    task = display.add_task(what, total=count)
+    try:
+        yield lambda done: display.advance(task, done)
+    finally:
+        display.remove_task(task)
+
+
 def worthwhile(count: int) -> bool:
     """Whether so many pictures are decoded by processes: on Linux, where a process may be forked beside threads."""
     return count >= FEWEST and PROCESSES > 1 and sys.platform == "linux"
@@ -69,33 +82,26 @@ def run(
     """
     Image.init()  # no process needs to import decoders
     children: dict[int, int] = {}  # process by the end of its pipe
-    task = None if display is None else display.add_task(what, total=count)
-    try:
-        for number in range(PROCESSES):
-            reader, writer = os.pipe()
-            with contextlib.suppress(OSError):  # room for many pictures, so that a process hardly waits for this one
-                fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of forking beside threads, of which the children use none
-                process = os.fork()
-            if process == 0:
-                _work(attempt, range(number, count, PROCESSES), [reader, *children], writer)
-            os.close(writer)
-            children[reader] = process
-        _collect(children, count, shape, store, lambda done: _advance(display, task, done))
-    finally:
-        for reader, process in children.items():
-            os.close(reader)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-        if display is not None and task is not None:
-            display.remove_task(task)
-
-
-def _advance(display: Progress | None, task: object, done: int) -> None:
-    if display is not None and task is not None:
-        display.advance(task, done)  # type: ignore[arg-type]
+    with bar(display, what, count) as advance:
+        try:
+            for number in range(PROCESSES):
+                reader, writer = os.pipe()
+                with contextlib.suppress(OSError):  # room for many pictures, so that a process hardly waits here
+                    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of forking beside threads, of which the children use none
+                    process = os.fork()
+                if process == 0:
+                    _work(attempt, range(number, count, PROCESSES), [reader, *children], writer)
+                os.close(writer)
+                children[reader] = process
+            _collect(children, count, shape, store, advance)
+        finally:
+            for reader, process in children.items():
+                os.close(reader)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
 
 
 def _work(attempt: Callable[[int], tuple[Pixels | None, str]], rows: range, readers: list[int], writer: int) -> None:
@@ -112,11 +118,9 @@ def _work(attempt: Callable[[int], tuple[Pixels | None, str]], rows: range, read
             _write(writer, b"".join(pixels.tobytes() for _, pixels, _ in results if pixels is not None))
         code = 0
     except BaseException as error:
+        kind = type(error).__name__
         with contextlib.suppress(BaseException):
-            _send(
-                writer,
-                {"error": "MemoryError" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"},
-            )
+            _send(writer, {"error": kind if isinstance(error, MemoryError) else f"{kind}: {error}"})
     finally:
         os._exit(code)  # without what the first process would do at its end
 

@@ -119,30 +119,29 @@ def _smear(x: Pixels, radius: int, sigma: float, degrees: NDArray[np.float64]) -
 
 
 def _zoom_blur(x: Pixels, largest: float, rng: Generator) -> Pixels:
-    side = x.shape[2]
     factors = np.arange(1, largest, 0.01)
-    images = torch.from_numpy(x)
-    total = images.clone()
+    total = x.copy()
     for factor in factors:
-        cut = int(np.ceil(side / factor))
-        start = (side - cut) // 2
-        part = images[:, :, start : start + cut, start : start + cut]
-        part = functional.interpolate(part, size=round(cut * factor), mode="bilinear", align_corners=True)
-        start = (part.shape[2] - side) // 2
-        total += part[:, :, start : start + side, start : start + side]
-    return (total / (len(factors) + 1)).numpy()
+        total += _zoom(x, factor)
+    return total / (len(factors) + 1)
+
+
+def _zoom(x: Pixels, factor: float) -> Pixels:
+    """The middle of each image (N, C, H, W), magnified to the size of the whole."""
+    side = x.shape[2]
+    cut = int(np.ceil(side / factor))
+    start = (side - cut) // 2
+    part = torch.from_numpy(x[:, :, start : start + cut, start : start + cut])
+    part = functional.interpolate(part, size=round(cut * factor), mode="bilinear", align_corners=True)
+    start = (part.shape[2] - side) // 2
+    zoomed: Pixels = part[:, :, start : start + side, start : start + side].numpy()
+    return zoomed
 
 
 def _snow(x: Pixels, parameters: tuple[float, float, float, float, int, float, float], rng: Generator) -> Pixels:
     mean, deviation, zoom, least, radius, sigma, keep = parameters
     side = x.shape[2]
-    noise = rng.normal(mean, deviation, size=(len(x), 1, side, side))
-    cut = int(np.ceil(side / zoom))
-    start = (side - cut) // 2
-    part = torch.from_numpy(noise[:, :, start : start + cut, start : start + cut])
-    part = functional.interpolate(part, size=round(cut * zoom), mode="bilinear", align_corners=True)
-    start = (part.shape[2] - side) // 2
-    flakes = part[:, :, start : start + side, start : start + side].numpy()
+    flakes = _zoom(rng.normal(mean, deviation, size=(len(x), 1, side, side)), zoom)
     flakes = np.floor(np.clip(np.where(flakes < least, 0, flakes), 0, 1) * 255) / 255  # as published, by way of a file
     flakes = _smear(flakes, radius, sigma, rng.uniform(-135, -45, size=len(x)))
     grey = (x * np.array([0.299, 0.587, 0.114])[:, None, None]).sum(axis=1, keepdims=True)
@@ -158,9 +157,9 @@ def _fog(x: Pixels, parameters: tuple[float, float], rng: Generator) -> Pixels:
 
 
 def _plasma(count: int, side: int, decay: float, rng: Generator) -> Pixels:
-    """Clouds (count, side, side) in [0, 1] by the diamond-square algorithm; `side` is a power of two."""
-    height = np.zeros((count, side, side))
-    step, wobble = side, 100.0
+    """Clouds (count, side, side) in [0, 1] by the diamond-square algorithm, cut from those of a power of two."""
+    step, wobble = 1 << (side - 1).bit_length(), 100.0
+    height = np.zeros((count, step, step))
 
     def mean_of(corners: Pixels) -> Pixels:
         return corners / 4 + wobble * rng.uniform(-wobble, wobble, corners.shape)
@@ -174,6 +173,7 @@ def _plasma(count: int, side: int, decay: float, rng: Generator) -> Pixels:
         height[:, ::step, half::step] = mean_of(middle + np.roll(middle, 1, 1) + corner + np.roll(corner, -1, 2))
         height[:, half::step, ::step] = mean_of(middle + np.roll(middle, 1, 2) + corner + np.roll(corner, -1, 1))
         step, wobble = half, wobble / decay
+    height = height[:, :side, :side]
     height -= height.min(axis=(1, 2), keepdims=True)
     clouds: Pixels = height / height.max(axis=(1, 2), keepdims=True)
     return clouds
