@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from PIL import Image
 
 from tinycifar import data, inference, machine, recipes, run, signals, training
 from tinycifar import trained as trained_models
 from tinycifar.bench import timing
+from tinycifar.cli import COMMANDS, cli
 from tinycifar.commands import ship
 from tinycifar.data import cifar10, pictures
 from tinycifar.evaluation.corruptions import CORRUPTIONS
@@ -26,6 +28,8 @@ from tinycifar.formats import c_source, onnx_file, parity
 from tinycifar.report import plots
 
 pytestmark = pytest.mark.usefixtures("undrawn")
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, tmp_path: Path) -> None:
@@ -114,6 +118,25 @@ def test_a_benchmark_that_a_signal_ends_says_so_and_gives_its_exit_code(
     done = tinycifar("bench", "train")
     assert (done.code, done.out) == (143, "")
     assert done.err == "tinycifar: stopped; nothing was recorded\n"
+
+
+def test_the_help_of_train_fits_a_small_terminal_and_hidden_options_are_documented() -> None:
+    documents = (ROOT / "docs/CONTRIBUTING.md").read_text() + (ROOT / "docs/DATA.md").read_text()
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        for option in command.params:
+            if isinstance(option, click.Option) and option.hidden:
+                assert f"`{option.opts[0]}" in documents, f"tinycifar {name}: {option.opts[0]}"
+    help_text = subprocess.run(
+        [sys.executable, "-m", "tinycifar", "train", "--help"],
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert len(help_text.splitlines()) <= 24
+    assert max(map(len, help_text.splitlines())) <= 80
 
 
 def test_a_whole_run_with_skipping_says_on_which_images_the_train_accuracy_is(tinycifar: Any) -> None:
@@ -501,6 +524,9 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
             "nesterov needs base_momentum and max_momentum above 0",
         ),
         ([*sample, "--set", "colour=red"], "unknown recipe field 'colour'"),
+        ([*sample, "--set", "width=0.5", "--set", "width=1"], "the recipe field width is given twice"),
+        ([*sample, "--set", "epochs=2", "--epochs", "1"], "the recipe field epochs is given twice"),
+        (["sweep", "--vary", "width=1,2", "--set", "epochs=2", "--epochs", "1"], "epochs is given twice"),
         ([*sample, "--set", "epochs=many"], "epochs takes a whole number"),
         ([*sample, "--epochs", "0"], "epochs must lie between 1"),
         ([*sample, "--limit", "0"], "0 is not in the range"),

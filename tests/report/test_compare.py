@@ -154,10 +154,24 @@ def test_the_text_and_the_page_hold_table_curves_and_verdict(tmp_path: Path) -> 
     assert "weight_decay=0.1" in page
 
 
-def test_a_run_that_was_not_evaluated_is_refused_by_name(tmp_path: Path) -> None:
-    (make(tmp_path / "a", RECIPE, range(5)) / "evaluation.json").unlink()
-    with pytest.raises(ValueError, match=r"a was not evaluated"):
-        compare.compare([tmp_path / "a"])
+def test_a_run_that_was_not_evaluated_or_lacks_its_epochs_is_refused_by_name(tmp_path: Path) -> None:
+    for name in ("evaluation.json", "metrics.jsonl"):
+        (make(tmp_path / name, RECIPE, range(5)) / name).unlink()
+    (make(tmp_path / "damaged", RECIPE, range(5)) / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    for folder, message in (
+        ("evaluation.json", "evaluation.json was not evaluated"),
+        ("metrics.jsonl", r"metrics\.jsonl lacks epochs"),
+        ("damaged", r"metrics\.jsonl lacks epochs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare.compare([tmp_path / folder])
+
+
+def test_more_recipes_than_there_are_letters_are_refused(tmp_path: Path) -> None:
+    assert len(set(compare.LETTERS)) == len(compare.LETTERS)
+    runs = [make(tmp_path / str(n), replace(RECIPE, weight_decay=n / 100), range(9)) for n in range(53)]
+    with pytest.raises(ValueError, match="53 recipes are too many to compare; allowed are 52"):
+        compare.compare(runs)
 
 
 def test_a_chart_has_letters_where_curves_run_and_asterisks_where_they_meet() -> None:

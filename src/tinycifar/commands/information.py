@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from PIL import Image
 
-from tinycifar import data
+from tinycifar import atomic, data
 from tinycifar.commands import terminal
 from tinycifar.data import cifar10, pictures
 
@@ -23,18 +23,21 @@ if TYPE_CHECKING:
 
 
 @click.command("info")
-@terminal.data_option("CIFAR-10 in the cache")
+@terminal.data_option("CIFAR-10 in the cache", hide_details=False)
 @terminal.option(
     "--plot", metavar="PNG", type=click.Path(path_type=Path, dir_okay=False), help="Draw training images by class."
 )
+@terminal.overwrite_option
 @terminal.json_option
-def info_command(source: str | None, plot: Path | None, as_json: bool) -> None:
+def info_command(source: str | None, plot: Path | None, overwrite: bool, as_json: bool) -> None:
     """Describe data: layout, classes, splits, sizes; without --data, CIFAR-10 and where the cache is.
 
     Data that can be read but is too small to be trained on is described too, with its problem.
     """
     from tinycifar.data.dataset import CLASSES
 
+    if plot is not None:
+        atomic.check_new(plot, overwrite)
     if source in (None, "cifar10"):
         states = cifar10.verify()
         content: dict[str, Any] = {
@@ -60,7 +63,10 @@ def info_command(source: str | None, plot: Path | None, as_json: bool) -> None:
         return
     for name, value in content.items():
         if value not in (None, []):
-            click.echo(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+            values = (
+                value if isinstance(value, list) else ["yes" if value is True else "no" if value is False else value]
+            )
+            click.echo(f"{name.replace('_', ' ')}: {', '.join(map(str, values))}")
 
 
 def _about(source: str) -> tuple[dict[str, Any], Dataset | None]:

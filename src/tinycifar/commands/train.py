@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinycifar import recipes
 from tinycifar.commands import terminal
 
 if TYPE_CHECKING:  # none of it is needed to print the help
@@ -54,7 +53,9 @@ if TYPE_CHECKING:  # none of it is needed to print the help
 @terminal.option("--record", is_flag=True, hidden=True)
 @terminal.json_option
 def train(**options: Any) -> int:
-    """Train RECIPE, a name or a TOML file (default: minute), into a run directory with weights, scores and a report."""
+    """Train RECIPE, a name or a TOML file (default: minute), into a run directory with weights, scores and a report.
+    More options for --data: tinycifar data info --help.
+    """
     from tinycifar.scale import distributed
 
     return distributed.as_one(_train)(**options)
@@ -92,10 +93,9 @@ def _train(
         raise ValueError("--resume continues in RUN's own directory: leave out --out and --seeds")
     if parallel is not None and seeds is None:
         raise ValueError("--jobs is the number of seeds to train in parallel: give --seeds too")
-    changes = recipes.parse_settings(settings) | ({} if epochs is None else {"epochs": epochs})
     request = Request(
         recipe=recipe_name,
-        changes=changes,
+        changes=terminal.recipe_changes(settings, epochs),
         data=source,
         out=out,
         resume=resume,
