@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
 
@@ -76,6 +78,16 @@ def distance(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> float:
         ((tensor - others[name]).abs().max() / others[name].abs().max().clamp(min=1e-3)).item()
         for name, tensor in tensors.items()
     )
+
+
+def load_script(name: str) -> ModuleType:
+    """A program in `scripts/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
