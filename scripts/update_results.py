@@ -32,7 +32,7 @@ from tinycifar.metrics import mean_interval, wilson_interval
 from tinycifar.models import build, written_out
 from tinycifar.recipe import INFO, Recipe
 from tinycifar.recipes import RECIPES
-from tinycifar.report.plots import BLUE, ORANGE
+from tinycifar.report.plots import BLUE, ORANGE, new_axes
 from tinycifar.words import counted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,7 +127,7 @@ def accuracies(runs: Iterable[dict[str, Any]]) -> list[float]:
 
 def mean_of(runs: Iterable[dict[str, Any]], field: str) -> float:
     """The mean of a field."""
-    return statistics.mean(run[field] for run in runs)
+    return float(statistics.mean(run[field] for run in runs))
 
 
 def percent(values: Sequence[float]) -> str:
@@ -584,18 +584,7 @@ def log_index() -> str:
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
-def new_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    """An empty picture of one panel."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def set_logarithmic(axes: Axes, ticks: list[float], unit: str) -> None:
+def set_logarithmic(axes: Axes, ticks: Sequence[float], unit: str) -> None:
     """A logarithmic horizontal axis with these ticks."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
@@ -609,7 +598,7 @@ def compare_curves(recipe: str) -> Drawing:
     theirs = original(len(ours))
     ends = " and ".join(f"{100 * rows[-1]['test_accuracy']:.2f}%" for rows in (ours, theirs))
     title = f"{recipe}, ours beside the original's log: {ends} on test at the end"
-    figure, axes = new_axes(title, "epoch", "accuracy (%)")
+    figure, axes = new_axes(8, 4.5, title, "epoch", "accuracy (%)")
     for label, colour, style, rows in (("ours", BLUE, "-", ours), ("original's log", ORANGE, "--", theirs)):
         epochs = [row["epoch"] for row in rows]
         for split, width in (("test", 2), ("train", 1)):
@@ -629,7 +618,7 @@ def accuracy_against_seconds() -> Drawing:
     epoch_seconds = headline_bench()["reference_seconds"]["float32"] / len(history)
     curve = [(entry["epoch"] * epoch_seconds, 100 * entry["test_accuracy"]) for entry in history]
     title = "CIFAR-10 on two CPU cores: test accuracy against seconds of training"
-    figure, axes = new_axes(title, "seconds of training (logarithmic)", "test accuracy (%)")
+    figure, axes = new_axes(8, 4.5, title, "seconds of training (logarithmic)", "test accuracy (%)")
     reference_label = f"{REFERENCE}, recorded accuracies at timed rate"
     axes.plot(*zip(*curve, strict=True), ORANGE, marker=".", label=reference_label)
     our_label = f"{HEADLINE}, {len(ends)} seeds at their end"

@@ -90,6 +90,20 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
+def write_pictures(folder: Path) -> None:
+    """Pictures of three classes, 41 to 60 pixels a side: 20 of each in train, 5 in val, more in test."""
+    from tinycifar import data
+    from tinycifar.data import pictures
+
+    sample = data.sample()
+    for label, kind in enumerate(("car", "cat", "dog")):
+        images = sample.train_images[sample.train_labels == label]
+        for number, image in enumerate(images[:35]):
+            file = folder / ("train" if number < 20 else "val" if number < 25 else "test") / kind / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pictures.to_image(image).resize((60, 41 + number % 7)).save(file)
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder that `make` fills, once for all processes of a run of the tests; none of them changes it."""
     own = factory.getbasetemp()
@@ -282,18 +296,9 @@ def trained(trained_once: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A folder of pictures of three classes, 41 to 60 pixels a side: 20 of each in train, 5 in val, more in test."""
-    from tinycifar import data
-    from tinycifar.data import pictures
-
-    sample, folder = data.sample(), tmp_path / "own"
-    for label, kind in enumerate(("car", "cat", "dog")):
-        images = sample.train_images[sample.train_labels == label]
-        for number, image in enumerate(images[:35]):
-            file = folder / ("train" if number < 20 else "val" if number < 25 else "test") / kind / f"{number}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            pictures.to_image(image).resize((60, 41 + number % 7)).save(file)
-    return folder
+    """The folder of `write_pictures`."""
+    write_pictures(tmp_path / "own")
+    return tmp_path / "own"
 
 
 def skip(name: str, reason: str) -> NoReturn:

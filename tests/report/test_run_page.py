@@ -112,14 +112,6 @@ def test_a_run_that_ended_early_does_not_pass_as_whole(tmp_path: Path) -> None:
     assert "one run of 1 of 2 epochs, <strong>stopped early</strong>" in page
 
 
-def test_runs_of_before_there_were_teachers_are_reported(finished: Path, tmp_path: Path) -> None:
-    old = shutil.copytree(finished, tmp_path / "old")
-    content = json.loads((old / "environment.json").read_text())
-    del content["teachers"]
-    atomic.write_json(old / "environment.json", content)
-    assert "How it was obtained" in run_page.write(old).read_text()
-
-
 def test_a_report_begins_no_download(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     model = trained.load(finished)
