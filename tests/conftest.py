@@ -120,23 +120,22 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped `minute` in ONNX, in every int8 variant, and as C of `minute-u8u8.onnx`."""
-    return made_once(tmp_path_factory, "exports", _export)
-
-
-def _export(folder: Path) -> None:
     import onnx
 
     from tinycifar import data, trained
     from tinycifar.formats import c_source, onnx_file
 
-    model = trained.load("minute", "cpu")
-    onnx_file.to_onnx(model, folder / "minute.onnx")
-    onnx_file.to_int8(model, folder / "minute-int8.onnx")
-    for variant in ("u8u8", "s8s8"):
-        calibration = data.sample().train_images
-        quantized = onnx_file.quantized(onnx.load(folder / "minute.onnx"), calibration, variant=variant)
-        onnx.save(quantized, folder / f"minute-{variant}.onnx")
-    c_source.write(c_source.read(folder / "minute-u8u8.onnx"), folder / "c", "minute")
+    def make(folder: Path) -> None:
+        model = trained.load("minute", "cpu")
+        onnx_file.to_onnx(model, folder / "minute.onnx")
+        onnx_file.to_int8(model, folder / "minute-int8.onnx")
+        for variant in ("u8u8", "s8s8"):
+            calibration = data.sample().train_images
+            quantized = onnx_file.quantized(onnx.load(folder / "minute.onnx"), calibration, variant=variant)
+            onnx.save(quantized, folder / f"minute-{variant}.onnx")
+        c_source.write(c_source.read(folder / "minute-u8u8.onnx"), folder / "c", "minute")
+
+    return made_once(tmp_path_factory, "exports", make)
 
 
 @dataclass(frozen=True)

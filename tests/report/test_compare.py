@@ -132,26 +132,21 @@ def test_on_other_images_no_verdict_is_given(tmp_path: Path) -> None:
     assert "on different images: this says little" in verdict["text"]
 
 
-def test_labels_say_what_was_changed_and_the_table_what_was_measured(tmp_path: Path) -> None:
-    found = compare.compare([make(tmp_path / "a", RECIPE, range(850)), make(tmp_path / "b", OTHER, range(850))])
+def test_the_text_and_the_page_hold_labels_with_what_was_changed_table_curves_and_verdict(tmp_path: Path) -> None:
+    found = compare.compare([make(tmp_path / "a", RECIPE, range(850)), make(tmp_path / "b", OTHER, range(700))])
     heading, first, second = found.table()
     assert first[0] == "A  reference-30, 2 of its epochs"
     assert second[0] == "B  reference-30, weight_decay=0.1, 2 of its epochs"
     assert dict(zip(heading, first, strict=True))["accuracy"] == "85.00%"
     assert dict(zip(heading, first, strict=True))["95% interval"] == "10.00% to 20.00%"
-
-
-def test_the_text_and_the_page_hold_table_curves_and_verdict(tmp_path: Path) -> None:
-    found = compare.compare([make(tmp_path / "a", RECIPE, range(850)), make(tmp_path / "b", OTHER, range(700))])
     lines = found.lines()
-    assert any(line.startswith("A  reference-30") for line in lines)
+    assert any(line.startswith(first[0]) for line in lines)
     assert any("|" in line and "A" in line for line in lines)
     assert found.verdicts[0]["text"] in lines
     compare.write(found, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "more than noise" in page
-    assert "Accuracy over the epochs" in page
-    assert "weight_decay=0.1" in page
+    for text_in_page in ("more than noise", "Accuracy over the epochs", "weight_decay=0.1"):
+        assert text_in_page in page
 
 
 def test_a_run_that_was_not_evaluated_or_lacks_its_epochs_is_refused_by_name(tmp_path: Path) -> None:

@@ -103,11 +103,10 @@ def _about(source: str) -> tuple[dict[str, Any], Dataset | None]:
         "notes": list(dataset.notes if dataset is not None else own.notes if own is not None else ()),
     }
     if dataset is not None:
-        held_out = {"validation": dataset.validation_images, "test": dataset.test_images}
         about["near_duplicates"] = [
             f"{duplicates.near_duplicates(images, dataset.train_images):,} of the {len(images):,} {split} images"
-            for split, images in held_out.items()
-            if images is not None
+            for split in ("validation", "test")
+            if (images := dataset.images(split)) is not None
         ]
     about |= {"classes": list(classes), "train_images_by_class": counts.pop("train")}
     about |= {f"{split}_images_by_class": by_class for split, by_class in counts.items() if any(by_class)}
@@ -117,11 +116,7 @@ def _about(source: str) -> tuple[dict[str, Any], Dataset | None]:
 def _counts(dataset: Dataset | None, own: Contents | None, split: str) -> list[int]:
     if dataset is None:
         return [] if own is None else own.counts(split)
-    labels = {
-        "train": dataset.train_labels,
-        "validation": dataset.validation_labels,
-        "test": dataset.test_labels,
-    }[split]
+    labels = dataset.labels(split)
     return [] if labels is None else labels.bincount(minlength=len(dataset.classes)).tolist()
 
 
