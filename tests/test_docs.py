@@ -168,7 +168,7 @@ def spans() -> list[str]:
 
 
 def begins(command: str, start: str) -> bool:
-    return f"{command} ".startswith(f"{start} ") or command == start
+    return f"{command} ".startswith(f"{start} ")
 
 
 def is_not_run(command: str) -> bool:
