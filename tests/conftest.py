@@ -90,8 +90,8 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
-def write_pictures(folder: Path) -> None:
-    """Pictures of three classes, 41 to 60 pixels a side: 20 of each in train, 5 in val, more in test."""
+def write_pictures(folder: Path, train: int = 20) -> None:
+    """Pictures of three classes, 41 to 60 pixels a side: `train` of each in train, 5 in val, more in test."""
     from tinycifar import data
     from tinycifar.data import pictures
 
@@ -99,7 +99,12 @@ def write_pictures(folder: Path) -> None:
     for label, kind in enumerate(("car", "cat", "dog")):
         images = sample.train_images[sample.train_labels == label]
         for number, image in enumerate(images[:35]):
-            file = folder / ("train" if number < 20 else "val" if number < 25 else "test") / kind / f"{number}.png"
+            file = (
+                folder
+                / ("train" if number < train else "val" if number < train + 5 else "test")
+                / kind
+                / f"{number}.png"
+            )
             file.parent.mkdir(parents=True, exist_ok=True)
             pictures.to_image(image).resize((60, 41 + number % 7)).save(file)
 

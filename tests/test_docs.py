@@ -242,7 +242,7 @@ THINGS: dict[str, Callable[[Path], None]] = {
     "OTHER": lambda place: a_run(place, seed=1),
     "--resume RUN": lambda place: a_run(place, stop_after_epoch=1),
     "cat.png": picture,
-    "photos": write_pictures,
+    "photos": lambda place: write_pictures(place, train=24),
     "my.toml": lambda place: place.write_text(recipes.to_toml(recipes.get("minute"))) and None,
     "--teacher teacher": lambda place: a_run(place / "seed-0", "teacher"),
 }
