@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
 
@@ -78,6 +80,35 @@ def distance(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> float:
     )
 
 
+def load_script(name: str) -> ModuleType:
+    """A program in `scripts/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_pictures(folder: Path, train: int = 20) -> None:
+    """Pictures of three classes, 41 to 60 pixels a side: `train` of each in train, 5 in val, more in test."""
+    from tinycifar import data
+    from tinycifar.data import pictures
+
+    sample = data.sample()
+    for label, kind in enumerate(("car", "cat", "dog")):
+        images = sample.train_images[sample.train_labels == label]
+        for number, image in enumerate(images[:35]):
+            file = (
+                folder
+                / ("train" if number < train else "val" if number < train + 5 else "test")
+                / kind
+                / f"{number}.png"
+            )
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pictures.to_image(image).resize((60, 41 + number % 7)).save(file)
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder that `make` fills, once for all processes of a run of the tests; none of them changes it."""
     own = factory.getbasetemp()
@@ -94,23 +125,22 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped `minute` in ONNX, in every int8 variant, and as C of `minute-u8u8.onnx`."""
-    return made_once(tmp_path_factory, "exports", _export)
-
-
-def _export(folder: Path) -> None:
     import onnx
 
     from tinycifar import data, trained
     from tinycifar.formats import c_source, onnx_file
 
-    model = trained.load("minute", "cpu")
-    onnx_file.to_onnx(model, folder / "minute.onnx")
-    onnx_file.to_int8(model, folder / "minute-int8.onnx")
-    for variant in ("u8u8", "s8s8"):
-        calibration = data.sample().train_images
-        quantized = onnx_file.quantized(onnx.load(folder / "minute.onnx"), calibration, variant=variant)
-        onnx.save(quantized, folder / f"minute-{variant}.onnx")
-    c_source.write(c_source.read(folder / "minute-u8u8.onnx"), folder / "c", "minute")
+    def make(folder: Path) -> None:
+        model = trained.load("minute", "cpu")
+        onnx_file.to_onnx(model, folder / "minute.onnx")
+        onnx_file.to_int8(model, folder / "minute-int8.onnx")
+        for variant in ("u8u8", "s8s8"):
+            calibration = data.sample().train_images
+            quantized = onnx_file.quantized(onnx.load(folder / "minute.onnx"), calibration, variant=variant)
+            onnx.save(quantized, folder / f"minute-{variant}.onnx")
+        c_source.write(c_source.read(folder / "minute-u8u8.onnx"), folder / "c", "minute")
+
+    return made_once(tmp_path_factory, "exports", make)
 
 
 @dataclass(frozen=True)
@@ -270,18 +300,9 @@ def trained(trained_once: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A folder of pictures of three classes, 41 to 60 pixels a side: 20 of each in train, 5 in val, more in test."""
-    from tinycifar import data
-    from tinycifar.data import pictures
-
-    sample, folder = data.sample(), tmp_path / "own"
-    for label, kind in enumerate(("car", "cat", "dog")):
-        images = sample.train_images[sample.train_labels == label]
-        for number, image in enumerate(images[:35]):
-            file = folder / ("train" if number < 20 else "val" if number < 25 else "test") / kind / f"{number}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            pictures.to_image(image).resize((60, 41 + number % 7)).save(file)
-    return folder
+    """The folder of `write_pictures`."""
+    write_pictures(tmp_path / "own")
+    return tmp_path / "own"
 
 
 def skip(name: str, reason: str) -> NoReturn:

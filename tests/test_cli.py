@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from PIL import Image
 
 from tinycifar import data, inference, machine, recipes, run, signals, training
 from tinycifar import trained as trained_models
 from tinycifar.bench import timing
+from tinycifar.cli import COMMANDS, cli
 from tinycifar.commands import ship
 from tinycifar.data import cifar10, pictures
 from tinycifar.evaluation.corruptions import CORRUPTIONS
@@ -26,6 +28,10 @@ from tinycifar.formats import c_source, onnx_file, parity
 from tinycifar.report import plots
 
 pytestmark = pytest.mark.usefixtures("undrawn")
+
+ROOT = Path(__file__).parents[1]
+TRAIN = ["train", "--data", "sample", "--limit", "64"]
+ONE_EPOCH = [*TRAIN, "--epochs", "1"]
 
 
 def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, tmp_path: Path) -> None:
@@ -48,13 +54,13 @@ def test_every_command_with_json_prints_one_json_object_and_nothing_else(
     monkeypatch.setattr(timing, "bench_step", partial(timing.bench_step, steps=1, batch_size=8))
     Image.new("RGB", (40, 40)).save(tmp_path / "image.png")
     for words, key in [
-        (["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "other"], "test_accuracy"),
+        ([*ONE_EPOCH, "--out", "other"], "test_accuracy"),
         (["evaluate", trained], "accuracy"),
         (["predict", "image.png", "--model", trained], "predictions"),
         (["explain", "image.png", "--model", trained], "explanations"),
         (["compare", trained], "contenders"),
         (["models"], "shipped"),
-        (["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "more", "--seeds", "2"], "mean"),
+        ([*ONE_EPOCH, "--out", "more", "--seeds", "2"], "mean"),
         (["summary", "C1C2C3C4O"], "layers"),
         (["recipes"], "recipes"),
         (["bench", "step", "c1c2c3c4o"], "images_per_second"),
@@ -116,17 +122,23 @@ def test_a_benchmark_that_a_signal_ends_says_so_and_gives_its_exit_code(
     assert done.err == "tinycifar: stopped; nothing was recorded\n"
 
 
-def test_a_whole_run_with_skipping_says_on_which_images_the_train_accuracy_is(tinycifar: Any) -> None:
-    done = tinycifar("train", "minute", "--data", "sample", "--epochs", "2", "--limit", "64", "--out", "run")
-    assert done.code == 0
-    assert "(on the augmented images trained on, 45% of all)" in done.out
-
-
-def test_evaluating_a_run_gives_the_accuracy_that_training_gave(tinycifar: Any, tmp_path: Path) -> None:
-    words = ["train", "--data", "sample", "--epochs", "1", "--limit", "64", "--out", "run"]
-    record = tinycifar(*words, "--json").json
-    evaluation = tinycifar("evaluate", "run", "--json").json
-    assert (evaluation["accuracy"], evaluation["split"]) == (record["test_accuracy"], "test")
+def test_the_help_of_train_fits_a_small_terminal_and_hidden_options_are_documented() -> None:
+    documents = (ROOT / "docs/CONTRIBUTING.md").read_text() + (ROOT / "docs/DATA.md").read_text()
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        for option in command.params:
+            if isinstance(option, click.Option) and option.hidden:
+                assert f"`{option.opts[0]}" in documents, f"tinycifar {name}: {option.opts[0]}"
+    help_text = subprocess.run(
+        [sys.executable, "-m", "tinycifar", "train", "--help"],
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert len(help_text.splitlines()) <= 24
+    assert max(map(len, help_text.splitlines())) <= 80
 
 
 def test_evaluate_prints_scores_by_class_and_the_confusion_matrix(tinycifar: Any, trained: Path) -> None:
@@ -149,17 +161,6 @@ def test_robustness_is_told_for_every_corruption_and_severity(tinycifar: Any, tr
     out = tinycifar(*words).out
     assert f"Mean {found['mean_corruption_accuracy']:.2%}, without corruption {found['clean_accuracy']:.2%}" in out
     assert json.loads((trained / "evaluation.json").read_text())["robustness"] == found
-
-
-def test_predict_prints_a_line_a_picture_with_three_classes(tinycifar: Any, trained: Path, tmp_path: Path) -> None:
-    for name in ("one.png", "two.jpg"):
-        Image.new("RGB", (50, 40), "red").save(tmp_path / name)
-    done = tinycifar("predict", "one.png", "two.jpg", "--model", trained)
-    assert (done.code, done.err) == (0, "")
-    first, second = done.out.splitlines()
-    assert first.startswith("one.png ")
-    assert second.startswith("two.jpg ")
-    assert first.count("%") == 3
 
 
 def test_predict_works_straight_after_the_install_on_folders_and_skips_what_it_cannot_read(
@@ -271,21 +272,6 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
     assert needs["ram_bytes"] > again["memory_bytes"] + again["pixel_bytes"]
 
 
-def test_an_export_that_differs_ends_with_1_and_one_line(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def differ(*_: object) -> None:
-        raise parity.ParityError("the exported model differs")
-
-    monkeypatch.setattr(onnx_file, "to_onnx", differ)
-    done = tinycifar("export", "minute")
-    assert (done.code, done.out, done.err) == (1, "", "tinycifar: the exported model differs\n")
-
-
-def test_models_lists_what_is_shipped_and_what_can_be_trained(tinycifar: Any) -> None:
-    lines = tinycifar("models").out.splitlines()
-    assert ["minute", "whitenet", "148,304", "20,054,656"] in [line.split()[:4] for line in lines]
-    assert ["c1c2c3c4o", "195,946", "195,946", "34,734,080"] in [line.split()[:4] for line in lines]
-
-
 @pytest.mark.parametrize(
     ("limit", "kept"),
     [
@@ -303,18 +289,17 @@ def test_models_within_limits_are_listed_and_no_others(tinycifar: Any, limit: li
     assert ("whitenet" in tinycifar("models", *limit).out) == kept
 
 
-def test_models_are_listed_with_the_most_accurate_first(tinycifar: Any) -> None:
-    found = tinycifar("models", "--json").json
+def test_models_are_listed_with_the_most_accurate_first_and_limits_that_none_keeps_get_a_line(tinycifar: Any) -> None:
+    content, done = tinycifar("models", "--json").json, tinycifar("models")
+    rows = [line.split()[:4] for line in done.out.splitlines()]
+    assert ["minute", "whitenet", "148,304", "20,054,656"] in rows
+    assert ["c1c2c3c4o", "195,946", "195,946", "34,734,080"] in rows
     for kind in ("shipped", "architectures"):
-        accuracies = [of["test_accuracy"] or 0 for of in found[kind].values()]
+        accuracies = [row["test_accuracy"] or 0 for row in content[kind].values()]
         assert accuracies == sorted(accuracies, reverse=True)
     assert len(set(accuracies)) > 2
-
-
-def test_limits_that_no_model_keeps_are_answered_with_a_line_and_senseless_ones_refused(tinycifar: Any) -> None:
-    done = tinycifar("models", "--max-parameters", "1")
-    assert (done.code, done.out.count("is within these limits")) == (0, 2)
-    assert tinycifar("models", "--max-macs", "0").code == 2
+    none = tinycifar("models", "--max-parameters", "1")
+    assert (none.code, none.out.count("is within these limits")) == (0, 2)
 
 
 def test_explain_draws_one_picture_each_into_a_folder(tinycifar: Any, tmp_path: Path) -> None:
@@ -349,36 +334,13 @@ def test_names_with_dollar_signs_other_letters_line_breaks_and_stray_bytes_are_s
     assert len(list((tmp_path / "out").iterdir())) == len(names)
 
 
-def test_summary_draws_receptive_fields_of_an_architecture_and_of_a_trained_model(tinycifar: Any) -> None:
-    for name in ("c1c2c3c4o", "minute"):
-        assert tinycifar("summary", name, "--plot", f"{name}.png").code == 0
-        assert Path(f"{name}.png").exists()
-
-
 def test_several_seeds_are_runs_of_their_own_with_one_summary(tinycifar: Any, trained: Path) -> None:
-    words = [
-        "train",
-        "--data",
-        "sample",
-        "--epochs",
-        "1",
-        "--limit",
-        "64",
-        "--seeds",
-        "3",
-        "--seed",
-        "4",
-        "--out",
-        "many",
-    ]
-    done = tinycifar(*words)
+    done = tinycifar(*ONE_EPOCH, "--seeds", "3", "--seed", "4", "--out", "many")
     assert done.code == 0
     assert re.search(r"^3 seeds of minute, test accuracy:\nmean \d", done.out, re.MULTILINE)
     summary = json.loads(Path("many/summary.json").read_text())
     assert summary["finished"] == [4, 5, 6]
-    alone = tinycifar(
-        "train", "--data", "sample", "--epochs", "1", "--limit", "64", "--seed", "5", "--out", "one", "--json"
-    )
+    alone = tinycifar(*ONE_EPOCH, "--seed", "5", "--out", "one", "--json")
     assert alone.json["test_accuracy"] == summary["accuracies"][1]
     assert Path("one/model.safetensors").read_bytes() == Path("many/seed-5/model.safetensors").read_bytes()
     compared = tinycifar("compare", "many", "--out", "page.html", "--json").json
@@ -398,8 +360,7 @@ def test_a_seed_that_diverges_costs_the_others_nothing(tinycifar: Any, monkeypat
         return train(*arguments, seed=seed, **options)
 
     monkeypatch.setattr(training, "train", diverging)
-    words = ["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--seeds", "3", "--out", "many"]
-    done = tinycifar(*words)
+    done = tinycifar(*ONE_EPOCH, "--seeds", "3", "--out", "many")
     assert (done.code, done.err) == (1, "tinycifar: seed 1: the loss is nan at step 7\n")
     assert json.loads(Path("many/summary.json").read_text())["finished"] == [0, 2]
 
@@ -412,8 +373,7 @@ def test_a_signal_at_the_end_of_a_seed_begins_no_other_one(tinycifar: Any, monke
         return evaluate(*arguments)
 
     monkeypatch.setattr(inference, "evaluate", interrupted)
-    words = ["train", "--data", "sample", "--epochs", "1", "--limit", "32", "--seeds", "3", "--out", "many"]
-    done = tinycifar(*words)
+    done = tinycifar(*ONE_EPOCH, "--seeds", "3", "--out", "many")
     assert (done.code, "Resume with the same command and --out many" in done.out) == (130, True)
     assert [path.name for path in run.seeds(Path("many"))] == ["seed-0"]
     assert json.loads(Path("many/summary.json").read_text())["finished"] == [0]
@@ -450,15 +410,6 @@ def test_an_evaluation_is_saved_even_if_its_reader_goes_away(trained: Path) -> N
     assert run.read_evaluation(trained).images == 200
 
 
-def test_a_run_that_is_stopped_and_resumed_by_command_comes_to_the_same_accuracy(tinycifar: Any) -> None:
-    words = ["train", "--data", "sample", "--epochs", "2", "--limit", "64"]
-    whole = tinycifar(*words, "--out", "whole", "--json").json
-    tinycifar(*words, "--out", "parts", "--stop-after-epoch", "1")
-    parts = tinycifar("train", "--resume", "parts", "--json").json
-    assert (parts["epochs"], parts["test_accuracy"]) == (2, whole["test_accuracy"])
-    assert [entry["step"] for entry in parts["resumes"]] == [1]
-
-
 def test_a_report_can_be_written_anew(tinycifar: Any, trained: Path) -> None:
     (trained / "report.html").unlink()
     done = tinycifar("report", trained)
@@ -469,10 +420,11 @@ def test_a_report_can_be_written_anew(tinycifar: Any, trained: Path) -> None:
     assert (trained / "report.html").read_text() == page
 
 
-def test_summary_prints_the_table_whatever_the_case_of_the_name(tinycifar: Any) -> None:
-    upper, lower = tinycifar("summary", "C1C2C3C4O"), tinycifar("summary", "c1c2c3c4o")
+def test_summary_prints_the_table_whatever_the_case_of_the_name_and_draws_receptive_fields(tinycifar: Any) -> None:
+    upper, lower = tinycifar("summary", "C1C2C3C4O", "--plot", "fields.png"), tinycifar("summary", "c1c2c3c4o")
     assert upper.out == lower.out
     assert "195,946" in upper.out
+    assert Path("fields.png").exists()
 
 
 def test_an_incomplete_cache_fails_its_check_with_exit_code_1(tinycifar: Any) -> None:
@@ -501,6 +453,9 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
             "nesterov needs base_momentum and max_momentum above 0",
         ),
         ([*sample, "--set", "colour=red"], "unknown recipe field 'colour'"),
+        ([*sample, "--set", "width=0.5", "--set", "width=1"], "the recipe field width is given twice"),
+        ([*sample, "--set", "epochs=2", "--epochs", "1"], "the recipe field epochs is given twice"),
+        (["sweep", "--vary", "width=1,2", "--set", "epochs=2", "--epochs", "1"], "epochs is given twice"),
         ([*sample, "--set", "epochs=many"], "epochs takes a whole number"),
         ([*sample, "--epochs", "0"], "epochs must lie between 1"),
         ([*sample, "--limit", "0"], "0 is not in the range"),
@@ -543,6 +498,7 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         ),
         (["train", "--resume", trained, "--set", "nesterov=false"], "nesterov was True, not False"),
         (["compare", "nowhere"], "nowhere does not exist"),
+        (["models", "--max-macs", "0"], "0 is not in the range"),
         (["compare", trained, trained], "a run is named twice"),
         ([*sample, "--seeds", "0"], "0 is not in the range"),
         ([*sample, "--seeds", "2", "--out", trained], "is in use"),
@@ -564,31 +520,27 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_makes_nothing(
     assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
 
 
-def test_a_full_disk_is_told_in_one_line(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    refused = tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "run")
-    assert (refused.code, refused.err) == (2, "tinycifar: No space left on device: run/environment.json\n")
-
-
-def test_a_disk_that_is_full_in_mid_training_is_told_in_one_line_with_exit_code_1(
-    tinycifar: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("writes", "code", "message"),
+    [
+        (0, 2, "tinycifar: No space left on device: run/environment.json\n"),
+        (12, 1, "what was saved before is as it was"),  # after the first epoch
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(
+    tinycifar: Any, monkeypatch: pytest.MonkeyPatch, writes: int, code: int, message: str
 ) -> None:
-    real, calls = os.fsync, 0
+    real, left = os.fsync, iter(range(writes))
 
     def full(descriptor: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 12:  # after the first epoch
+        if next(left, None) is None:
             raise OSError(28, "No space left on device")
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    failed = tinycifar("train", "--data", "sample", "--epochs", "2", "--limit", "32", "--out", "run")
-    assert (failed.code, failed.err.count("\n")) == (1, 1)
-    assert "what was saved before is as it was" in failed.err
+    failed = tinycifar(*TRAIN, "--epochs", "2", "--out", "run")
+    assert (failed.code, failed.err.count("\n")) == (code, 1)
+    assert message in failed.err
 
 
 def test_a_report_that_cannot_be_written_costs_nothing_but_the_report(
@@ -598,15 +550,18 @@ def test_a_report_that_cannot_be_written_costs_nothing_but_the_report(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(plots, "save_curves", full)
-    done = tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "run")
+    done = tinycifar(*ONE_EPOCH, "--out", "run")
     assert (done.code, done.err) == (1, "tinycifar: no report: No space left on device\n")
     assert "Test accuracy" in done.out
 
 
-def test_a_name_that_looks_like_markup_is_printed_as_it_is(tinycifar: Any) -> None:
-    done = tinycifar("train", "--data", "sample", "--epochs", "1", "--limit", "32", "--out", "x[red]y:smile:[b]")
+def test_a_name_like_markup_is_printed_as_it_is_and_skipping_says_on_which_images_the_train_accuracy_is(
+    tinycifar: Any,
+) -> None:
+    done = tinycifar(*TRAIN, "--epochs", "2", "--out", "x[red]y:smile:[b]")
     assert done.code == 0
     assert done.out.count("x[red]y:smile:[b]") == 2
+    assert "(on the augmented images trained on, 45% of all)" in done.out
 
 
 def test_evaluating_on_other_data_leaves_the_evaluation_of_the_run_alone(tinycifar: Any, trained: Path) -> None:
@@ -750,16 +705,13 @@ def test_without_a_terminal_there_are_no_control_codes_and_no_folder_is_needed_b
     assert done.stderr == b""
 
 
-def test_an_output_folder_that_cannot_be_made_is_refused(tinycifar: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for words in (
-        ["train", "--data", "sample", "--out", "file/run"],
-        ["train", "--data", "sample", "--seeds", "2", "--out", "file/run"],
-        ["explain", "x.png", "--out", "file/x"],
-    ):
-        Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+def test_an_output_folder_that_cannot_be_made_is_refused(tinycifar: Any) -> None:
+    Path("file").touch()
+    Image.new("RGB", (8, 8)).save("x.png")
+    for words in ([*TRAIN, "--out", "file/run"], [*TRAIN, "--seeds", "2", "--out", "file/run"]):
         refused = tinycifar(*words)
         assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+    assert tinycifar("explain", "x.png", "--out", "file/x").code == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="descriptors are inherited otherwise there")
@@ -768,11 +720,6 @@ def test_a_closed_standard_output_is_no_error(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tinycifar", "predict", "x.png"]
     done = subprocess.run(command, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1), check=False)
     assert (done.returncode, done.stderr) == (0, b"")
-
-
-def test_the_module_is_the_command_too() -> None:
-    done = subprocess.run([sys.executable, "-m", "tinycifar", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("tinycifar, version ")
 
 
 @pytest.mark.slow

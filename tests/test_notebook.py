@@ -1,17 +1,16 @@
 """The tour: what is stored of it, and that it runs from its first cell to its last."""
 
 import hashlib
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "docs" / "tour.ipynb"
+from conftest import load_script
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "tour.ipynb"
 PICTURES = 7
 
 
@@ -22,16 +21,6 @@ def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
 def pictures_in(notebook: dict[str, Any]) -> int:
     outputs = [output for cell in code_cells(notebook) for output in cell["outputs"]]
     return sum("image/png" in output.get("data", {}) for output in outputs)
-
-
-@pytest.fixture
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tour", ROOT / "scripts" / "tour.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -67,10 +56,8 @@ def test_the_stored_notebook_tells_no_place_of_the_machine_that_it_ran_on(stored
 
 
 @pytest.mark.end_to_end
-def test_the_notebook_runs_on_the_sample_and_shows_its_pictures(
-    tmp_path: Path, script: ModuleType, stored: dict[str, Any]
-) -> None:
-    notebook = script.execute(tmp_path, data='"sample", 100')  # an error of a cell would be raised
+def test_the_notebook_runs_on_the_sample_and_shows_its_pictures(tmp_path: Path, stored: dict[str, Any]) -> None:
+    notebook = load_script("tour").execute(tmp_path, data='"sample", 100')  # an error of a cell would be raised
     assert pictures_in(notebook) == pictures_in(stored)
     assert "Validation accuracy: " in json.dumps(notebook)
     assert len(list(tmp_path.glob("runs/minute/*/report.html"))) == 3

@@ -1,7 +1,6 @@
 """The README's figures: written from the records, and found out when they are stale."""
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from conftest import load_script
 from tinycifar.recipes import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -17,11 +17,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, working on a copy of the records and on a README of its own."""
-    spec = importlib.util.spec_from_file_location("update_results", ROOT / "scripts" / "update_results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("update_results")
     shutil.copytree(ROOT / "results", tmp_path / "results")
     (tmp_path / "docs").mkdir()
     for path, blocks in module.TEXTS.items():
@@ -36,33 +32,28 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_the_table_holds_the_figures_of_the_records_and_keeps_what_stands_around_it(script: ModuleType) -> None:
-    assert script.main(["--check"]) == 1
+def test_documents_hold_the_figures_of_the_records_and_are_stale_once_a_record_changes(
+    script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert script.main([]) == 0
     assert script.main(["--check"]) == 0
     text = (script.ROOT / "docs/RESULTS.md").read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert text.count("after\nbefore\n") == len(script.TEXTS["docs/RESULTS.md"]) - 1
-    record = json.loads((ROOT / "results" / "reference-30-as-run" / "seed-0.json").read_text())
+    path = script.RESULTS / "reference-30-as-run" / "seed-0.json"
+    record = json.loads(path.read_text())
     (row,) = [line for line in text.splitlines() if line.startswith("| `reference-30-as-run`")]
     assert f"| {100 * record['test_accuracy']:.2f} |" in row
     assert row.endswith("| 87.20, 85.52, 85.52 |")
 
-
-def test_a_changed_record_makes_the_table_and_the_picture_stale(
-    script: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script.main([])
-    path = script.RESULTS / "reference-30-as-run" / "seed-0.json"
-    record = json.loads(path.read_text())
     record["test_accuracy"] = record["history"][-1]["test_accuracy"] = 0.9
     path.write_text(json.dumps(record))
     capsys.readouterr()
     assert script.main(["--check"]) == 1
-    told = capsys.readouterr().out
-    assert "docs/RESULTS.md: differs from results/" in told
-    assert "reference-30-as-run.png: differs from results/" in told
+    printed = capsys.readouterr().out
+    assert "docs/RESULTS.md: differs from results/" in printed
+    assert "reference-30-as-run.png: differs from results/" in printed
 
 
 def test_the_headline_is_the_mean_of_the_seeds_with_students_interval(script: ModuleType) -> None:
@@ -121,61 +112,40 @@ def test_every_processor_that_was_measured_has_a_row_and_the_headline_is_of_that
 
 
 def records_of_a_student(script: ModuleType, accuracies: list[float]) -> None:
-    for recipe, fields in (
-        (
-            "nano",
-            {
-                "test_accuracy": 0.0,
-                "parameters": 77_472,
-                "macs": 12_149_216,
-                "teachers": [{"train_seconds": 600.0, "accuracy": 0.93}] * 2,
-            },
-        ),
-        ("teacher", {"test_accuracy": None, "validation_accuracy": 0.93, "parameters": 1_318_944}),
-    ):
-        shutil.rmtree(script.RESULTS / recipe, ignore_errors=True)
-        (script.RESULTS / recipe).mkdir()
-        template = json.loads((ROOT / "results" / "minute" / "seed-0.json").read_text())
-        for seed, accuracy in enumerate(accuracies if recipe == "nano" else [0.0, 0.0]):
-            record = template | fields | ({"test_accuracy": accuracy} if recipe == "nano" else {})
-            path = script.RESULTS / recipe / f"seed-{seed}.json"
-            path.write_text(json.dumps(record | {"train_seconds": 600.0}))
+    shutil.rmtree(script.RESULTS / "nano", ignore_errors=True)
+    (script.RESULTS / "nano").mkdir()
+    record = json.loads((ROOT / "results" / "minute" / "seed-0.json").read_text())
+    record |= {"parameters": 77_472, "macs": 12_149_216, "train_seconds": 600.0}
+    record["teachers"] = [{"train_seconds": 600.0, "accuracy": 0.93}] * 2
+    for seed, accuracy in enumerate(accuracies):
+        path = script.RESULTS / "nano" / f"seed-{seed}.json"
+        path.write_text(json.dumps(record | {"test_accuracy": accuracy}))
 
 
 def test_the_frontier_tells_one_run_as_one_run_and_what_it_learned_from(script: ModuleType) -> None:
     records_of_a_student(script, [0.9])
     (line,) = [line for line in script.frontier().splitlines() if "`nano`" in line]
-    for told in (
+    for words in (
         "- `nano`: 90.00% with 77,472 parameters and 12.1M multiply-accumulates an image (",
         "one run, 95% interval over the test images 89.40 to 90.57",
         "151,872 parameters if mirrored filters were written out",
         "Training: 10 minutes, after 20 minutes for its teachers: 2 models of 1,318,944 parameters with 93.00",
     ):
-        assert told in line
+        assert words in line
     assert "**" not in line  # one seed is no headline
     records_of_a_student(script, [0.9, 0.91, 0.92])
     assert "- **`nano`: 91.00 ± 1.00% with 77,472 parameters" in script.frontier()
     assert "mean of 3 seeds, 95% interval of the mean 88.52 to 93.48" in script.frontier()
 
 
-def test_what_was_not_run_is_not_measured_and_not_drawn(script: ModuleType) -> None:
-    shutil.rmtree(script.RESULTS / "nano", ignore_errors=True)
-    assert "- `nano`: not measured." in script.frontier().splitlines()
+def test_what_was_not_run_is_not_drawn(script: ModuleType) -> None:
+    shutil.rmtree(script.RESULTS / "nano")
     labels = {text.get_text() for axes in script.pareto()[0].axes for text in axes.texts}
     assert not any(label.startswith(("nano", "teacher")) for label in labels)
     assert "minute (10 seeds)" in labels
     records_of_a_student(script, [0.9])
     labels = {text.get_text() for axes in script.pareto()[0].axes for text in axes.texts}
     assert "nano (1 seed)" in labels
-
-
-def test_no_two_names_in_the_picture_overlap_and_all_lie_inside(script: ModuleType) -> None:
-    figure, _ = script.pareto()
-    figure.draw_without_rendering()
-    for axes in figure.axes:
-        boxes = [text.get_window_extent() for text in axes.texts]
-        assert not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
-        assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
 
 
 def test_shipped_weights_have_a_row_of_their_subsets_and_what_was_not_scored_says_so(
@@ -188,14 +158,22 @@ def test_shipped_weights_have_a_row_of_their_subsets_and_what_was_not_scored_say
     assert rows == ["| `minute` | 85.60 | 85.26 | 87.00 |", "| `old` | 90.00 | not measured | not measured |"]
 
 
-def test_every_published_figure_has_a_source_and_is_drawn_where_its_size_is_known(script: ModuleType) -> None:
+def test_every_published_figure_has_a_source_and_a_name_in_the_picture_that_overlaps_no_other(
+    script: ModuleType,
+) -> None:
     rows = script.published()
     assert len(rows) > 5
     for row in rows:
         assert row["source"].startswith(("https://", "its own log, results/original/"))
         assert 0.8 < float(row["test_accuracy"]) < 1
         assert row["name"] in script.sources()
-    by_parameters, by_macs = script.pareto()[0].axes
+    figure, _ = script.pareto()
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert not any(a.overlaps(b) for number, a in enumerate(boxes) for b in boxes[:number])
+        assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+    by_parameters, by_macs = figure.axes
     for row in rows:
         assert row["name"] in [text.get_text() for text in by_parameters.texts]
         assert (row["name"] in [text.get_text() for text in by_macs.texts]) == bool(row["macs"])

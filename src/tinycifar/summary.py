@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -78,22 +77,6 @@ class View(NamedTuple):
         reach = (kernel - 1) * dilation
         start = self.start + (reach / 2 - padding) * self.step
         return self._replace(field=self.field + reach * self.step, step=self.step * stride, start=start)
-
-
-def receptive_field(layers: Sequence[Mapping[str, int]]) -> int:
-    """Receptive field, in pixels, of a chain of layers given as kernel size `k`, stride `s` and dilation `d`.
-
-    `s` and `d` may be left out and are 1 then. No layers give 1. Raises ValueError for a missing `k`, another key, or a
-    value that is no whole number of at least 1.
-    """
-    view = View()
-    for layer in layers:
-        if "k" not in layer or not layer.keys() <= {"k", "s", "d"}:
-            raise ValueError(f"a layer has the key k, and may have s and d, not {dict(layer)}")
-        if not all(isinstance(value, int) and value >= 1 for value in layer.values()):
-            raise ValueError(f"k, s and d must be whole numbers of at least 1, not {dict(layer)}")
-        view = view.window(layer["k"], layer.get("s", 1), layer.get("d", 1))
-    return view.field
 
 
 def summarize(model: nn.Module, image_size: int | None = None) -> Summary:

@@ -48,7 +48,7 @@ def test_info_says_what_pictures_of_ones_own_are(tinycifar: Any, own: Path) -> N
     assert sorted(path.suffix for path in Path(found["cache"]).iterdir()) == [".json", ".npy"]
     told = tinycifar("data", "info", "--data", own)
     assert (told.code, told.err) == (0, "")
-    assert "classes: car, cat, dog\ntrain_images_by_class: 20, 20, 20\n" in told.out
+    assert "classes: car, cat, dog\ntrain images by class: 20, 20, 20\n" in told.out
 
 
 def test_info_of_the_sample_and_of_what_is_no_data(tinycifar: Any, tmp_path: Path) -> None:

@@ -11,32 +11,36 @@ from tinycifar import data
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
+def test_a_run_keeps_the_evaluation_of_its_own_model_on_its_own_data(tinycifar: Any, trained: Path) -> None:
+    shutil.copytree(trained, "other")
+    before = Path("other/evaluation.json").read_bytes()
+    for model, *words in (
+        ("minute", "--data", "sample"),
+        (trained,),
+        ("other", "--data", "sample"),
+        ("other", "--test"),
+        ("other/model.safetensors", "--test"),
+    ):
+        for out in ("other", "other/../other"):
+            refused = tinycifar("evaluate", model, *words, "--out", out)
+            assert (refused.code, refused.out) == (2, "")
+            assert refused.err == (
+                f"tinycifar: --out {out} is a run, which holds the evaluation of its own model on its own data; "
+                "name another folder\n"
+            )
+    assert Path("other/evaluation.json").read_bytes() == before
+    done = tinycifar("evaluate", "other/model.safetensors", "--out", "other")
+    assert (done.code, done.out.splitlines()[-1]) == (0, f"Results: {Path('other/evaluation.json')}")
+
+
 def test_the_test_images_of_a_run_with_validation_images_are_opened_beside_its_own_evaluation(tinycifar: Any) -> None:
-    words = [
-        "train",
-        "--data",
-        "sample",
-        "--epochs",
-        "1",
-        "--limit",
-        "64",
-        "--set",
-        "validation_images=50",
-        "--out",
-        "runs/one",
-    ]
-    assert tinycifar(*words).code == 0
+    words = ["--data", "sample", "--epochs", "1", "--limit", "64", "--set", "validation_images=50", "--out", "runs/one"]
+    assert tinycifar("train", *words).code == 0
     before = Path("runs/one/evaluation.json").read_bytes()
     done = tinycifar("evaluate", "runs/one", "--test", "--json").json
     assert (done["split"], done["images"]) == ("test", 200)
     assert json.loads(Path("evaluations/one/evaluation.json").read_text()) == done
     assert Path("runs/one/evaluation.json").read_bytes() == before
-    for model, out in (("runs/one", "runs/one"), ("runs/one/model.safetensors", "runs/one/../one")):
-        refused = tinycifar("evaluate", model, "--test", "--out", out)
-        assert (refused.code, refused.out) == (2, "")
-        assert (
-            refused.err == f"tinycifar: --test never writes to the run itself, {out}; name another folder with --out\n"
-        )
     assert tinycifar("report", "runs/one").code == 0
 
 

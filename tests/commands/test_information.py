@@ -28,6 +28,10 @@ def test_info_describes_layout_splits_sizes_and_modes_and_draws_samples(tinycifa
     with Image.open("drawn/samples.png") as drawn:
         assert min(drawn.size) > 200
         assert len(drawn.convert("RGB").getcolors(1 << 24) or []) > 1_000
+    refused = tinycifar("data", "info", "--data", own, "--plot", "drawn/samples.png")
+    assert (refused.code, refused.out) == (2, "")
+    assert "drawn/samples.png exists already; name another output, or pass --overwrite" in refused.err
+    assert tinycifar("data", "info", "--data", own, "--plot", "drawn/samples.png", "--overwrite").code == 0
 
 
 def test_info_describes_data_that_is_too_small_to_be_trained_on(tinycifar: Any, tmp_path: Path) -> None:

@@ -132,32 +132,41 @@ def test_on_other_images_no_verdict_is_given(tmp_path: Path) -> None:
     assert "on different images: this says little" in verdict["text"]
 
 
-def test_labels_say_what_was_changed_and_the_table_what_was_measured(tmp_path: Path) -> None:
-    found = compare.compare([make(tmp_path / "a", RECIPE, range(850)), make(tmp_path / "b", OTHER, range(850))])
+def test_the_text_and_the_page_hold_labels_with_what_was_changed_table_curves_and_verdict(tmp_path: Path) -> None:
+    found = compare.compare([make(tmp_path / "a", RECIPE, range(850)), make(tmp_path / "b", OTHER, range(700))])
     heading, first, second = found.table()
     assert first[0] == "A  reference-30, 2 of its epochs"
     assert second[0] == "B  reference-30, weight_decay=0.1, 2 of its epochs"
     assert dict(zip(heading, first, strict=True))["accuracy"] == "85.00%"
     assert dict(zip(heading, first, strict=True))["95% interval"] == "10.00% to 20.00%"
-
-
-def test_the_text_and_the_page_hold_table_curves_and_verdict(tmp_path: Path) -> None:
-    found = compare.compare([make(tmp_path / "a", RECIPE, range(850)), make(tmp_path / "b", OTHER, range(700))])
     lines = found.lines()
-    assert any(line.startswith("A  reference-30") for line in lines)
+    assert any(line.startswith(first[0]) for line in lines)
     assert any("|" in line and "A" in line for line in lines)
     assert found.verdicts[0]["text"] in lines
     compare.write(found, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "more than noise" in page
-    assert "Accuracy over the epochs" in page
-    assert "weight_decay=0.1" in page
+    for text_in_page in ("more than noise", "Accuracy over the epochs", "weight_decay=0.1"):
+        assert text_in_page in page
 
 
-def test_a_run_that_was_not_evaluated_is_refused_by_name(tmp_path: Path) -> None:
-    (make(tmp_path / "a", RECIPE, range(5)) / "evaluation.json").unlink()
-    with pytest.raises(ValueError, match=r"a was not evaluated"):
-        compare.compare([tmp_path / "a"])
+def test_a_run_that_was_not_evaluated_or_lacks_its_epochs_is_refused_by_name(tmp_path: Path) -> None:
+    for name in ("evaluation.json", "metrics.jsonl"):
+        (make(tmp_path / name, RECIPE, range(5)) / name).unlink()
+    (make(tmp_path / "damaged", RECIPE, range(5)) / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    for folder, message in (
+        ("evaluation.json", "evaluation.json was not evaluated"),
+        ("metrics.jsonl", r"metrics\.jsonl lacks epochs"),
+        ("damaged", r"metrics\.jsonl lacks epochs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare.compare([tmp_path / folder])
+
+
+def test_more_recipes_than_there_are_letters_are_refused(tmp_path: Path) -> None:
+    assert len(set(compare.LETTERS)) == len(compare.LETTERS)
+    runs = [make(tmp_path / str(n), replace(RECIPE, weight_decay=n / 100), range(9)) for n in range(53)]
+    with pytest.raises(ValueError, match="53 recipes are too many to compare; allowed are 52"):
+        compare.compare(runs)
 
 
 def test_a_chart_has_letters_where_curves_run_and_asterisks_where_they_meet() -> None:

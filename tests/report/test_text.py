@@ -77,7 +77,7 @@ def test_a_rare_class_that_is_not_recognised_is_warned_of() -> None:
     classes = ClassScores("cat", 95, 1.0, 1.0, 1.0), ClassScores("dog", 5, 1.0, 0.2, 0.3)
     evaluation = scores(classes=classes, accuracy=0.96, balanced_accuracy=0.6, macro_f1=0.65)
     assert text.balance(evaluation) == [
-        "Balanced accuracy: 60.00%, macro F1: 65.00% (each class counts alike)",
+        "Balanced accuracy: 60.00%, macro F1: 65.00% (every class has the same weight)",
         "Warning: accuracy alone misleads: 95.0% of the images are of class cat, but of class dog only 20.0% are "
         "recognised; see class_weights",
     ]

@@ -60,8 +60,12 @@ def evaluate(
     terminal.set_threads(threads)
     model = trained.load(model_name, device)
     corrupted = (images or 2000) if robustness else 0
-    if test and out is not None and out.resolve() / "model.safetensors" == Path(model.source):
-        raise ValueError(f"--test never writes to the run itself, {out}; name another folder with --out")
+    other_images = test or source is not None
+    own_folder = None if other_images else Path(model.source).parent
+    if out is not None and (out / "recipe.json").exists() and out.resolve() != own_folder:
+        raise ValueError(
+            f"--out {out} is a run, which holds the evaluation of its own model on its own data; name another folder"
+        )
     with terminal.display(to_stderr=True) as display:
         evaluation = inference.evaluate_model(
             model,
@@ -73,8 +77,8 @@ def evaluate(
             threshold=threshold,
             display=display,
         )
-    if out is None:  # a run's own evaluation is that on its own data
-        is_own = source is None and not test and model_name not in catalog.shipped() and Path(model_name).is_dir()
+    if out is None:
+        is_own = not other_images and model_name not in catalog.shipped() and Path(model_name).is_dir()
         out = Path(model_name) if is_own else Path("evaluations") / library.output_name(model)
     code = 0
     try:
@@ -84,7 +88,8 @@ def evaluate(
         code = terminal.fail(f"cannot write the evaluation: {terminal.problem(error)}", 1)
     scores = evaluation.scores
     lines = [*text.scores(scores), *text.by_class(scores), *text.outside(scores), *text.robustness(scores)]
-    terminal.show(as_json, scores, *lines, f"{scores.images_per_second:,.0f} images/s")
+    lines.append(f"Speed: {scores.images_per_second:,.0f} images/s")
+    terminal.show(as_json, scores, *lines, *([] if code else [f"Results: {out / 'evaluation.json'}"]))
     return code
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from PIL import Image
 
-from tinycifar import data
+from tinycifar import atomic, data
 from tinycifar.commands import terminal
 from tinycifar.data import cifar10, pictures
 
@@ -23,18 +23,21 @@ if TYPE_CHECKING:
 
 
 @click.command("info")
-@terminal.data_option("CIFAR-10 in the cache")
+@terminal.data_option("CIFAR-10 in the cache", hide_details=False)
 @terminal.option(
     "--plot", metavar="PNG", type=click.Path(path_type=Path, dir_okay=False), help="Draw training images by class."
 )
+@terminal.overwrite_option
 @terminal.json_option
-def info_command(source: str | None, plot: Path | None, as_json: bool) -> None:
+def info_command(source: str | None, plot: Path | None, overwrite: bool, as_json: bool) -> None:
     """Describe data: layout, classes, splits, sizes; without --data, CIFAR-10 and where the cache is.
 
     Data that can be read but is too small to be trained on is described too, with its problem.
     """
     from tinycifar.data.dataset import CLASSES
 
+    if plot is not None:
+        atomic.check_new(plot, overwrite)
     if source in (None, "cifar10"):
         states = cifar10.verify()
         content: dict[str, Any] = {
@@ -60,7 +63,10 @@ def info_command(source: str | None, plot: Path | None, as_json: bool) -> None:
         return
     for name, value in content.items():
         if value not in (None, []):
-            click.echo(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+            values = (
+                value if isinstance(value, list) else ["yes" if value is True else "no" if value is False else value]
+            )
+            click.echo(f"{name.replace('_', ' ')}: {', '.join(map(str, values))}")
 
 
 def _about(source: str) -> tuple[dict[str, Any], Dataset | None]:
@@ -97,11 +103,10 @@ def _about(source: str) -> tuple[dict[str, Any], Dataset | None]:
         "notes": list(dataset.notes if dataset is not None else own.notes if own is not None else ()),
     }
     if dataset is not None:
-        held_out = {"validation": dataset.validation_images, "test": dataset.test_images}
         about["near_duplicates"] = [
             f"{duplicates.near_duplicates(images, dataset.train_images):,} of the {len(images):,} {split} images"
-            for split, images in held_out.items()
-            if images is not None
+            for split in ("validation", "test")
+            if (images := dataset.images(split)) is not None
         ]
     about |= {"classes": list(classes), "train_images_by_class": counts.pop("train")}
     about |= {f"{split}_images_by_class": by_class for split, by_class in counts.items() if any(by_class)}
@@ -111,11 +116,7 @@ def _about(source: str) -> tuple[dict[str, Any], Dataset | None]:
 def _counts(dataset: Dataset | None, own: Contents | None, split: str) -> list[int]:
     if dataset is None:
         return [] if own is None else own.counts(split)
-    labels = {
-        "train": dataset.train_labels,
-        "validation": dataset.validation_labels,
-        "test": dataset.test_labels,
-    }[split]
+    labels = dataset.labels(split)
     return [] if labels is None else labels.bincount(minlength=len(dataset.classes)).tolist()
 
 

@@ -72,7 +72,7 @@ def predict(
         limit = {} if answers.threshold is None else {"threshold": answers.threshold}
         terminal.print_json({**content, **limit, "unreadable": unreadable})
     if unreadable:
-        terminal.fail(f"{len(unreadable):,} of {len(entries):,} files skipped", 1)
+        terminal.fail(f"{len(unreadable):,} of {words.counted(len(entries), 'file')} skipped", 1)
     return 1 if unreadable else 0
 
 

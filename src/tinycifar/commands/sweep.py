@@ -89,9 +89,7 @@ def sweep_command(
         raise ValueError('a sweep needs another package; install it with: pip install "tinycifar[sweep]"') from None
     if distributed.here().world > 1:
         raise ValueError("a sweep trains each trial in one process: start it without torchrun, with --jobs")
-    recipe = recipes.with_settings(recipes.get(recipe_name), settings)
-    if epochs is not None:
-        recipe = replace(recipe, epochs=epochs)
+    recipe = replace(recipes.get(recipe_name), **terminal.recipe_changes(settings, epochs))  # type: ignore[arg-type]
     searched = ranges.parse(varied, recipe)
     machine.select_device(device)
     terminal.set_threads(threads)
@@ -104,7 +102,7 @@ def sweep_command(
     code = 0
     with display:
         display.console.print(
-            f"{recipe.name}: {trials} trials, {jobs} in parallel with {counted(each, 'thread')} each, "
+            f"{recipe.name}: {counted(trials, 'trial')}, {jobs} in parallel with {counted(each, 'thread')} each, "
             f"scored on {study.scored_on:,} validation images; varying {', '.join(map(str, searched))}"
         )
         if jobs > torch.get_num_threads():

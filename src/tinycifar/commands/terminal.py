@@ -6,13 +6,14 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from tinycifar import catalog, data, typed, words
+from tinycifar import catalog, data, recipes, typed, words
 from tinycifar.data import sources
 
 if TYPE_CHECKING:  # none of it is needed to parse a command line or to print a list
@@ -49,10 +50,11 @@ model_option = option(
 )
 
 
-def data_option(default: str) -> Callable[[Command], Command]:
+def data_option(default: str, hide_details: bool = True) -> Callable[[Command], Command]:
     """The options for images from elsewhere; `default` says where they come from without them.
 
-    The command has them all as `source`, as `tinycifar.data.load` takes it.
+    The command has them all as `source`, as `tinycifar.data.load` takes it. The help of most commands shows only
+    `--data`; that of `data info` shows the others too.
     """
 
     def decorate(command: Command) -> Command:
@@ -69,11 +71,12 @@ def data_option(default: str) -> Callable[[Command], Command]:
             return command(*arguments, source=source, **options)
 
         with_source = click.option(
-            "--skip-unreadable", is_flag=True, help="Leave out unreadable pictures and count them."
+            "--skip-unreadable", is_flag=True, hidden=hide_details, help="Leave out unreadable pictures and count them."
         )(with_source)
         for name, (metavar, text) in reversed(SOURCE_OPTIONS.items()):
-            with_source = option(f"--{name}", name, metavar=metavar, help=text)(with_source)
-        return cast(Command, _path_option(default)(with_source))
+            with_source = option(f"--{name}", name, metavar=metavar, hidden=hide_details, help=text)(with_source)
+        path_help = f"A path, cifar10 or sample (default: {default})."
+        return cast(Command, option("--data", "source", metavar="PATH", help=path_help)(with_source))
 
     return decorate
 
@@ -86,13 +89,12 @@ SOURCE_OPTIONS = {
 }
 
 
-def _path_option(default: str) -> Callable[[Command], Command]:
-    return option(
-        "--data",
-        "source",
-        metavar="PATH",
-        help=f"Images: a path, cifar10 or sample (default: {default}).",
-    )
+def recipe_changes(settings: Sequence[str], epochs: int | None) -> dict[str, object]:
+    """The values of recipe fields that --set and --epochs give; ValueError for a field that is given twice."""
+    names = [setting.partition("=")[0] for setting in settings] + ["epochs"] * (epochs is not None)
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"the recipe field {twice[0]} is given twice; give each field once")
+    return recipes.parse_settings(settings) | ({} if epochs is None else {"epochs": epochs})
 
 
 def set_threads(threads: int | None) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinycifar import recipes
 from tinycifar.commands import terminal
 
 if TYPE_CHECKING:  # none of it is needed to print the help
@@ -20,7 +19,7 @@ if TYPE_CHECKING:  # none of it is needed to print the help
 
 
 @click.command()
-@click.argument("recipe_name", metavar="[RECIPE]", required=False)
+@click.argument("recipe", metavar="[RECIPE]", required=False)
 @terminal.option("--epochs", type=int, metavar="N", help="Epochs of the whole schedule.")
 @terminal.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Seed of all draws (default: 0).")
 @terminal.option("--seeds", type=click.IntRange(1), metavar="N", help="Train N seeds, from --seed on.")
@@ -41,8 +40,8 @@ if TYPE_CHECKING:  # none of it is needed to print the help
 )
 @terminal.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Resume an interrupted run.")
 @terminal.data_option("CIFAR-10")
-@terminal.option("--init", "init_name", metavar="MODEL", help="Start from the weights of MODEL.")
-@terminal.option("--teacher", "teacher_name", metavar="MODEL", help="Teacher: a model, or a directory of seeds.")
+@terminal.option("--init", metavar="MODEL", help="Start from the weights of MODEL.")
+@terminal.option("--teacher", metavar="MODEL", help="Teacher: a model, or a directory of seeds.")
 @terminal.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a recipe field; repeatable.")
 @terminal.option(
     "--max-parameters", type=click.IntRange(1), metavar="N", help="Use the largest width with at most N parameters."
@@ -54,63 +53,41 @@ if TYPE_CHECKING:  # none of it is needed to print the help
 @terminal.option("--record", is_flag=True, hidden=True)
 @terminal.json_option
 def train(**options: Any) -> int:
-    """Train RECIPE, a name or a TOML file (default: minute), into a run directory with weights, scores and a report."""
+    """Train RECIPE, a name or a TOML file (default: minute), into a run directory with weights, scores and a report.
+    More options for --data: tinycifar data info --help.
+    """
     from tinycifar.scale import distributed
 
     return distributed.as_one(_train)(**options)
 
 
 def _train(
-    recipe_name: str | None,
-    epochs: int | None,
-    seed: int | None,
     seeds: int | None,
     parallel: int | None,
-    device: str,
-    threads: int | None,
-    out: Path | None,
-    resume: Path | None,
     source: str | None,
-    init_name: str | None,
-    teacher_name: str | None,
+    teacher: str | None,
     settings: tuple[str, ...],
-    max_parameters: int | None,
-    limit: int | None,
-    stop_after_epoch: int | None,
-    checkpoint_seconds: float,
-    tensorboard: bool,
-    record: bool,
+    epochs: int | None,
     as_json: bool,
+    **options: Any,
 ) -> int:
+    """Train as the options say, of which the others are fields of `Request`."""
     from tinycifar import seeds as train_seeds
     from tinycifar.resume import Request
     from tinycifar.scale import distributed
 
-    if distributed.here().world > 1 and (seeds or record):
+    request = Request(
+        changes=terminal.recipe_changes(settings, epochs),
+        data=source,
+        teachers=None if teacher is None else (teacher,),
+        **options,
+    )
+    if distributed.here().world > 1 and (seeds or request.record):
         raise ValueError("--seeds and --record are for one process: leave them out under torchrun")
-    if resume is not None and (out, seeds) != (None, None):
+    if request.resume is not None and (request.out, seeds) != (None, None):
         raise ValueError("--resume continues in RUN's own directory: leave out --out and --seeds")
     if parallel is not None and seeds is None:
         raise ValueError("--jobs is the number of seeds to train in parallel: give --seeds too")
-    changes = recipes.parse_settings(settings) | ({} if epochs is None else {"epochs": epochs})
-    request = Request(
-        recipe=recipe_name,
-        changes=changes,
-        data=source,
-        out=out,
-        resume=resume,
-        init=init_name,
-        teachers=None if teacher_name is None else (teacher_name,),
-        seed=seed,
-        device=device,
-        threads=threads,
-        max_parameters=max_parameters,
-        limit=limit,
-        stop_after_epoch=stop_after_epoch,
-        checkpoint_seconds=checkpoint_seconds,
-        tensorboard=tensorboard,
-        record=record,
-    )
     with terminal.display(as_json) as display:
         if seeds is not None:
             several = train_seeds.train_several(request, seeds, parallel or 1, display)

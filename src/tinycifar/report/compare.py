@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from tinycifar.report import plots, run_page, text
 from tinycifar.scores import Scores
 from tinycifar.summary import summarize
 from tinycifar.words import table
+
+LETTERS = string.ascii_uppercase + string.ascii_lowercase  # of contenders, by which verdicts name them
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,16 @@ def _read(directory: Path) -> Evaluated:
     recipe = run.read_recipe(directory)
     if not (directory / "evaluation.json").exists():
         raise ValueError(f"{directory} was not evaluated; `tinycifar evaluate` does that")
+    history = run.read_metrics(directory)
+    if not history or not all({"train_accuracy", "train_seconds"} <= entry.keys() for entry in history):
+        raise ValueError(f"{directory / 'metrics.jsonl'} lacks epochs: it is missing, empty or damaged")
     stored = run_page.read_logits(directory / "evaluation.safetensors")
     return Evaluated(
         directory=directory,
         recipe=recipe,
         environment=run.read_environment(directory),
         scores=run.read_evaluation(directory),
-        history=run.read_metrics(directory),
+        history=history,
         labels=stored["labels"],
         right=stored["logits"].argmax(1) == stored["labels"],
     )
@@ -187,18 +193,22 @@ def compare(directories: Sequence[Path]) -> Comparison:
             if other.environment.seed == member.environment.seed:
                 raise ValueError(f"{other.directory} and {member.directory} are the same recipe and seed; name one")
         groups[key].append(member)
-    contenders = tuple(_contender(number, tuple(group)) for number, group in enumerate(groups.values()))
+    if len(groups) > len(LETTERS):
+        raise ValueError(f"{len(groups)} recipes are too many to compare; allowed are {len(LETTERS)}")
+    contenders = tuple(
+        _contender(letter, tuple(group)) for letter, group in zip(LETTERS, groups.values(), strict=False)
+    )
     verdicts = tuple(_verdict(contenders[0], other) for other in contenders[1:])
     return Comparison(contenders, verdicts, unfinished)
 
 
-def _contender(number: int, runs: tuple[Evaluated, ...]) -> Contender:
+def _contender(letter: str, runs: tuple[Evaluated, ...]) -> Contender:
     scores = [member.scores for member in runs]
     accuracies = [each.accuracy for each in scores]
     calibrated = [each.calibrated.ece for each in scores if each.calibrated is not None]
     table = summarize(runs[0].recipe.build(len(scores[0].classes)))
     return Contender(
-        letter=chr(ord("A") + number % 26),
+        letter=letter,
         label=_label(runs[0]),
         runs=runs,
         split=scores[0].split,

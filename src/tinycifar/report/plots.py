@@ -35,21 +35,20 @@ LONGEST_NAME = 24  # of a class, in a figure
 EXAMPLE = 0  # of the sample's test images, a cat in the middle of the picture
 
 
-def new_axes(width: float, height: float, title: str, x: str, y: str) -> Axes:
-    """Empty axes, in inches, with a title and named axes."""
-    axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
+def new_axes(width: float, height: float, title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """A figure, in inches, and its empty axes, with a title and named axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
     axes.set_title(title, wrap=True)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
-    return axes
+    return figure, axes
 
 
-def figure_of(axes: Axes) -> Figure:
-    """The figure that axes lie in."""
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    return figure
+def shortened(name: str) -> str:
+    """The name of a class as it fits beside a picture."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def save(path: Path, draw: Callable[..., Figure], *arguments: Any) -> None:
@@ -101,7 +100,7 @@ def svg(name: str, draw: Callable[..., Figure], *arguments: Any) -> dict[str, st
 def curves(history: Sequence[Mapping[str, Any]], quantity: str, title: str) -> Figure:
     """Curves over the epochs of `quantity`, "loss" or "accuracy", for each split that the history has it of."""
     scale, unit = (100, "accuracy (%)") if quantity == "accuracy" else (1, "cross-entropy loss (nats)")
-    axes = new_axes(4.6, 3.2, title, "epoch", unit)
+    figure, axes = new_axes(4.6, 3.2, title, "epoch", unit)
     for split, (name, colour, style) in SPLITS.items():
         points = [(e["epoch"], e[f"{split}_{quantity}"] * scale) for e in history if f"{split}_{quantity}" in e]
         if points:
@@ -111,7 +110,7 @@ def curves(history: Sequence[Mapping[str, Any]], quantity: str, title: str) -> F
             axes.plot(epochs, values, colour, linestyle=style, marker=marker, linewidth=2, label=label)
     _epochs(axes, history[-1]["epoch"])
     axes.legend()
-    return figure_of(axes)
+    return figure
 
 
 def _epochs(axes: Axes, last: int) -> None:
@@ -136,20 +135,19 @@ def save_curves(directory: Path) -> list[Path]:
 
 def learning_rates(epochs: Sequence[float], rates: Mapping[str, Sequence[float]]) -> Figure:
     """Learning rates by optimizer, over the epoch at which they hold, a fraction."""
-    axes = new_axes(4.6, 3.2, "Learning rate over the whole schedule", "epochs passed", "learning rate")
+    figure, axes = new_axes(4.6, 3.2, "Learning rate over the whole schedule", "epochs passed", "learning rate")
     for (name, values), colour, style in zip(rates.items(), COLOURS, STYLES, strict=False):
         axes.plot(epochs, values, colour, linestyle=style, linewidth=2, label=f"{name}, at most {max(values):g}")
     axes.set_ylim(bottom=0)
     axes.set_xlim(0, max(epochs))
     axes.legend()
-    return figure_of(axes)
+    return figure
 
 
 def confusion(scores: Scores) -> Figure:
     """The confusion matrix with its counts, each row shaded by its share of the true class; for no more than 30."""
     counts = np.array(scores.confusion)
-    names = [row.name for row in scores.classes]
-    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
+    names = [shortened(row.name) for row in scores.classes]
     wrong = counts - np.diag(counts.diagonal())
     title = "Confusion: no image taken for another class"
     if wrong.any():
@@ -159,7 +157,7 @@ def confusion(scores: Scores) -> Figure:
             f"{wrong[true, taken]:,} of {counts[true].sum():,} images"
         )
     side = min(max(4.2, 0.48 * len(names)), 12)
-    axes = new_axes(side + 0.3, side, title, "predicted", "true")
+    figure, axes = new_axes(side + 0.3, side, title, "predicted", "true")
     axes.grid(False)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap=SHADES, vmin=0, vmax=1)
@@ -168,7 +166,7 @@ def confusion(scores: Scores) -> Figure:
         axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
-    return figure_of(axes)
+    return figure
 
 
 def reliability(scores: Scores) -> Figure:
@@ -177,7 +175,7 @@ def reliability(scores: Scores) -> Figure:
     gap = sum(row.images * (row.confidence - row.accuracy) for row in rows) / sum(row.images for row in rows)
     side = "above accuracy: overconfident" if gap > 0 else "below accuracy: underconfident"
     title = f"Calibration: confidence is on average {abs(100 * gap):.1f} points {side}"
-    axes = new_axes(4.5, 4.2, title, "confidence (probability of the predicted class)", "accuracy")
+    figure, axes = new_axes(4.5, 4.2, title, "confidence (probability of the predicted class)", "accuracy")
     axes.plot([0, 1], [0, 1], color=matplotlib.rcParams["text.color"], linewidth=1, label="confidence = accuracy")
     series = [(rows, "o", BLUE, f"as trained, ECE {scores.ece:.3f}")]
     if scores.reliability_calibrated is not None and scores.calibrated is not None:
@@ -194,7 +192,7 @@ def reliability(scores: Scores) -> Figure:
     axes.set_ylim(0, 1)
     axes.set_aspect("equal")
     axes.legend(loc="upper left")
-    return figure_of(axes)
+    return figure
 
 
 def robustness(robustness: Robustness) -> Figure:
@@ -205,7 +203,7 @@ def robustness(robustness: Robustness) -> Figure:
         f"Corrupted images: {robustness.mean_corruption_accuracy:.1%} right on average, least with {names[-1]} "
         f"({mean[names[-1]]:.1%}); {robustness.clean_accuracy:.1%} without corruption"
     )
-    axes = new_axes(4.8, 0.28 * len(names) + 0.9, title, "severity", "")
+    figure, axes = new_axes(4.8, 0.28 * len(names) + 0.9, title, "severity", "")
     axes.grid(False)
     values = np.array([[*robustness.accuracy[name], mean[name]] for name in names])
     axes.imshow(values, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
@@ -214,7 +212,7 @@ def robustness(robustness: Robustness) -> Figure:
         axes.text(column, row, f"{100 * value:.0f}%", ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(values.shape[1]), [*map(str, range(1, values.shape[1])), "mean"])
     axes.set_yticks(range(len(names)), [name.replace("-", " ") for name in names])
-    return figure_of(axes)
+    return figure
 
 
 def compared_curves(runs: Sequence[tuple[int, str, str, Sequence[Mapping[str, Any]]]]) -> Figure:
@@ -222,7 +220,7 @@ def compared_curves(runs: Sequence[tuple[int, str, str, Sequence[Mapping[str, An
 
     The accuracy is that on the split, "train", "validation" or "test", which the label names too.
     """
-    axes = new_axes(7.5, 4.5, "Accuracy over the epochs", "epoch", "accuracy (%)")
+    figure, axes = new_axes(7.5, 4.5, "Accuracy over the epochs", "epoch", "accuracy (%)")
     named: set[str] = set()
     for number, label, split, history in runs:
         label = f"{label}, {SPLITS[split][0]}"
@@ -239,7 +237,7 @@ def compared_curves(runs: Sequence[tuple[int, str, str, Sequence[Mapping[str, An
         named.add(label)
     _epochs(axes, max(history[-1]["epoch"] for *_, history in runs))
     axes.legend(fontsize=8)
-    return figure_of(axes)
+    return figure
 
 
 def heat_overlay(picture: Image.Image, heat: Tensor) -> Image.Image:

@@ -99,11 +99,7 @@ def _page(directory: Path, dataset: Dataset | None) -> str:
         best=best,
         worst=worst,
         confused=metrics.most_confused(evaluation.confusion) if evaluation is not None and many else [],
-        accuracy=text.accuracy(evaluation) if evaluation else None,
-        subsets=text.subsets(evaluation) if evaluation else [],
-        leaks=text.leaks(evaluation) if evaluation else [],
-        calibration=text.calibration(evaluation) if evaluation else None,
-        corruption_note=text.corruption_note(evaluation.robustness) if evaluation and evaluation.robustness else "",
+        text=text,
         mistakes=mistakes,
         hardest=hardest,
         missing=missing,
@@ -139,16 +135,14 @@ def _figures(
 def _learning_rates(recipe: Recipe, images: int) -> tuple[list[float], dict[str, list[float]]]:
     """At about 200 steps of a run's schedule: how many epochs have passed, and the rate of each of its optimizers."""
     epochs = plan(recipe, images)
-    steps_by_epoch, schedule = epochs.steps, epochs.schedule
-    total = sum(steps_by_epoch)
-    passed = [epoch + step / count for epoch, count in enumerate(steps_by_epoch) for step in range(count)] + [
-        float(recipe.epochs)
-    ]
+    total = sum(epochs.steps)
+    passed = [epoch + step / count for epoch, count in enumerate(epochs.steps) for step in range(count)]
+    passed.append(float(recipe.epochs))
     steps = sorted({*range(0, total, max(1, total // 200)), total})
     maxima = {"SGD": recipe.max_learning_rate}
     if recipe.optimizer == "muon":
         maxima["Muon"] = recipe.muon_learning_rate
-    rates = {name: [largest * schedule(step)[0] for step in steps] for name, largest in maxima.items()}
+    rates = {name: [largest * epochs.schedule(step)[0] for step in steps] for name, largest in maxima.items()}
     return [passed[step] for step in steps], rates
 
 
@@ -184,11 +178,9 @@ def _mistakes(directory: Path, evaluation: Scores, dataset: Dataset) -> list[dic
     model = trained.load(directory, "cpu")
     stored = read_logits(directory / "evaluation.safetensors")
     split = evaluation.split
-    if split == "test":
-        images, labels = dataset.test_images, dataset.test_labels
-    else:
+    if split == "validation":
         dataset = dataset.split(model.validation_images)
-        _, images, labels = inference.evaluation_split(dataset)
+    _, images, labels = inference.evaluation_split(dataset, test=split == "test")
     names = dataset.names.get(split, ())
     if evaluation.data_digest != dataset.data_digest or not torch.equal(stored["labels"], labels):
         raise ValueError(f"{directory / 'evaluation.safetensors'} is not of the run's own data: evaluate it again")
@@ -199,20 +191,17 @@ def _mistakes(directory: Path, evaluation: Scores, dataset: Dataset) -> list[dic
     if not len(worst):
         return []
     heats = heatmaps.heat_maps(model.model, images[worst], predicted[worst])
-    mistakes = []
-    for index, heat in zip(worst.tolist(), heats, strict=True):
-        picture = pictures.to_image(images[index])
-        mistakes.append(
-            {
-                "name": names[index] if names else f"#{index}",
-                "image": _data_uri(picture),
-                "heat": _data_uri(plots.heat_overlay(picture, heat)),
-                "true": model.classes[int(labels[index])],
-                "predicted": model.classes[int(predicted[index])],
-                "probability": float(confidence[index]),
-            }
-        )
-    return mistakes
+    return [
+        {
+            "name": names[index] if names else f"#{index}",
+            "image": _data_uri(pictures.to_image(images[index])),
+            "heat": _data_uri(plots.heat_overlay(pictures.to_image(images[index]), heat)),
+            "true": model.classes[int(labels[index])],
+            "predicted": model.classes[int(predicted[index])],
+            "probability": float(confidence[index]),
+        }
+        for index, heat in zip(worst.tolist(), heats, strict=True)
+    ]
 
 
 def _hardest(directory: Path, dataset: Dataset) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tinycifar.data import Dataset, pictures
-from tinycifar.report.plots import LONGEST_NAME
+from tinycifar.report.plots import shortened
 
 MOST_ROWS = 20  # classes that are drawn
 COLUMNS = 10  # images of each
@@ -27,10 +27,9 @@ def draw(dataset: Dataset) -> Figure:
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
     counts = dataset.train_labels.bincount(minlength=len(dataset.classes)).tolist()
-    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in dataset.classes[:rows]]
     axes.set_yticks(
         [label * pitch + dataset.image_size / 2 for label in range(rows)],
-        [f"{name} ({count:,})" for name, count in zip(names, counts, strict=False)],
+        [f"{shortened(name)} ({count:,})" for name, count in zip(dataset.classes[:rows], counts, strict=False)],
     )
     axes.set_xticks([])
     axes.tick_params(length=0)

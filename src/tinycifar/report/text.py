@@ -96,7 +96,7 @@ def balance(evaluation: Scores) -> list[str]:
     counts = [row.images for row in rows]
     lines = []
     if max(counts) > 1.1 * min(counts):
-        lines.append(f"Balanced accuracy: {balanced:.2%}, macro F1: {macro_f1:.2%} (each class counts alike)")
+        lines.append(f"Balanced accuracy: {balanced:.2%}, macro F1: {macro_f1:.2%} (every class has the same weight)")
     share = max(counts) / sum(counts)
     if evaluation.accuracy > balanced + MISLEADING:
         worst = min(rows, key=lambda row: row.recall)
@@ -116,7 +116,7 @@ def scores(evaluation: Scores) -> list[str]:
         *subsets(evaluation),
         *balance(evaluation),
         f"With flip averaging (TTA): {evaluation.accuracy_tta:.2%}",
-        f"Among the best two: {evaluation.top2_accuracy:.2%}, three: {evaluation.top3_accuracy:.2%}",
+        f"Top-2 accuracy: {evaluation.top2_accuracy:.2%}, top-3: {evaluation.top3_accuracy:.2%}",
         f"Calibration: {calibration(evaluation)}",
     ]
 
@@ -149,17 +149,15 @@ def calibration(evaluation: Scores) -> str:
         is_validation = evaluation.split == "validation"
         reason = "too few images are wrong or right" if is_validation else "it is fitted on validation images only"
         return f"{plain}; no temperature: {reason}"
+    source = (
+        "fitted to these images; the scores are of each half at the temperature that fits the other"
+        if evaluation.split == "validation"
+        else "fitted to validation images of a twin that was trained without them"
+    )
     return (
         f"{plain}; at temperature {evaluation.temperature:.3f} {after.ece:.4f}, {after.loss:.4f}, "
-        f"{after.brier:.4f} ({temperature_source(evaluation)})"
+        f"{after.brier:.4f} ({source})"
     )
-
-
-def temperature_source(evaluation: Scores) -> str:
-    """Which images an evaluation's temperature comes from."""
-    if evaluation.split == "validation":
-        return "fitted to these images; the scores are of each half at the temperature that fits the other"
-    return "fitted to validation images of a twin that was trained without them"
 
 
 def by_class(evaluation: Scores) -> list[str]:
@@ -214,8 +212,7 @@ def over_seeds(summary: Mapping[str, Any]) -> list[str]:
     """The results of several seeds of one recipe."""
     if not summary["finished"]:
         return ["No seed was finished"]
-    count = len(summary["finished"])
-    lines = [f"{count} seed{'s' * (count > 1)} of {summary['recipe']}, {summary['split']} accuracy:"]
+    lines = [f"{counted(len(summary['finished']), 'seed')} of {summary['recipe']}, {summary['split']} accuracy:"]
     if summary["interval"] is not None:
         low, high = summary["interval"]
         lines.append(
