@@ -216,12 +216,22 @@ class Ranks:
 
 
 def here() -> Ranks:
-    """The ranks, from torchrun's environment variables; one rank without them."""
-    numbers = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-    rank, world, local_rank = (0 if number is None else int(number) for number in numbers)
+    """The ranks, from torchrun's environment variables; one rank without them.
+
+    Raises ValueError if another launcher has set only some of them: each process would train all by itself.
+    """
+    variables = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    try:
+        rank, world, local_rank = (int(value or 0) for value in variables.values())
+    except ValueError:
+        raise ValueError(f"{', '.join(variables)} must be whole numbers, as torchrun sets them") from None
+    if variables["RANK"] and world > 1 and not variables["LOCAL_RANK"]:
+        raise ValueError(
+            "RANK and WORLD_SIZE are set without LOCAL_RANK; start processes that train as one by torchrun"
+        )
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # LOGS/RUN_RANDOM/attempt_N/RANK/error.json
     launch = Path(error_file).parts[-4] if error_file and len(Path(error_file).parts) > 4 else ""
-    return Ranks() if None in numbers else Ranks(rank, world, local_rank, launch)
+    return Ranks(rank, world, local_rank, launch) if all(variables.values()) else Ranks()
 
 
 def as_one(function: Callable[P, R]) -> Callable[P, R]:
