@@ -11,6 +11,7 @@ import sys
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -127,40 +128,28 @@ SIZES = [(151, 90), (33, 97), (32, 45), (9, 7), (400, 3)]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "classify.py"
 
 
-def in_the_example(onnx: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> Array:
+def in_the_example(onnx: Path, picture: Path) -> Array:
     """The pixels, uint8 (C, S, S), that the example gives to onnxruntime."""
-    seen = []
-    run = onnxruntime.InferenceSession.run
-
-    def watched(self: Any, outputs: list[str], inputs: dict[str, Array]) -> list[Array]:
-        seen.append(inputs["images"])
-        return run(self, outputs, inputs)  # type: ignore[no-any-return]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(onnxruntime.InferenceSession, "run", watched)
-        patch.setattr(sys, "argv", ["classify.py", str(onnx), str(picture)])
+    session = onnxruntime.InferenceSession
+    with (
+        mock.patch.object(session, "run", autospec=True, side_effect=session.run) as run,
+        mock.patch.object(sys, "argv", ["classify.py", str(onnx), str(picture)]),
+    ):
         runpy.run_path(str(EXAMPLE))
-    pixels: Array = np.rint(seen[0][0] * 255).astype(np.uint8)
+    pixels: Array = np.rint(run.call_args.args[2]["images"][0] * 255).astype(np.uint8)
     return pixels
 
 
-def in_python(model: trained.Trained, picture: Path) -> Array:
+def in_python(model: trained.Trained, picture: Path) -> Any:
     """The pixels, uint8 (C, S, S), that `predict` gives to a model."""
-    seen = []
-
-    def watched(images: Array) -> Array:
-        seen.append(images)
-        return np.full((len(images), 10), 0.1)
-
-    list(predictions.predict([picture], model.classes, 32, watched, fit=model.fit, channels=model.channels))
-    return seen[0][0]
+    classify = mock.Mock(side_effect=lambda images: np.full((len(images), 10), 0.1))
+    list(predictions.predict([picture], model.classes, 32, classify, fit=model.fit, channels=model.channels))
+    return classify.call_args.args[0][0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("fit", "channels"), [("crop", 3), ("pad", 3), ("squash", 3), ("pad", 1)])
-def test_every_consumer_sees_the_same_pixels(
-    fit: str, channels: int, chromium: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_consumer_sees_the_same_pixels(fit: str, channels: int, chromium: Browser, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = models.build("whitenet", width=0.25, channels=channels)
     model.prepare(data.sample(channels=channels).train_images)
@@ -181,7 +170,7 @@ def test_every_consumer_sees_the_same_pixels(
         picture.save(paths[-1])
         expected.append(pictures.to_array(pictures.read(paths[-1], fit), 32, fit, channels))
         assert np.array_equal(in_python(loaded, paths[-1]), expected[-1])
-        assert np.array_equal(in_the_example(tmp_path / "own.onnx", paths[-1], monkeypatch), expected[-1])
+        assert np.array_equal(in_the_example(tmp_path / "own.onnx", paths[-1]), expected[-1])
         assert np.array_equal(service.decode(paths[-1].read_bytes()), expected[-1])
     assert len({pixels.tobytes() for pixels in expected}) == len(SIZES)
 

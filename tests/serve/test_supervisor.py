@@ -108,6 +108,7 @@ def test_a_worker_that_is_killed_is_replaced_and_none_outlives_the_service(expor
     for _ in range(20):
         assert running.ask("POST", "/predict", png())[0] == 200
     running.stop(signal.SIGKILL)
+    until = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)

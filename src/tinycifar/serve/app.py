@@ -188,23 +188,22 @@ class Service:
         with contextlib.suppress(queue.Empty):
             while len(jobs) < MOST_TOGETHER:
                 jobs.append(self.jobs.get_nowait())
-        answers: list[tuple[asyncio.Future[dict[str, Any]], dict[str, Any] | Exception]] = []
+        answers: list[tuple[_Job, dict[str, Any] | Exception]] = []
         decoded = []
         for job in jobs:
             if not job.answer.done():  # else its time has run out
                 try:
                     decoded.append((job, self.decode(job.content)))
                 except ValueError as error:
-                    answers.append((job.answer, HTTPException(400, str(error))))
-                except MemoryError:
-                    answers.append((job.answer, _busy()))
+                    answers.append((job, HTTPException(400, str(error))))
                 except Exception as error:
-                    answers.append((job.answer, error))
+                    answers.append((job, error))
+        waiting = [job for job, _ in decoded]
         try:
-            results = self.classify([pixels for _, pixels in decoded], [job.asked for job, _ in decoded])
-            answers += [(job.answer, answer) for (job, _), answer in zip(decoded, results, strict=True)]
+            results = self.classify([pixels for _, pixels in decoded], [job.asked for job in waiting])
+            answers += zip(waiting, results, strict=True)
         except Exception as error:
-            answers += [(job.answer, error) for job, _ in decoded]
+            answers += [(job, error) for job in waiting]
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who asked
             jobs[0].answer.get_loop().call_soon_threadsafe(_deliver, answers)
 
@@ -291,7 +290,7 @@ class Service:
         try:
             async with timeout(SECONDS):
                 return await job.answer
-        except asyncio.TimeoutError:
+        except (asyncio.TimeoutError, MemoryError):
             raise _busy() from None
         finally:
             self.waiting -= 1
@@ -365,14 +364,14 @@ class Service:
         return JSONResponse({"models": [{"name": self.model.name, **typed.to_json(self.model.about)}]})
 
 
-def _deliver(answers: Iterable[tuple[asyncio.Future[dict[str, Any]], dict[str, Any] | Exception]]) -> None:
-    for future, answer in answers:
-        if future.done():
+def _deliver(answers: Iterable[tuple[_Job, dict[str, Any] | Exception]]) -> None:
+    for job, answer in answers:
+        if job.answer.done():
             continue
         if isinstance(answer, Exception):
-            future.set_exception(answer)
+            job.answer.set_exception(answer)
         else:
-            future.set_result(answer)
+            job.answer.set_result(answer)
 
 
 def _busy() -> HTTPException:
