@@ -29,7 +29,7 @@ import onnx
 import pytest
 import uvicorn
 from PIL import Image
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from conftest import Own
 from tinycifar import data, inference, trained
@@ -163,7 +163,7 @@ class Page:
     def __init__(self, browser: Browser, port: int) -> None:
         self.page = browser.new_page()
         self.errors: list[str] = []
-        self.page.on("console", lambda message: self.errors.append(message.text))
+        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.answers = 0
         self.page.goto(f"http://127.0.0.1:{port}/")
@@ -435,6 +435,17 @@ def test_an_upload_that_arrives_steadily_may_take_longer_than_a_pause(
     monkeypatch.setattr(app, "SECONDS", 0.5)  # ten parts take 1 s
     assert asyncio.run(predict()) == 200
     assert service.bytes == 0
+
+
+def test_an_upload_that_is_broken_off_is_not_counted_any_more(minute: app.Served) -> None:
+    service, messages = app.Service(minute), [{"type": "http.request", "body": png(), "more_body": True}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(service.predict(Request({"type": "http", "headers": [], "query_string": b""}, receive)))
+    assert (service.waiting, service.bytes) == (0, 0)
 
 
 def test_a_picture_that_finds_no_memory_gets_503(minute: app.Served, monkeypatch: pytest.MonkeyPatch) -> None:
