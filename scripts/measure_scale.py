@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 import os
 import re
@@ -34,17 +35,7 @@ SECONDS = 5.0
 RECIPES = ("minute", "reference-30")
 MODELS = ("minute", "nano", "accurate")
 TRAIN = [sys.executable, "-m", "tinycifar", "train"]
-RANKS = [
-    sys.executable,
-    "-m",
-    "torch.distributed.run",
-    "--standalone",
-    "--nproc-per-node",
-    "2",
-    "-m",
-    "tinycifar",
-    "train",
-]
+RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *TRAIN[1:]]
 WAYS = {  # by name: the command, its threads, and how many of it run at once
     "1 thread": (TRAIN, 1, 1),
     "2 threads": (TRAIN, 2, 1),
@@ -58,7 +49,7 @@ def images_a_second(way: str, recipe: str, images: int, folder: Path) -> float:
     command, threads, count = WAYS[way]
     settings = ["epochs=3", f"batch_size={BATCH}", "skip_easiest=0", "watch_test=false"]
     words = [recipe, "--limit", str(images), "--threads", str(threads)]
-    words += [word for of in settings for word in ("--set", of)]
+    words += [word for setting in settings for word in ("--set", setting)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     outs = [folder / f"{time.monotonic_ns()}-{number}" for number in range(count)]
     processes = [
@@ -81,14 +72,12 @@ def serving(model: str) -> float:
         )
     try:
         assert process.stderr is not None
-        found = re.search(r":(\d+)/ ", process.stderr.readline())
-        if found is None:
+        address = re.search(r":(\d+)/ ", process.stderr.readline())
+        if address is None:
             raise SystemExit("the service did not start")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "one.png"
-            pictures.to_image(data.sample().test_images[0]).save(path)
-            content = path.read_bytes()
-        return asyncio.run(_clients(int(found[1]), content))
+        content = io.BytesIO()
+        pictures.to_image(data.sample().test_images[0]).save(content, "PNG")
+        return asyncio.run(_clients(int(address[1]), content.getvalue()))
     finally:
         process.terminate()
         process.wait()

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-MEASURED_ON = ("device", "instruction_set", "threads", "torch_version", "git_revision", "date")
-"""What a benchmark records of a `Machine`."""
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16 = ("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
 """Instruction sets of x86 that multiply bfloat16."""
@@ -219,6 +217,7 @@ def current(device: torch.device) -> Machine:
 
 
 def measured_on(device: torch.device) -> dict[str, Any]:
-    """What a benchmark on `device` records of this machine, by the names of `MEASURED_ON`."""
+    """What a benchmark on `device` records of this machine, by the names of `Machine`."""
     machine = current(device)
-    return {name: getattr(machine, name) for name in MEASURED_ON}
+    names = ("device", "instruction_set", "threads", "torch_version", "git_revision", "date")
+    return {name: getattr(machine, name) for name in names}

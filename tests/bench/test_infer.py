@@ -2,13 +2,16 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tinycifar import recipes, trained, training
 from tinycifar.bench import infer
 from tinycifar.cli import main
+from tinycifar.summary import summarize
 
 
 @pytest.mark.parametrize("name", infer.PUBLISHED)
@@ -47,3 +50,21 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_timed(
         main(["bench", "infer", "minute", "nothing"])
     assert ended.value.code == 2
     assert "nothing does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_models_of_one_name_are_timed_each_on_images_of_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"a/run": (16, 1), "b/run": (24, 3)}
+    for out, (size, channels) in sizes.items():
+        changes = [f"image_size={size}", f"channels={channels}", "width=0.25", "epochs=1"]
+        recipe = recipes.with_settings(recipes.get("minute"), changes)
+        training.train(recipe, "sample", out=Path(out), limit=20, evaluate=False)
+    monkeypatch.setattr(infer, "PUBLISHED", {})
+    monkeypatch.setattr(infer, "ONNX_KINDS", ("onnx",))
+    timed = []
+    monkeypatch.setattr(infer, "_time", lambda call, images, calls: timed.append(call(images)) or 1.0)
+    bench = infer.bench_infer(list(sizes), rounds=1)
+    assert [row.model for row in bench.rows] == ["run"] * len(bench.rows)
+    first, second = (summarize(trained.load(out, "cpu").model) for out in sizes)
+    assert {row.macs for row in bench.rows} == {first.macs, second.macs}
+    assert len(timed) == 2 * (infer.WARM_UP + 1) * len(bench.rows)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,41 +32,24 @@ def measured() -> StepBench:
         return bench_step("c1c2c3c4o", steps=1, batch_size=BATCH)
 
 
-def test_all_figures_are_positive_and_finite(measured: StepBench) -> None:
+def test_the_figures_of_a_step_hang_together_and_are_in_its_text(measured: StepBench) -> None:
     figures = {name: value for name, value in asdict(measured).items() if isinstance(value, (int, float))}
     assert {name: value for name, value in figures.items() if not 0 < value < math.inf} == {}
-
-
-def test_the_parts_of_one_step_add_up_to_it(measured: StepBench) -> None:
-    parts = measured.data_ms + measured.forward_ms + measured.backward_ms + measured.optimizer_ms
-    assert parts == pytest.approx(measured.step_ms)
-
-
-def test_rates_and_shares_follow_from_the_times(measured: StepBench) -> None:
-    macs = summarize(build("c1c2c3c4o")).macs
+    assert (measured.model, measured.batch_size, measured.steps) == ("c1c2c3c4o", BATCH, 1)
+    assert (measured.threads, measured.torch_version) == (torch.get_num_threads(), torch.__version__)
+    parts = measured.data_ms, measured.forward_ms, measured.backward_ms, measured.optimizer_ms
+    assert sum(parts) == pytest.approx(measured.step_ms)
     assert measured.images_per_second == pytest.approx(BATCH / measured.step_ms * 1000)
     assert measured.data_percent == pytest.approx(measured.data_ms / measured.step_ms * 100)
+    macs = summarize(build("c1c2c3c4o")).macs
     assert measured.achieved_gflops == pytest.approx(6 * macs * measured.images_per_second / 1e9)
     ratio = measured.images_per_second / measured.bare_images_per_second
     assert measured.loop_to_bare_ratio == pytest.approx(ratio)
-
-
-def test_what_was_measured_is_said(measured: StepBench) -> None:
-    assert (measured.model, measured.batch_size, measured.steps) == ("c1c2c3c4o", BATCH, 1)
-    assert measured.threads == torch.get_num_threads()
-    assert measured.torch_version == torch.__version__
-    assert measured.device
-
-
-def test_the_text_tells_the_figures_of_the_measurement(measured: StepBench) -> None:
     text = render(measured)
     for figure in (
         f"{measured.images_per_second:,.0f} images/s",
-        f"ratio {measured.loop_to_bare_ratio:.3f}",
-        f"{measured.data_ms:.2f} ms",
-        f"{measured.forward_ms:.2f} ms",
-        f"{measured.backward_ms:.2f} ms",
-        f"{measured.optimizer_ms:.2f} ms",
+        f"ratio {ratio:.3f}",
+        *(f"{part:.2f} ms" for part in parts),
         f"{measured.peak_gflops:,.0f} GFLOP/s",
     ):
         assert figure in text
@@ -104,11 +88,11 @@ def test_drawing_and_augmenting_count_as_data_and_only_in_the_real_loop(
 
     monkeypatch.setattr(timing.augment, "build", lambda name: Pipeline())
     monkeypatch.setattr(timing, "_Learner", Learner)
-    found = bench_step("c1c2c3c4o", steps=2, batch_size=BATCH)
-    assert found.data_ms == pytest.approx(500 + BATCH)  # a millisecond an image drawn
-    assert (found.forward_ms, found.backward_ms, found.optimizer_ms) == pytest.approx((100, 200, 50))
-    assert found.bare_images_per_second == pytest.approx(BATCH / 0.35)
-    assert found.peak_gflops == pytest.approx(1000)
+    measured = bench_step("c1c2c3c4o", steps=2, batch_size=BATCH)
+    assert measured.data_ms == pytest.approx(500 + BATCH)  # a millisecond an image drawn
+    assert (measured.forward_ms, measured.backward_ms, measured.optimizer_ms) == pytest.approx((100, 200, 50))
+    assert measured.bare_images_per_second == pytest.approx(BATCH / 0.35)
+    assert measured.peak_gflops == pytest.approx(1000)
 
 
 def test_a_learner_times_its_parts_in_order_and_learns(clock: SimpleNamespace) -> None:
@@ -139,17 +123,19 @@ def test_the_peak_counts_the_operations_of_what_it_times() -> None:
         assert counter.get_total_flops() == operations
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 0}, {"batch_size": 50_001}])
-def test_a_count_outside_its_range_is_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        bench_step("c1c2c3c4o", **wrong)  # type: ignore[arg-type]
-
-
-def test_an_unknown_model_or_augmentation_is_refused_before_any_work() -> None:
-    with pytest.raises(ValueError, match="unknown model"):
-        bench_step("resnet152")
-    with pytest.raises(ValueError, match="unknown augmentation"):
-        bench_step("c1c2c3c4o", augmentation="mirrors")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 50_001}, "at most 50000 images"),
+        ({"model_name": "resnet152"}, "unknown model"),
+        ({"augmentation": "mirrors"}, "unknown augmentation"),
+    ],
+)
+def test_a_step_that_cannot_be_timed_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bench_step(**{"model_name": "c1c2c3c4o"} | wrong)
 
 
 def test_a_learner_in_bfloat16_computes_in_it_and_keeps_its_weights_in_float32() -> None:
@@ -177,11 +163,10 @@ def trained(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> TrainBen
 
     def train(recipe: recipes.Recipe, dataset: data.Dataset, *, seed: int, **_: Any) -> SimpleNamespace:
         events.append(seed)
-        seconds = 40.0 + 20 * seed
         record = {
             "seed": seed,
-            "train_seconds": seconds,
-            "wall_seconds": seconds + 5,
+            "train_seconds": 40.0 + 20 * seed,
+            "wall_seconds": 65,
             "test_accuracy": 0.8 + seed / 100,
         }
         return SimpleNamespace(record=record, stopped_by=None)
@@ -189,10 +174,10 @@ def trained(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> TrainBen
     monkeypatch.setattr(timing, "_Learner", Learner)
     monkeypatch.setattr(timing.training, "train", train)
     monkeypatch.setattr(timing.machine, "select_precision", lambda name, device: {"auto": "bfloat16"}.get(name, name))
-    found = bench_train(data.sample(), runs=2, steps=3)
+    measured = bench_train(data.sample(), runs=2, steps=3)
     block = [3.0, 2.0] * (timing.WARM_UP_STEPS + 3)
     assert events == [*block, 0, *block, 1, *block], "precisions in turn, trainings between blocks of reference steps"
-    return found
+    return measured
 
 
 def test_the_ratio_is_that_of_the_reference_as_its_recipe_has_it_to_the_mean_training(trained: TrainBench) -> None:
@@ -204,16 +189,6 @@ def test_the_ratio_is_that_of_the_reference_as_its_recipe_has_it_to_the_mean_tra
     assert trained.reference_steps == 9
     assert trained.reference_error_percent == pytest.approx(0, abs=1e-6)
     assert [training["seed"] for training in trained.runs] == [0, 1]
-
-
-def test_the_error_of_a_median_follows_from_its_neighbours_and_not_from_outliers() -> None:
-    # Of 100 sorted values the 41st to the 60th bracket the median (Conover 1999, Practical Nonparametric Statistics).
-    spread = [float(value) for value in range(1, 101)]
-    assert timing.median_error_percent(spread) == pytest.approx(100 * (60 - 41) / 2 / 50.5)
-    assert timing.median_error_percent([*spread[:-1], 1e6]) == timing.median_error_percent(spread)
-
-
-def test_the_text_of_a_training_benchmark_tells_ratios_seconds_and_accuracy(trained: TrainBench) -> None:
     text = render_train(trained)
     for figure in (
         "50.0 s",
@@ -224,6 +199,13 @@ def test_the_text_of_a_training_benchmark_tells_ratios_seconds_and_accuracy(trai
         *(f"{ratio:.1f} times" for ratio in trained.ratios.values()),
     ):
         assert figure in text
+
+
+def test_the_error_of_a_median_follows_from_its_neighbours_and_not_from_outliers() -> None:
+    # Of 100 sorted values the 41st to the 60th bracket the median (Conover 1999, Practical Nonparametric Statistics).
+    spread = [float(value) for value in range(1, 101)]
+    assert timing.median_error_percent(spread) == pytest.approx(100 * (60 - 41) / 2 / 50.5)
+    assert timing.median_error_percent([*spread[:-1], 1e6]) == timing.median_error_percent(spread)
 
 
 def test_a_signal_during_a_training_ends_the_benchmark(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,3 +221,17 @@ def test_a_signal_during_a_training_ends_the_benchmark(clock: SimpleNamespace, m
 def test_too_few_trainings_or_reference_steps_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least 1 run and 2 steps"):
         bench_train(data.sample(), **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("image_size = 24", "mine has images other than the reference's"),
+        ("channels = 1", "mine has images other than the reference's"),
+        ("validation_images = 5000", "mine has a teacher or validation images"),
+    ],
+)
+def test_a_recipe_that_cannot_be_compared_with_the_reference_is_refused(change: str, message: str) -> None:
+    Path("mine.toml").write_text(f'model = "whitenet"\nepochs = 1\naugmentation = "none"\n{change}\n')
+    with pytest.raises(ValueError, match=message):
+        timing.timed_recipe("mine.toml")

@@ -56,16 +56,16 @@ def on_ranks(function: Callable[..., Any], *arguments: Any, world: int = 2) -> l
         process.start()
         theirs.close()
         pipes.append((process, ours))
-    found = []
+    answers = []
     for process, ours in pipes:
         assert ours.poll(600), "a rank hangs"
         try:
-            found.append(ours.recv())
+            answers.append(ours.recv())
         except EOFError:
-            found.append(None)  # it was killed
+            answers.append(None)  # it was killed
         process.join(600)
         assert process.exitcode is not None
-    return found
+    return answers
 
 
 def _on_rank(environment: dict[str, Any], pipe: Any, function: Callable[..., Any], arguments: Any) -> None:
@@ -81,21 +81,16 @@ def train(
     recipe: Recipe, out: Path | None, interrupted: tuple[int, int] | None = None, **options: Any
 ) -> tuple[Any, ...]:
     """Train; gives record, signal and digest of the weights. `interrupted`: which rank has a Ctrl-C at which batch."""
-    kept: list[nn.Module] = []
-    parallel = distributed.Ranks.parallel
-
-    def keeping(ranks: distributed.Ranks, model: nn.Module) -> nn.Module:
-        kept.append(model)
-        return parallel(ranks, model)
-
     with contextlib.ExitStack() as patches:
-        patches.enter_context(mock.patch.object(distributed.Ranks, "parallel", keeping))
+        parallel = distributed.Ranks.parallel
+        wrap = mock.patch.object(distributed.Ranks, "parallel", autospec=True, side_effect=parallel)
+        wrapped = patches.enter_context(wrap)
         if interrupted is not None and interrupted[0] == distributed.here().rank:
             interrupting = faults.Interrupting(augment.build(recipe.augmentation), interrupted[1])
             patches.enter_context(mock.patch.object(augment, "build", return_value=interrupting))
-        options = {"out": out, "limit": 60, **options}
-        result = training.train(recipe, "sample", **options)
-    weights = b"".join(parameter.detach().contiguous().numpy().tobytes() for parameter in kept[0].parameters())
+        result = training.train(recipe, "sample", **{"out": out, "limit": 60, **options})
+    model = wrapped.call_args.args[1]
+    weights = b"".join(parameter.detach().contiguous().numpy().tobytes() for parameter in model.parameters())
     return result.record, result.stopped_by, hashlib.sha256(weights).hexdigest()
 
 
@@ -125,6 +120,7 @@ def averaging_halves(recipe: Recipe, weighted: bool = True) -> tuple[nn.Module, 
     settings |= {"learning_rate": recipe.max_learning_rate, "momentum": recipe.max_momentum}
     optimizers = optim.build(model, recipe.optimizer, **settings)
     schedule = plan(recipe, len(images)).schedule
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     last_losses, step = torch.zeros(len(images)), 0
     model.train()
     for epoch in range(recipe.epochs):
@@ -137,28 +133,29 @@ def averaging_halves(recipe: Recipe, weighted: bool = True) -> tuple[nn.Module, 
                 statistics = [buffer.clone() for buffer in model.buffers()]
                 inputs = augmentation.apply(images[half], {name: values[half] for name, values in drawn.items()})
                 logits = model(inputs.contiguous(memory_format=torch.channels_last))
-                losses = functional.cross_entropy(
-                    logits, labels[half], label_smoothing=recipe.label_smoothing, reduction="none"
-                )
-                model.zero_grad()
-                losses.mean().backward()
-                parts.append(
-                    [
-                        None if p.grad is None else p.grad * (len(half) / len(rows) if weighted else 0.5)
-                        for p in model.parameters()
-                    ]
-                )
+                smoothing = recipe.label_smoothing
+                losses = functional.cross_entropy(logits, labels[half], label_smoothing=smoothing, reduction="none")
+                weight = len(half) / len(rows) if weighted else 0.5
+                parts.append(torch.autograd.grad(weight * losses.mean(), learned))
                 last_losses[half] = losses.detach()
             for buffer, of_first in zip(model.buffers(), statistics, strict=True):
                 buffer.copy_(of_first)  # the running statistics are those of the first half
-            for parameter, first, second in zip(model.parameters(), *parts, strict=True):
-                parameter.grad = None if first is None else first + second
+            for parameter, first, second in zip(learned, *parts, strict=True):
+                parameter.grad = first + second
             optim.set_rates(optimizers, *schedule(step))
             for optimizer in optimizers:
                 optimizer.step()
             step += 1
     assert step == 10
     return model, last_losses
+
+
+def latest(directory: Path) -> checkpoint.Checkpoint:
+    """The newest checkpoint of a run, all of which are whole."""
+    newest, problems = checkpoint.latest(directory)
+    assert newest is not None
+    assert problems == []
+    return newest
 
 
 # |ranks - alone| / |alone - initial| after 10 steps in float64 is at most 5e-15 on an AMD EPYC with AVX-512, AVX2 and
@@ -176,38 +173,37 @@ def test_two_ranks_equal_one_process_that_averages_the_gradients_of_the_same_hal
     assert on_ranks(in_float64_without_dropout, tmp_path) == [None, None]
     for name in ("minute", "reference-30"):
         recipe = short(name)
-        found, _ = checkpoint.latest(tmp_path / name)
-        assert found is not None
-        assert found.about["state.step"] == 10
+        newest = latest(tmp_path / name)
+        assert newest.about["state.step"] == 10
         with float64(), mock.patch.object(nn.Dropout, "forward", lambda self, x: x):
             torch.manual_seed(0)
             initial = recipe.build().state_dict()
             model, last_losses = averaging_halves(recipe)
             unequal, _ = averaging_halves(recipe, weighted=False)
-        ranks = trained_parameters(model, found.tensors, "model.")
+        ranks = trained_parameters(model, newest.tensors, "model.")
         alone, wrong, before = (
             trained_parameters(model, tensors) for tensors in (model.state_dict(), unequal.state_dict(), initial)
         )
         assert (ranks - alone).norm() < LIMIT * (alone - before).norm()
         assert (wrong - alone).norm() > 0.1 * (alone - before).norm()
-        torch.testing.assert_close(found.tensors["state.last_losses"], last_losses, rtol=0, atol=LIMIT)
+        torch.testing.assert_close(newest.tensors["state.last_losses"], last_losses, rtol=0, atol=LIMIT)
         running = [key for key in model.state_dict() if "running" in key]
         assert running
         for key in running:  # those of rank 0's halves, which a mean over both halves is not
-            torch.testing.assert_close(found.tensors[f"model.{key}"], model.state_dict()[key], rtol=LIMIT, atol=LIMIT)
+            torch.testing.assert_close(newest.tensors[f"model.{key}"], model.state_dict()[key], rtol=LIMIT, atol=LIMIT)
 
 
 @distributed.as_one
 def whole_and_in_parts(folder: Path) -> list[Any]:
     """Train two recipes in one go, and again with a Ctrl-C that only one of the ranks gets."""
-    told = []
+    reports = []
     for name, interrupted in (("reference-30", (1, 2)), ("minute", (0, 4))):
         recipe = short(name, "batch_size=20", "skip_easiest=0.4")
         whole = train(recipe, folder / name)
         stopped = train(recipe, folder / f"{name}-parts", interrupted)
         resumed = train(recipe, None, resume=folder / f"{name}-parts")
-        told.append((whole[2], stopped[1], resumed[2], resumed[0]["resumes"][0]["step"], whole[0]["test_accuracy"]))
-    return told
+        reports.append((whole[2], stopped[1], resumed[2], resumed[0]["resumes"][0]["step"], whole[0]["test_accuracy"]))
+    return reports
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.end_to_end)])  # the order of additions matters
@@ -220,9 +216,8 @@ def test_a_run_of_several_ranks_is_resumed_to_the_same_bits_and_all_have_the_sam
     assert [(signal_number, step) for _, signal_number, _, step, _ in first] == [(signal.SIGINT, 2), (signal.SIGINT, 4)]
     for name in ("reference-30", "minute"):
         assert faults.fingerprint(tmp_path / f"{name}-parts") == faults.fingerprint(tmp_path / name)
-        found, _ = checkpoint.latest(tmp_path / name)
-        assert found is not None
-        assert not torch.equal(found.tensors["generator.cpu"], found.tensors["generator.1.cpu"])
+        tensors = latest(tmp_path / name).tensors
+        assert not torch.equal(tensors["generator.cpu"], tensors["generator.1.cpu"])
     environment = run.read_environment(tmp_path / "minute")
     assert environment.ranks == ranks
     _, warnings = run.resumed(tmp_path / "minute", replace(environment, ranks=1), 1)
@@ -251,7 +246,7 @@ def failures(folder: Path, ports: list[int]) -> list[tuple[str, str]]:
         with mock.patch.dict(os.environ):
             os.environ.pop("RANK")
             training.train(small, "sample", out=folder / "alone", limit=45, stop_after_epoch=1)
-    told = []
+    reports = []
     full = mock.patch.object(run, "append_metrics", side_effect=OSError(28, "No space left on device"))
     for case, port in zip(cases, ports, strict=False):
         os.environ["MASTER_PORT"] = str(port)
@@ -260,15 +255,15 @@ def failures(folder: Path, ports: list[int]) -> list[tuple[str, str]]:
                 alone = case.get("resume") == folder / "alone"
                 train(small if alone else recipe, **{"limit": 45 if alone else 60} | case)
             except (ValueError, OSError) as error:
-                told.append((type(error).__name__, str(error)))
+                reports.append((type(error).__name__, str(error)))
     for words in (["--seeds", "2"], ["--data", "sample", "--limit", "40", "--set", "precision=float32"]):
         os.environ["MASTER_PORT"] = str(ports.pop())
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
             try:
                 cli.main(["train", "--out", str(folder / "cli"), *words])
             except SystemExit as left:
-                told.append((str(left.code), out.getvalue()))
-    return told
+                reports.append((str(left.code), out.getvalue()))
+    return reports
 
 
 @pytest.mark.slow
@@ -311,9 +306,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_leaves_the_checkpoint_before(
     (kind, message), killed = on_ranks(dying, tmp_path)
     assert (kind, killed) == ("LostRankError", None)
     assert message.startswith("another process of this run has ended")
-    found, problems = checkpoint.latest(tmp_path / "run")
-    assert found is not None
-    assert (found.about["state.step"], problems) == (3, [])
+    assert latest(tmp_path / "run").about["state.step"] == 3
 
 
 def test_every_process_has_at_least_two_images_of_every_batch() -> None:
@@ -350,6 +343,25 @@ def test_one_process_is_no_rank_and_a_restart_is_known_by_the_launch(
     assert alone.began(tmp_path) is False
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"RANK": "1", "WORLD_SIZE": "2"},
+            "RANK and WORLD_SIZE are set without LOCAL_RANK; start processes .* by torchrun",
+        ),
+        ({"RANK": "first", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK, WORLD_SIZE, LOCAL_RANK must be whole numbers"),
+    ],
+)
+def test_another_launcher_that_sets_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        distributed.here()
+
+
 @pytest.mark.end_to_end
 def test_torchrun_that_is_told_to_end_leaves_a_checkpoint(tmp_path: Path) -> None:
     words = ["train", "--data", "sample", "--epochs", "1000", "--out", str(tmp_path / "run")]
@@ -362,9 +374,7 @@ def test_torchrun_that_is_told_to_end_leaves_a_checkpoint(tmp_path: Path) -> Non
         rest = process.stdout.read()
     assert "Resume with: torchrun --nproc-per-node 2 -m tinycifar train --resume" in rest
     assert rest.count("Stopping after this step") == 1
-    found, problems = checkpoint.latest(tmp_path / "run")
-    assert found is not None
-    assert problems == []
+    latest(tmp_path / "run")
 
 
 @pytest.mark.end_to_end

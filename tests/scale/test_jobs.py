@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tinycifar import signals
 from tinycifar.scale import jobs
 
@@ -25,12 +23,6 @@ def work(number: int, seconds: float = 0.0, error: str = "") -> dict[str, Any]:
 
 
 WORK = "scale.test_jobs:work"
-
-
-@pytest.fixture(autouse=True)
-def tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = str(Path(__file__).parent.parent)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
 
 
 def test_children_answer_with_a_result_or_with_the_reason_why_there_is_none() -> None:
@@ -51,6 +43,14 @@ def test_an_unexpected_error_of_a_child_is_named_by_its_last_line() -> None:
     with signals.StopSignal() as stop:
         (ended,) = jobs.run_all(WORK, [{"number": 0, "error": "unknown"}], 1, stop)
     assert (ended.code, ended.problem) == (1, "it ended with 1: KeyError: 'unknown'")
+
+
+def test_children_import_nothing_from_the_working_folder_that_this_process_does_not() -> None:
+    for name in ("signal", "queue", "random", "torch"):
+        Path(f"{name}.py").write_text("raise SystemExit('it was imported')")
+    with signals.StopSignal() as stop:
+        (ended,) = jobs.run_all(WORK, [{"number": 1}], 1, stop)
+    assert (ended.result, ended.problem) == ({"twice": 2}, "")
 
 
 def test_a_signal_stops_the_children_and_starts_no_more() -> None:

@@ -20,26 +20,20 @@ def events(directory: Path) -> dict[str, list[Any]]:
     """By name what TensorBoard shows of a run, in its order."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(directory / live.FOLDER))
-    found.Reload()
-    return {name: list(found.Scalars(name)) for name in found.Tags()["scalars"]}
-
-
-def scalars(directory: Path) -> dict[str, dict[int, float]]:
-    """By name its values by step."""
-    return {name: {event.step: event.value for event in of} for name, of in events(directory).items()}
+    accumulator = EventAccumulator(str(directory / live.FOLDER))
+    accumulator.Reload()
+    return {name: list(accumulator.Scalars(name)) for name in accumulator.Tags()["scalars"]}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_event_files_hold_what_the_metrics_file_holds_and_the_loss_between(tmp_path: Path) -> None:
     result = training.train(RECIPE, data.sample(), out=tmp_path / "run", limit=320, tensorboard=True)
-    found, history = scalars(result.directory), run.read_metrics(result.directory)
-    assert list(found["step_loss"]) == [10, 20, 30, 40]
-    assert list(found["learning_rate"]) == [10, 20, 30, 40]
-    for number, entry in enumerate(history, 1):
-        assert found["train_loss"][20 * number] == pytest.approx(entry["train_loss"])
-        assert found["epoch"][20 * number] == number
-    assert found["learning_rate"][40] < found["learning_rate"][10]
+    values = {name: {event.step: event.value for event in row} for name, row in events(result.directory).items()}
+    assert list(values["step_loss"]) == list(values["learning_rate"]) == [10, 20, 30, 40]
+    for number, entry in enumerate(run.read_metrics(result.directory), 1):
+        assert values["train_loss"][20 * number] == pytest.approx(entry["train_loss"])
+        assert values["epoch"][20 * number] == number
+    assert values["learning_rate"][40] < values["learning_rate"][10]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -58,22 +52,16 @@ def test_after_an_interruption_the_steps_that_are_taken_again_are_shown_once(tmp
     assert [event.value for event in events(tmp_path)["step_loss"]] == pytest.approx([10, 0.2, 0.3])
 
 
-def test_a_view_that_cannot_be_written_is_told_once_and_the_training_goes_on(
+FULL = OSError(28, "No space left on device")
+
+
+def test_a_view_that_cannot_be_written_is_reported_once_and_the_training_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     display = Progress(console=Console(file=sys.stdout), disable=True)
-
-    def training_with(out: Path) -> None:
-        result = training.train(RECIPE, data.sample(), out=out, limit=320, tensorboard=True, display=display)
-        assert result.complete
-
-    real = Path.mkdir
-    with mock.patch.object(
-        Path,
-        "mkdir",
-        lambda path, *arguments, **options: full() if path.name == live.FOLDER else real(path, *arguments, **options),
-    ):
-        training_with(tmp_path / "run")
+    options = {"out": tmp_path / "run", "limit": 320, "tensorboard": True, "display": display}
+    with mock.patch.object(live.View, "_write", side_effect=FULL):
+        assert training.train(RECIPE, data.sample(), **options).complete
     assert capsys.readouterr().out.count("TensorBoard shows nothing more of this run: No space left") == 1
 
 
@@ -85,17 +73,13 @@ def test_a_disk_that_fills_up_ends_the_view_with_one_warning_and_nothing_waits(t
     def until_full(writer: RecordWriter, content: bytes) -> None:
         written.append(content)
         if len(written) > 4:
-            full()
+            raise FULL
         write(writer, content)
 
     with mock.patch.object(RecordWriter, "write", until_full), live.View(tmp_path, warnings.append) as view:
         for step in range(10):
             view.add(step, step_loss=1.0)
     assert warnings == ["TensorBoard shows nothing more of this run: No space left on device"]
-
-
-def full() -> None:
-    raise OSError(28, "No space left on device")
 
 
 def test_without_being_asked_for_no_event_files_are_written(tmp_path: Path) -> None:

@@ -18,17 +18,18 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import onnx
 import pytest
 import uvicorn
 from PIL import Image
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from conftest import Own
 from tinycifar import data, inference, trained
@@ -60,12 +61,7 @@ class Client:
         """Status, JSON (or bytes) and headers of an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.putrequest(method, path, skip_host=headers is not None and "Host" in headers)
-            for name, value in (headers or {}).items():
-                connection.putheader(name, value)
-            if body is not None:
-                connection.putheader("Content-Length", str(len(body)))
-            connection.endheaders(body)
+            connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
             content = answer.read()
             about = {name.lower(): value for name, value in answer.getheaders()}
@@ -99,20 +95,19 @@ class Running(Client):
     def watched(self) -> Iterator[list[int]]:
         """The memory of its workers together, in bytes, looked at 200 times a second."""
         files = [Path(f"/proc/{pid}/statm") for pid in self.workers()]
-        found: list[int] = []
+        bytes_used: list[int] = []
         over = threading.Event()
 
         def watch() -> None:
             while not over.wait(0.005):
-                found.append(sum(int(file.read_text().split()[1]) for file in files) * os.sysconf("SC_PAGE_SIZE"))
+                bytes_used.append(sum(int(file.read_text().split()[1]) for file in files) * os.sysconf("SC_PAGE_SIZE"))
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            yield found
-        finally:
-            over.set()
-            watcher.join()
+        with ThreadPoolExecutor() as watchers:
+            watchers.submit(watch)
+            try:
+                yield bytes_used
+            finally:
+                over.set()
 
 
 def start(model: Path, log: Path, *options: str) -> Running:
@@ -121,22 +116,27 @@ def start(model: Path, log: Path, *options: str) -> Running:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = process.stderr.readline()
-    found = re.fullmatch(r"Serving \S+ at http://[\w.]+:(\d+)/ \(Ctrl-C ends it\)\n", line)
-    assert found is not None, line
-    return Running(process, int(found[1]), log)
+    address = re.fullmatch(r"Serving \S+ at http://[\w.]+:(\d+)/ \(Ctrl-C ends it\)\n", line)
+    assert address is not None, line
+    return Running(process, int(address[1]), log)
 
 
 @pytest.fixture(scope="module")
 def running(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    found = start(exports / "minute.onnx", tmp_path_factory.mktemp("served") / "log")
-    yield found
-    found.stop()
+    service = start(exports / "minute.onnx", tmp_path_factory.mktemp("served") / "log")
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def minute(exports: Path) -> app.Served:
+    return app.open_model(str(exports / "minute.onnx"))
 
 
 @contextlib.contextmanager
-def in_a_thread(source: str) -> Iterator[str]:
-    """The URL of a service that runs in this process, which starts sooner than one of its own."""
-    service = app.Service(app.open_model(source))
+def in_a_thread(model: app.Served) -> Iterator[Client]:
+    """A client of a service that runs in this process, which starts sooner than one of its own."""
+    service = app.Service(model)
     settings = {"port": 0, "log_config": None, "access_log": False, "lifespan": "off", "ws": "none"}
     server = uvicorn.Server(uvicorn.Config(app.create_app(service), http=gate.Protocol, **settings))  # type: ignore[arg-type]
     thread = threading.Thread(target=server.run)
@@ -145,7 +145,7 @@ def in_a_thread(source: str) -> Iterator[str]:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+        yield Client(server.servers[0].sockets[0].getsockname()[1])
     finally:
         server.should_exit = True
         thread.join()
@@ -157,23 +157,65 @@ def png(index: int = 0) -> bytes:
     return content.getvalue()
 
 
-def form(content: bytes, name: str = "image") -> tuple[bytes, dict[str, str]]:
-    head = f'--xyz\r\nContent-Disposition: form-data; name="{name}"; filename="a.png"\r\n\r\n'
-    return head.encode() + content + b"\r\n--xyz--\r\n", {"Content-Type": "multipart/form-data; boundary=xyz"}
+class Page:
+    """The page of a service in a browser."""
+
+    def __init__(self, browser: Browser, port: int) -> None:
+        self.page = browser.new_page()
+        self.errors: list[str] = []
+        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.answers = 0
+        self.page.goto(f"http://127.0.0.1:{port}/")
+        self.page.wait_for_selector("html[data-ready]")
+
+    def classify(self, picture: Path) -> dict[str, float]:
+        """The probabilities, by class, that the page shows of a picture file; the largest first."""
+        self.page.set_input_files("#file", picture)
+        self.wait()
+        bars = (
+            "[...document.querySelectorAll('#bars button')].map(bar => [bar.dataset.class, +bar.dataset.probability])"
+        )
+        return dict(self.page.evaluate(bars))
+
+    def wait(self) -> None:
+        """Wait for one more answer."""
+        self.answers += 1
+        self.page.wait_for_selector(f"html[data-answers='{self.answers}']")
+
+    def seen(self, size: int) -> np.ndarray[Any, Any]:
+        """The pixels (size, size, 3) that the page shows as what the model sees."""
+        pixels = self.page.evaluate(f"[...$('seen').getContext('2d').getImageData(0, 0, {size}, {size}).data]")
+        return np.array(pixels).reshape(size, size, 4)[:, :, :3]
+
+
+def by_class(prediction: Any) -> dict[str, float]:
+    """The probabilities of a prediction, or of a service's answer, by class; the largest first."""
+    return {entry["class"]: entry["probability"] for entry in prediction["classes"]}
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    return Image.merge("RGB", [Image.effect_noise(size, 90) for _ in range(3)])
+
+
+def form(content: bytes, fields: Sequence[str] = ()) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a form with a file, and with other fields behind it."""
+    parts = [b'name="image"; filename="a.png"\r\n\r\n' + content]
+    parts += [f'name="{field}"\r\n\r\n1'.encode() for field in fields]
+    body = b"".join(b"--xyz\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts)
+    return body + b"--xyz--\r\n", {"Content-Type": "multipart/form-data; boundary=xyz"}
 
 
 @pytest.mark.parametrize("as_form", [False, True])
 def test_a_picture_gets_the_probabilities_that_predict_gives(running: Running, tmp_path: Path, as_form: bool) -> None:
     (tmp_path / "picture.png").write_bytes(png(3))
-    body, headers = form(png(3)) if as_form else (png(3), {})
-    status, found, _ = running.ask("POST", "/predict", body, headers)
+    body, headers = form(png(3), fields=["note"]) if as_form else (png(3), {})
+    status, answer, _ = running.ask("POST", "/predict", body, headers)
     (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "picture.png"], top=10)
-    assert status == 200
-    assert found["model"] == "minute"
-    assert [of["class"] for of in found["classes"]] == [of["class"] for of in expected["classes"]]
-    for ours, theirs in zip(found["classes"], expected["classes"], strict=True):
-        assert ours["probability"] == pytest.approx(theirs["probability"], abs=ROUNDED)
-    assert found["milliseconds"] > 0
+    assert (status, answer["model"]) == (200, "minute")
+    assert list(by_class(answer)) == list(by_class(expected))
+    assert by_class(answer) == pytest.approx(by_class(expected), abs=ROUNDED)
+    assert answer["milliseconds"] > 0
 
 
 def test_health_and_models_answer(running: Running) -> None:
@@ -192,15 +234,16 @@ def test_health_and_models_answer(running: Running) -> None:
         (b"--xyz--", {"Content-Type": "multipart/form-data"}, 400, "the form cannot be read"),
         (b"junk", {"Content-Type": "multipart/form-data; boundary=xyz"}, 400, "the form cannot be read"),
         (b"--xyz--\r\n", {"Content-Type": "multipart/form-data; boundary=xyz"}, 400, "the form has no file"),
+        (*form(png(), fields=["top"]), 400, "top is a field of the form; give it in the address: /predict?top="),
     ],
 )
 def test_what_is_no_picture_is_refused_in_one_line(
     running: Running, body: bytes, headers: dict[str, str], status: int, message: str
 ) -> None:
-    found = running.ask("POST", "/predict", body, headers)
-    assert found[0] == status
-    assert message in found[1]["error"]
-    assert "\n" not in found[1]["error"]
+    refused, answer, _ = running.ask("POST", "/predict", body, headers)
+    assert refused == status
+    assert message in answer["error"]
+    assert "\n" not in answer["error"]
 
 
 def host_cases() -> list[tuple[str, str | None, bool]]:
@@ -228,13 +271,9 @@ def host_cases() -> list[tuple[str, str | None, bool]]:
 def test_only_this_machines_names_and_the_pages_own_origin_pass(
     running: Running, host: str, origin: str | None, passes: bool
 ) -> None:
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
-        lines = [b"GET /health HTTP/1.1", b"Host: " + host.encode(), b"Connection: close"]
-        if origin is not None:
-            lines.append(b"Origin: " + origin.encode())
-        head = b"\r\n".join(lines).replace(b"PORT", str(running.port).encode())
-        connection.sendall(head + b"\r\n\r\n")
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    lines = ["GET /health HTTP/1.1", f"Host: {host}", *([] if origin is None else [f"Origin: {origin}"])]
+    head = "\r\n".join([*lines, "Connection: close"]).replace("PORT", str(running.port))
+    answer = talk(running, head.encode() + b"\r\n\r\n")
     status = int(answer.split()[1])
     assert (status == 200) == passes
     assert 200 <= status < 500
@@ -242,42 +281,34 @@ def test_only_this_machines_names_and_the_pages_own_origin_pass(
 
 
 @pytest.mark.parametrize(
-    "lines",
+    ("statuses", "lines"),
     [
-        [b"GET /health HTTP/1.1"],
-        [b"GET /health HTTP/1.1", b"Host: localhost", b"Host: evil.example"],
-        [b"GET http://evil.example/health HTTP/1.1", b"Host: evil.example"],
-        [b"GET /models HTTP/1.0"],
-        [b"GET / HTTP/1.0"],
-        [b"POST /health HTTP/1.0", b"Content-Length: 0"],
-        [b"GET /models HTTP/1.1", b"Host: 10.0.0.5:8000"],
-        [b"GET /health HTTP/1.1", b"Host: 10.0.0.5:8000", b"Origin: http://10.0.0.5:8000"],
-        [b"GET /health HTTP/1.1", b"Host: [::ffff:10.0.0.5]"],
+        (("400", "403"), ["GET /health HTTP/1.1"]),
+        (("400", "403"), ["GET /health HTTP/1.1", "Host: localhost", "Host: evil.example"]),
+        (("403",), ["GET http://evil.example/health HTTP/1.1", "Host: evil.example"]),
+        (("403",), ["GET /models HTTP/1.0"]),
+        (("403",), ["GET / HTTP/1.0"]),
+        (("403",), ["POST /health HTTP/1.0", "Content-Length: 0"]),
+        (("403",), ["GET /models HTTP/1.1", "Host: 10.0.0.5:8000"]),
+        (("403",), ["GET /health HTTP/1.1", "Host: 10.0.0.5:8000", "Origin: http://10.0.0.5:8000"]),
+        (("403",), ["GET /health HTTP/1.1", "Host: [::ffff:10.0.0.5]"]),
+        (("200",), ["GET /health HTTP/1.0"]),
+        (("200",), ["HEAD /health HTTP/1.0"]),
+        (("200",), ["GET /health HTTP/1.1", "Host: 10.0.0.5:8000"]),
+        (("200",), ["GET /health HTTP/1.1", "Host: 203.0.113.9"]),
+        (("200",), ["GET /health HTTP/1.1", "Host: [2001:db8::7]:8000"]),
     ],
 )
-def test_a_request_without_one_host_is_refused(running: Running, lines: list[bytes]) -> None:
-    assert talk(running, b"\r\n".join([*lines, b"Connection: close"]) + b"\r\n\r\n").split()[1] in (b"400", b"403")
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        [b"GET /health HTTP/1.0"],
-        [b"HEAD /health HTTP/1.0"],
-        [b"GET /health HTTP/1.1", b"Host: 10.0.0.5:8000"],
-        [b"GET /health HTTP/1.1", b"Host: 203.0.113.9"],
-        [b"GET /health HTTP/1.1", b"Host: [2001:db8::7]:8000"],
-    ],
-)
-def test_health_checks_by_address_or_without_a_host_are_answered(running: Running, lines: list[bytes]) -> None:
-    assert talk(running, b"\r\n".join([*lines, b"Connection: close"]) + b"\r\n\r\n").split()[1] == b"200"
+def test_a_request_needs_one_host_unless_it_is_a_health_check_by_address(
+    running: Running, statuses: tuple[str, ...], lines: list[str]
+) -> None:
+    head = "\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n"
+    assert talk(running, head.encode()).decode().split()[1] in statuses
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/samples/../../app.py", "/%2e%2e/app.py", "//page.js", "/page.js/"])
 def test_no_path_leads_to_a_file_that_is_not_on_the_list(running: Running, path: str) -> None:
-    status, found, _ = running.ask("GET", path)
-    assert status == 404
-    assert found == {"error": "Not Found"}
+    assert running.ask("GET", path)[:2] == (404, {"error": "Not Found"})
 
 
 def bomb(side: int, mode: str = "L") -> bytes:
@@ -295,19 +326,19 @@ def malformed(count: int) -> Iterator[bytes]:
         content = io.BytesIO()
         pictures.to_image(data.sample().test_images[0]).resize((200, 150)).save(content, kind)
         whole.append(content.getvalue())
+    promise = bytearray(whole[0])
+    promise[16:24] = (60_000).to_bytes(4, "big") * 2  # pixels, in the PNG's header
+    promise[29:33] = zlib.crc32(promise[12:29]).to_bytes(4, "big")
     for index in range(count):
-        content = bytearray(rng.choice(whole))
         match index % 4:
             case 0:
-                yield bytes(content[: rng.randrange(1, 60)])
+                yield rng.choice(whole)[: rng.randrange(1, 60)]
             case 1:
                 yield rng.randbytes(rng.randrange(1, 5000))
             case 2:
                 yield rng.choice([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP"]) + rng.randbytes(500)
-            case _:  # a header that promises 60,000 x 60,000 pixels
-                head = (60_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-                chunk = b"IHDR" + head
-                yield b"\x89PNG\r\n\x1a\n\0\0\0\r" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + rng.randbytes(100)
+            case _:
+                yield bytes(promise[:33]) + rng.randbytes(100)
 
 
 def patiently(running: Running, content: bytes) -> int:
@@ -347,13 +378,13 @@ def test_every_request_is_one_line_of_json_in_the_log(running: Running) -> None:
     running.ask("GET", "/health", headers={"Host": "evil.example"})
     until = time.monotonic() + 20  # a line is written after its answer
     expected = [("GET", '/a"b', 404), ("GET", "/health", 403), ("POST", "/predict", 200)]
-    found: list[tuple[str, str, int]] = []
-    while len(found) < 3 and time.monotonic() < until:
+    logged: list[tuple[str, str, int]] = []
+    while len(logged) < 3 and time.monotonic() < until:
         time.sleep(0.01)
         lines = [json.loads(line) for line in running.log.read_text().splitlines()[before:]]
-        found = [(line["method"], line["path"], line["status"]) for line in lines]
-        found = [line for line in found if line in expected]  # uploads of other tests may end only now
-    assert sorted(found) == expected
+        logged = [(line["method"], line["path"], line["status"]) for line in lines]
+        logged = [line for line in logged if line in expected]  # uploads of other tests may end only now
+    assert sorted(logged) == expected
     assert all(line["milliseconds"] >= 0 and line["client"] == "127.0.0.1" for line in lines)
 
 
@@ -367,24 +398,27 @@ def request(content: bytes, seconds: float = 0.0, query: bytes = b"") -> Request
     return Request({"type": "http", "headers": [], "query_string": query}, receive)
 
 
-def test_an_upload_that_takes_too_long_is_ended(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = app.open_model(str(exports / "minute.onnx"))
-    service = app.Service(model, limits=Limits(upload_seconds=0.1))  # type: ignore[arg-type]
-    with pytest.raises(app.HTTPException, match=r"the upload took longer than 0\.1 seconds") as refused:
-        asyncio.run(service.predict(request(png(), seconds=10)))
-    assert refused.value.status_code == 408
-    monkeypatch.setattr(app, "SECONDS", 0.1)
-    service = app.Service(model)
-    with pytest.raises(app.HTTPException, match="nothing of the upload arrived") as refused:
-        asyncio.run(service.predict(request(png(), seconds=10)))
-    assert refused.value.status_code == 408
+def refusal(service: app.Service, upload: Request) -> app.HTTPException:
+    """What a service answers to an upload that it refuses, of which nothing stays behind."""
+    with pytest.raises(app.HTTPException) as refused:
+        asyncio.run(service.predict(upload))
     assert (service.waiting, service.bytes) == (0, 0)
+    return refused.value
+
+
+def test_an_upload_that_takes_too_long_is_ended(minute: app.Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = app.Service(minute, limits=Limits(upload_seconds=0.1))  # type: ignore[arg-type]
+    refused = refusal(service, request(png(), seconds=10))
+    assert (refused.status_code, refused.detail) == (408, "the upload took longer than 0.1 seconds")
+    monkeypatch.setattr(app, "SECONDS", 0.1)
+    refused = refusal(app.Service(minute), request(png(), seconds=10))
+    assert (refused.status_code, refused.detail) == (408, "nothing of the upload arrived for 0 seconds")
 
 
 def test_an_upload_that_arrives_steadily_may_take_longer_than_a_pause(
-    exports: Path, monkeypatch: pytest.MonkeyPatch
+    minute: app.Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = app.Service(app.open_model(str(exports / "minute.onnx")))
+    service = app.Service(minute)
     content, sent = png(), 0
 
     async def receive() -> dict[str, Any]:
@@ -400,36 +434,40 @@ def test_an_upload_that_arrives_steadily_may_take_longer_than_a_pause(
 
     monkeypatch.setattr(app, "SECONDS", 0.5)  # ten parts take 1 s
     assert asyncio.run(predict()) == 200
+    assert service.bytes == 0
 
 
-def test_a_picture_that_finds_no_memory_gets_503(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = app.Service(app.open_model(str(exports / "minute.onnx")))
+def test_an_upload_that_is_broken_off_is_not_counted_any_more(minute: app.Served) -> None:
+    service, messages = app.Service(minute), [{"type": "http.request", "body": png(), "more_body": True}]
 
-    def decode(_: bytes) -> None:
-        raise MemoryError
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else {"type": "http.disconnect"}
 
-    monkeypatch.setattr(service, "decode", decode)
-    with pytest.raises(app.HTTPException) as refused:
-        asyncio.run(service.predict(request(png())))
-    assert refused.value.status_code == 503
-
-
-def test_a_picture_that_waits_too_long_gets_503_and_leaves_the_queue(
-    exports: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service = app.Service(app.open_model(str(exports / "minute.onnx")))
-    free = threading.Event()
-    monkeypatch.setattr(app, "SECONDS", 0.1)
-    monkeypatch.setattr(service, "decode", lambda _: free.wait(10))
-    with pytest.raises(app.HTTPException) as refused:
-        asyncio.run(service.predict(request(png())))
-    free.set()
-    assert (refused.value.status_code, refused.value.headers) == (503, {"Retry-After": "1"})
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(service.predict(Request({"type": "http", "headers": [], "query_string": b""}, receive)))
     assert (service.waiting, service.bytes) == (0, 0)
 
 
-def test_a_full_queue_answers_503_and_when_to_come_back(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = app.Service(app.open_model(str(exports / "minute.onnx")))
+def test_a_picture_that_finds_no_memory_gets_503(minute: app.Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = app.Service(minute)
+    monkeypatch.setattr(service, "decode", mock.Mock(side_effect=MemoryError))
+    assert refusal(service, request(png())).status_code == 503
+
+
+def test_a_picture_that_waits_too_long_gets_503_and_leaves_the_queue(
+    minute: app.Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = app.Service(minute)
+    free = threading.Event()
+    monkeypatch.setattr(app, "SECONDS", 0.1)
+    monkeypatch.setattr(service, "decode", lambda _: free.wait(10))
+    refused = refusal(service, request(png()))
+    free.set()
+    assert (refused.status_code, refused.headers) == (503, {"Retry-After": "1"})
+
+
+def test_a_full_queue_answers_503_and_when_to_come_back(minute: app.Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = app.Service(minute)
     free = threading.Event()
     monkeypatch.setattr(app, "MOST_WAITING", 3)
     monkeypatch.setattr(service, "decode", lambda content: (free.wait(10), pictures.decode(content, service.large))[1])
@@ -440,19 +478,38 @@ def test_a_full_queue_answers_503_and_when_to_come_back(exports: Path, monkeypat
         free.set()
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    found = asyncio.run(ask())
-    assert [of.status_code for of in found] == [200, 200, 200, 503, 503]
-    assert found[3].headers == {"Retry-After": "1"}
+    answers = asyncio.run(ask())
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 503, 503]
+    assert answers[3].headers == {"Retry-After": "1"}
     assert (service.waiting, service.bytes) == (0, 0)
 
 
-def test_uploads_that_are_too_many_bytes_together_get_503(exports: Path) -> None:
-    service = app.Service(app.open_model(str(exports / "minute.onnx")), most_bytes=len(png()))
+def test_uploads_that_are_too_many_bytes_together_get_503(minute: app.Served) -> None:
+    service = app.Service(minute, most_bytes=len(png()))
     assert asyncio.run(service.predict(request(png()))).status_code == 200
-    with pytest.raises(app.HTTPException) as refused:
-        asyncio.run(service.predict(request(png() + b"1")))
-    assert refused.value.status_code == 503
-    assert service.bytes == 0
+    assert refusal(service, request(png() + b"1")).status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        *(
+            (f"top={top}", "top takes the number of classes to return, 1 to 9999")
+            for top in ("0", "x", "-1", "10000", "")
+        ),
+        ("top=1&top=3", "top is given twice; give it once"),
+        ("activation=true", "activation takes 1 for a map with each class, or 0 for none"),
+        ("kept=0.9", "unknown parameter 'kept'; allowed are: top, activation, keep, threshold"),
+        ("keep=x", "keep takes a number, not 'x'"),
+        ("threshold=", "threshold takes a number, not ''"),
+        ("keep=0.9&threshold=1", "keep and threshold exclude each other"),
+    ],
+)
+def test_a_query_that_the_service_does_not_know_is_refused_with_what_is_allowed(
+    minute: app.Served, query: str, message: str
+) -> None:
+    refused = refusal(app.Service(minute), request(png(), query=query.encode()))
+    assert (refused.status_code, refused.detail) == (400, message)
 
 
 def talk(running: Running, sent: bytes) -> bytes:
@@ -499,18 +556,15 @@ def test_pictures_that_come_together_get_each_its_own_answer(running: Running, t
     for index, file in enumerate(files):
         file.write_bytes(b"damaged" if index % 10 == 9 else png(index))
     with ThreadPoolExecutor(30) as clients:
-        found = list(clients.map(lambda file: running.ask("POST", "/predict", file.read_bytes())[:2], files))
-    expected = {of["file"]: of for of in inference.predict(trained.load("minute", "cpu"), files, top=10)}
-    answers: list[dict[str, float]] = []
-    for file, (status, answer) in zip(files, found, strict=True):
-        of = expected[str(file)]
-        assert status == (400 if "problem" in of else 200)
-        if status == 200:
-            ours = {entry["class"]: entry["probability"] for entry in answer["classes"]}
-            theirs = {entry["class"]: entry["probability"] for entry in of["classes"]}
-            assert ours == pytest.approx(theirs, abs=ROUNDED)
-            answers.append(theirs)
-    pairs = list(itertools.combinations(answers, 2))
+        answers = list(clients.map(lambda file: running.ask("POST", "/predict", file.read_bytes())[:2], files))
+    expected = list(inference.predict(trained.load("minute", "cpu"), files, top=10))
+    assert [entry["file"] for entry in expected] == list(map(str, files))
+    assert [status for status, _ in answers] == [400 if "problem" in entry else 200 for entry in expected]
+    theirs = [by_class(entry) for entry in expected if "problem" not in entry]
+    ours = [by_class(answer) for status, answer in answers if status == 200]
+    assert len(ours) == 54
+    assert all(our == pytest.approx(their, abs=ROUNDED) for our, their in zip(ours, theirs, strict=True))
+    pairs = list(itertools.combinations(theirs, 2))
     alike = sum(first == pytest.approx(second, abs=ROUNDED) for first, second in pairs)
     assert alike < 0.05 * len(pairs), "an answer to another picture would be noticed"
 
@@ -524,13 +578,13 @@ def test_the_client_in_the_documents_names_the_class(running: Running, tmp_path:
     command = [sys.executable, tmp_path / "client.py", tmp_path / "cat.png"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "cat.png"], top=3)
-    assert done.stdout.splitlines() == [f"{of['class']} {of['probability']:.1%}" for of in expected["classes"]]
+    assert done.stdout.splitlines() == [f"{name} {value:.1%}" for name, value in by_class(expected).items()]
 
 
-def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_text("nothing")
-    with pytest.raises(ValueError, match="is no ONNX file that tinycifar exported"):
-        app.open_model(str(tmp_path / "model.onnx"))
+def test_a_file_that_is_no_onnx_is_refused() -> None:
+    Path("model.onnx").write_text("nothing")
+    with pytest.raises(ValueError, match=r"^model\.onnx is no ONNX file that tinycifar exported$"):
+        app.open_model("model.onnx")
 
 
 @pytest.mark.parametrize(
@@ -545,114 +599,82 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
         ("image_size", "null"),
         ("temperature", '"x"'),
         ("temperature", "-1"),
+        ("fit", "stretch"),
+        ("channels", "2"),
+        ("kept", "[1]"),
     ],
 )
 def test_a_file_with_other_metadata_is_refused(exports: Path, tmp_path: Path, field: str, value: str) -> None:
     model = onnx.load(exports / "minute.onnx")
-    next(entry for entry in model.metadata_props if entry.key == field).value = value
+    onnx.helper.set_model_props(model, {entry.key: entry.value for entry in model.metadata_props} | {field: value})
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="is no ONNX file that tinycifar exported"):
         app.open_model(str(tmp_path / "model.onnx"))
 
 
-def test_in_a_browser_the_page_asks_the_server(running: Running, chromium: Browser, tmp_path: Path) -> None:
-    page = chromium.new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(f"http://127.0.0.1:{running.port}/")
-    page.wait_for_selector("html[data-ready]")
-    (tmp_path / "picture.png").write_bytes(png(7))
-    page.set_input_files("#file", tmp_path / "picture.png")
-    page.wait_for_selector("html[data-answers='1']")
-    bars = "[...document.querySelectorAll('#bars button')].map(bar => [bar.dataset.class, +bar.dataset.probability])"
-    (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "picture.png"], top=10)
-    for (name, probability), of in zip(page.evaluate(bars), expected["classes"], strict=True):
-        assert (name, probability) == (of["class"], pytest.approx(of["probability"], abs=1e-4))
-    page.locator("#samples button").nth(2).click()
-    page.wait_for_selector("html[data-answers='2']")
-    assert said == []
-
-
-def test_in_a_browser_a_large_photograph_is_sent_as_the_pixels_that_the_model_sees(
+def test_in_a_browser_the_page_asks_the_server_and_sends_of_a_large_photograph_what_the_model_sees(
     running: Running, chromium: Browser, tmp_path: Path
 ) -> None:
-    page = chromium.new_page()
-    page.goto(f"http://127.0.0.1:{running.port}/")
-    page.wait_for_selector("html[data-ready]")
-    photo = Image.merge("RGB", [Image.effect_noise((900, 700), 90) for _ in range(3)])
-    photo.save(tmp_path / "photo.png")
-    assert (tmp_path / "photo.png").stat().st_size > 1_000_000
-    with page.expect_request("**/predict*") as sent:
-        page.set_input_files("#file", tmp_path / "photo.png")
-    page.wait_for_selector("html[data-answers='1']")
-    assert len(sent.value.post_data_buffer or b"") < 10_000
-    bars = "[...document.querySelectorAll('#bars button')].map(bar => [bar.dataset.class, +bar.dataset.probability])"
-    (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / "photo.png"], top=10)
-    for (name, probability), of in zip(page.evaluate(bars), expected["classes"], strict=True):
-        assert (name, probability) == (of["class"], pytest.approx(of["probability"], abs=1e-4))
+    page = Page(chromium, running.port)
+    paths = [tmp_path / "picture.png", tmp_path / "photo.png"]
+    paths[0].write_bytes(png(7))
+    noise((900, 700)).save(paths[1])
+    assert paths[1].stat().st_size > 1_000_000
+    expected = map(by_class, inference.predict(trained.load("minute", "cpu"), paths, top=10))
+    for path, probabilities in zip(paths, expected, strict=True):
+        with page.page.expect_request("**/predict*") as sent:
+            shown = page.classify(path)
+        assert list(shown) == list(probabilities)
+        assert shown == pytest.approx(probabilities, abs=1e-4)
+        assert len(sent.value.post_data_buffer or b"") < 10_000
+    page.page.locator("#samples button").nth(2).click()
+    page.wait()
+    assert page.errors == []
 
 
 def test_in_a_browser_a_model_of_other_pixels_sees_what_python_sees_and_needs_not_its_data(
     own_run: Own, chromium: Browser, tmp_path: Path
 ) -> None:
-    with in_a_thread(str(own_run.directory)) as address:
-        (about,) = Client(int(address[:-1].rpartition(":")[2])).ask("GET", "/models")[1]["models"]
+    with in_a_thread(app.open_model(str(own_run.directory))) as client:
+        (about,) = client.ask("GET", "/models")[1]["models"]
         assert (about["image_size"], about["data"], about["classes"]) == (24, "mine", list(own_run.dataset.classes))
-        page = chromium.new_page()
-        said: list[str] = []
-        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(address)
-        page.wait_for_selector("html[data-ready]")
-        assert page.locator("#samples button").count() == 0
+        page = Page(chromium, client.port)
+        assert page.page.locator("#samples button").count() == 0
         paths = []
         for index, size in enumerate([(24, 24), (7, 9), (23, 23), (25, 40), (64, 31), (301, 200)]):
             paths.append(tmp_path / f"{index}.png")
-            Image.merge("RGB", [Image.effect_noise(size, 90) for _ in range(3)]).save(paths[-1])
+            noise(size).save(paths[-1])
         expected = inference.predict(trained.load(own_run.directory, "cpu"), paths)
-        for turn, (path, of) in enumerate(zip(paths, expected, strict=True), 1):
-            page.set_input_files("#file", path)
-            page.wait_for_selector(f"html[data-answers='{turn}']")
-            seen = page.evaluate("[...$('seen').getContext('2d').getImageData(0, 0, 24, 24).data]")
+        for path, prediction in zip(paths, expected, strict=True):
+            assert list(page.classify(path)) == list(by_class(prediction))
             python = pictures.to_array(pictures.read(path), 24).transpose(1, 2, 0)
-            assert np.array_equal(np.array(seen).reshape(24, 24, 4)[:, :, :3], python), path
-            bars = page.evaluate("[...document.querySelectorAll('#bars button')].map(bar => bar.dataset.class)")
-            assert bars == [each["class"] for each in of["classes"]]
-        assert page.inner_text("#seen-caption") == "What the model sees: 24 × 24 pixels"
-        assert not page.is_visible("#left")
-        assert said == []
+            assert np.array_equal(page.seen(24), python), path
+        assert page.page.inner_text("#seen-caption") == "What the model sees: 24 × 24 pixels"
+        assert not page.page.is_visible("#left")
+        assert page.errors == []
 
 
 def test_of_a_thousand_classes_ten_are_told_or_as_many_as_asked(thousand: Own, tmp_path: Path) -> None:
     model = trained.load(thousand.directory, "cpu")
     path = onnx_file.to_onnx(model, tmp_path / "many.onnx", thousand.dataset).path
     service = app.Service(app.open_model(str(path)))
-
-    def ask(query: bytes) -> tuple[int, Any]:
-        body = asyncio.run(service.predict(request(png(), query=query))).body
-        return len(body), json.loads(bytes(body))
-
     (tmp_path / "picture.png").write_bytes(png())
     (expected,) = inference.predict(model, [tmp_path / "picture.png"], top=1000)
-    for query, count in ((b"", 10), (b"top=3", 3), (b"top=9999", 1000)):
-        names = [of["class"] for of in ask(query)[1]["classes"]]
-        assert names == [of["class"] for of in expected["classes"]][:count]
-    size, found = ask(b"activation=1")
-    assert size < 20_000
-    assert [len(of["activation"]) for of in found["classes"]] == [16] * 10
-    for query in (b"top=0", b"top=x", b"top=-1", b"top=10000"):
-        with pytest.raises(app.HTTPException, match="top takes the number of classes"):
-            ask(query)
+    for query, count in ((b"", 10), (b"top=3", 3), (b"top=9999", 1000), (b"activation=1", 10)):
+        body = bytes(asyncio.run(service.predict(request(png(), query=query))).body)
+        answer = json.loads(body)
+        assert list(by_class(answer)) == list(by_class(expected))[:count]
+    assert len(body) < 20_000
+    assert [len(entry["activation"]) for entry in answer["classes"]] == [16] * 10
 
 
-def test_pictures_in_one_batch_get_what_each_asked_for(exports: Path) -> None:
-    service = app.Service(app.open_model(str(exports / "minute.onnx")))
+def test_pictures_in_one_batch_get_what_each_asked_for(minute: app.Served) -> None:
+    service = app.Service(minute)
     pixels = [service.decode(png(index)) for index in range(2)]
     one, other = service.classify(pixels, [app.Asked(), app.Asked(top=2, activation=True)])
     assert (len(one["classes"]), len(other["classes"])) == (10, 2)
-    assert all("activation" not in of for of in one["classes"])
-    assert all(len(of["activation"]) == 16 for of in other["classes"])
+    assert all("activation" not in entry for entry in one["classes"])
+    assert all(len(entry["activation"]) == 16 for entry in other["classes"])
 
 
 def test_samples_are_of_ten_classes_at_most_and_of_those_that_have_images(own_run: Own, thousand: Own) -> None:

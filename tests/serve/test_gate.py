@@ -1,55 +1,50 @@
 """Who may ask the service; `test_app` tries the rest over the wire."""
 
 import asyncio
-import subprocess
-import sys
 from typing import Any
+from unittest import mock
 
 import pytest
+from starlette.responses import JSONResponse
 
 from tinycifar.serve import gate
 
+Headers = list[tuple[bytes, bytes]]
 
-def status(host: str, origin: str | None = None, path: str = "/predict", hosts: tuple[str, ...] = ()) -> int:
-    """What a request gets from a gate that serves `hosts` as given on the command line; 200 if it passes."""
-    answers: list[int] = []
+
+def answer(headers: Headers, hosts: tuple[str, ...] = (), **scope: Any) -> tuple[int, bytes]:
+    """Status and body that a request gets from a gate that serves `hosts`, as given on the command line."""
+    messages: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await JSONResponse("passed")(scope, receive, send)
 
     async def send(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            answers.append(message["status"])
+        messages.append(message)
 
-    async def receive() -> Any:
-        return {"type": "http.request"}
+    request = {"type": "http", "method": "POST", "path": "/predict", "http_version": "1.1", "headers": headers, **scope}
+    names = gate.host_names("0.0.0.0", hosts) if hosts else ()
+    asyncio.run(gate.Gate(app, names)(request, None, send))  # type: ignore[arg-type]
+    return messages[0]["status"], messages[1]["body"]
 
-    headers = [(b"host", host.encode())] + ([(b"origin", origin.encode())] if origin is not None else [])
-    scope = {"type": "http", "method": "POST", "path": path, "http_version": "1.1", "headers": headers}
-    asyncio.run(gate.Gate(app, gate.host_names("0.0.0.0", hosts) if hosts else ())(scope, receive, send))
-    return answers[0]
+
+def status(host: str, origin: str | None = None, hosts: tuple[str, ...] = ()) -> int:
+    headers = {"host": host} if origin is None else {"host": host, "origin": origin}
+    return answer([(name.encode(), value.encode()) for name, value in headers.items()], hosts)[0]
 
 
 @pytest.mark.parametrize("hosts", [[], [b"127.0.0.1", b"127.0.0.1"]])
 def test_a_request_without_one_host_is_refused_with_their_number(hosts: list[bytes]) -> None:
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    headers = [(b"host", host) for host in hosts]
-    scope = {"type": "http", "method": "GET", "path": "/", "http_version": "1.1", "headers": headers}
-    asyncio.run(gate.Gate(None, ())(scope, None, send))  # type: ignore[arg-type]
-    assert sent[0]["status"] == 403
-    assert f"a request needs one Host header, this one has {len(hosts)}" in sent[1]["body"].decode()
+    refused, body = answer([(b"host", host) for host in hosts])
+    assert refused == 403
+    assert f"a request needs one Host header, this one has {len(hosts)}" in body.decode()
 
 
 def test_another_address_needs_names() -> None:
-    command = [sys.executable, "-m", "tinycifar", "serve", "minute", "--host", "0.0.0.0"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "tinycifar: --host 0.0.0.0 lets other machines in: give the names that clients use with --allow-host NAME\n"
+    with pytest.raises(ValueError, match="lets other machines in") as refused:
+        gate.host_names("0.0.0.0", [])
+    assert str(refused.value) == (
+        "--host 0.0.0.0 lets other machines in: give the names that clients use with --allow-host NAME"
     )
 
 
@@ -57,6 +52,14 @@ def test_another_address_needs_names() -> None:
 def test_a_name_has_no_scheme_and_no_port(name: str) -> None:
     with pytest.raises(ValueError, match=r"takes a name or an address without scheme and port.*\[2001:db8::7\]"):
         gate.host_names("0.0.0.0", [name])
+
+
+@pytest.mark.parametrize("name", ["nginx", "10.0.0.0/33", "10.0.0.5:80", "[::1]", ""])
+def test_a_trusted_proxy_is_an_address_or_a_network(name: str) -> None:
+    assert gate.trusted(["10.0.0.5", "10.0.0.5/8", "::1"]) == ["10.0.0.5/32", "10.0.0.0/8", "::1/128"]
+    assert gate.trusted(["*"]) == ["*"]
+    with pytest.raises(ValueError, match="--trust-proxy takes an address or a network, for example"):
+        gate.trusted([name])
 
 
 def test_an_ipv6_address_without_brackets_is_refused_with_how_it_is_written() -> None:
@@ -121,40 +124,21 @@ def test_pages_of_other_origins_are_refused_behind_a_proxy_too(origin: str) -> N
         assert status(host, origin, hosts=("classify.example",)) == 403
 
 
-class Written:
-    """A transport that notes what is written at a time."""
-
-    def __init__(self) -> None:
-        self.packets: list[bytes] = []
-        self.closed = False
-
-    def write(self, content: bytes) -> None:
-        assert not self.closed
-        self.packets.append(content)
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def close(self) -> None:
-        self.closed = True
-
-    def get_extra_info(self, name: str) -> str:
-        return name
-
-
 def test_head_and_body_of_an_answer_leave_together_and_before_the_connection_is_closed() -> None:
-    async def answer(transport: Written) -> None:
-        joining = gate.Joining(transport, asyncio.get_running_loop())  # type: ignore[arg-type]
+    transport = mock.Mock(is_closing=lambda: False)
+
+    async def answer() -> None:
+        joining = gate.Joining(transport, asyncio.get_running_loop())
         for parts in ((b"head ", b"body"), (b"next ", b"answer")):
             for part in parts:
                 joining.write(part)
             await asyncio.sleep(0)
-        assert joining.get_extra_info("peername") == "peername"
+        assert joining.get_extra_info("peername") is transport.get_extra_info.return_value
         joining.write(b"last")
         joining.close()
         await asyncio.sleep(0)
 
-    transport = Written()
-    asyncio.run(answer(transport))
-    assert transport.packets == [b"head body", b"next answer", b"last"]
-    assert transport.closed
+    asyncio.run(answer())
+    written = [mock.call.write(packet) for packet in (b"head body", b"next answer", b"last")]
+    asked = mock.call.get_extra_info("peername")
+    assert transport.mock_calls == [*written[:2], asked, written[2], mock.call.close()]

@@ -1,23 +1,30 @@
-"""Pictures that browsers decode otherwise than Python: the page and the service see in them what `predict` sees."""
+"""All that classifies a picture sees the same pixels, also where browsers decode otherwise than Python."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import json
+import runpy
 import struct
+import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 from PIL import Image
 
-from serve.test_app import ROUNDED, in_a_thread, request
-from tinycifar import data, inference, trained
+from serve.test_app import ROUNDED, Page, by_class, in_a_thread, request
+from serve.test_app import minute as minute
+from test_trained import ABOUT
+from tinycifar import data, inference, models, predictions, trained
 from tinycifar.data import pictures
+from tinycifar.formats import onnx_file
 from tinycifar.serve import app
 
 if TYPE_CHECKING:
@@ -53,7 +60,7 @@ def deep_png(samples: Array, key: tuple[int, ...] = (), interlaced: bool = False
 def filtered(line: Array, above: Array, step: int, kind: int) -> Array:
     """A line of a PNG under one of its five filters."""
     values, b = line.astype(int), above.astype(int)
-    a, c = (np.concatenate([np.zeros(step, int), of[:-step]]) for of in (values, b))
+    a, c = (np.concatenate([np.zeros(step, int), row[:-step]]) for row in (values, b))
     nearest = np.abs(np.stack([b - c, a - c, a + b - 2 * c])).argmin(0)  # the first of equals, as Paeth's has it
     predicted = (0 * a, a, b, (a + b) // 2, np.choose(nearest, (a, b, c)))[kind]
     return (values - predicted).astype(np.uint8)
@@ -73,53 +80,104 @@ def contents() -> dict[str, tuple[bytes, int]]:
         image.save(content, "PNG", **options)
         return content.getvalue()
 
-    found = {f"grey of {bits} bits": deep_png(grey[..., None].astype(int) << bits - 8) for bits in (8, 10, 16)}
-    found["colour of 12 bits"] = deep_png(colour.astype(int) << 4)
-    found["interlaced"] = deep_png(colour.astype(int) << 2, interlaced=True)
+    exact = {f"grey of {bits} bits": deep_png(grey[..., None].astype(int) << bits - 8) for bits in (8, 10, 16)}
+    exact["colour of 12 bits"] = deep_png(colour.astype(int) << 4)
+    exact["interlaced"] = deep_png(colour.astype(int) << 2, interlaced=True)
     key = tuple(16 * int(value) for value in colour[0, 0])
-    found["a transparent colour"] = deep_png(colour.astype(int) << 4, key=key)
-    found["transparent black"] = deep_png((grey.astype(int) * disc)[..., None] << 2, key=(0,))
+    exact["a transparent colour"] = deep_png(colour.astype(int) << 4, key=key)
+    exact["transparent black"] = deep_png((grey.astype(int) * disc)[..., None] << 2, key=(0,))
     palette = picture.convert("P", palette=Image.Palette.ADAPTIVE)
-    found["palette"] = saved(palette, transparency=bytes([0, 255] * 100))
+    exact["palette"] = saved(palette, transparency=bytes([0, 255] * 100))
     for name, level in alone.items():
         whole = np.concatenate([np.broadcast_to(level, (44, 52, 3)), 255 * disc[..., None]], 2).astype(np.uint8)
-        found[f"{name} on nothing"] = saved(Image.fromarray(whole))
-    exact = dict.fromkeys(found, 0)
+        exact[f"{name} on nothing"] = saved(Image.fromarray(whole))
     alpha = np.concatenate([colour, shape[..., None]], 2)
-    found["half transparent"] = saved(Image.fromarray(alpha))
-    found["half transparent, 16 bits"] = deep_png(alpha.astype(int) << 8)
-    return {name: (content, exact.get(name, 2)) for name, content in found.items()}
+    rounded = {
+        "half transparent": saved(Image.fromarray(alpha)),
+        "half transparent, 16 bits": deep_png(alpha.astype(int) << 8),
+    }
+    return {name: (content, 2 if name in rounded else 0) for name, content in (exact | rounded).items()}
 
 
-def test_the_service_sees_in_a_picture_what_predict_sees(exports: Path, tmp_path: Path) -> None:
-    service = app.Service(app.open_model(str(exports / "minute.onnx")))
+def test_the_service_sees_in_a_picture_what_predict_sees(minute: app.Served, tmp_path: Path) -> None:
+    service = app.Service(minute)
     for name, (content, _) in contents().items():
         (tmp_path / f"{name}.png").write_bytes(content)
-        body = asyncio.run(service.predict(request(content))).body
+        answer = json.loads(bytes(asyncio.run(service.predict(request(content))).body))
         (expected,) = inference.predict(trained.load("minute", "cpu"), [tmp_path / f"{name}.png"], top=10)
-        found = {of["class"]: of["probability"] for of in json.loads(bytes(body))["classes"]}
-        assert found == pytest.approx({of["class"]: of["probability"] for of in expected["classes"]}, abs=ROUNDED), name
-
-
-@pytest.fixture
-def address(exports: Path) -> Iterator[str]:
-    """A service in a thread."""
-    with in_a_thread(str(exports / "minute.onnx")) as url:
-        yield url
+        assert by_class(answer) == pytest.approx(by_class(expected), abs=ROUNDED), name
 
 
 def test_in_a_browser_the_page_sees_in_a_picture_what_predict_sees(
-    address: str, chromium: Browser, tmp_path: Path
+    minute: app.Served, chromium: Browser, tmp_path: Path
 ) -> None:
-    page = chromium.new_page()
-    page.goto(address)
-    page.wait_for_selector("html[data-ready]")
-    for turn, (name, (content, rounded)) in enumerate(contents().items(), 1):
-        path = tmp_path / f"{name}.png"
-        path.write_bytes(content)
-        page.set_input_files("#file", path)
-        page.wait_for_selector(f"html[data-answers='{turn}']")
-        seen = page.evaluate("[...$('seen').getContext('2d').getImageData(0, 0, 32, 32).data]")
-        expected = pictures.to_array(pictures.read(path)).transpose(1, 2, 0).astype(int)
-        assert np.abs(np.array(seen).reshape(32, 32, 4)[:, :, :3] - expected).max() <= rounded, name
-        assert expected.max() - expected.min() > 50, "a picture of one level would not differ"
+    with in_a_thread(minute) as client:
+        page = Page(chromium, client.port)
+        for name, (content, rounded) in contents().items():
+            path = tmp_path / f"{name}.png"
+            path.write_bytes(content)
+            page.classify(path)
+            expected = pictures.to_array(pictures.read(path)).transpose(1, 2, 0).astype(int)
+            assert np.abs(page.seen(32) - expected).max() <= rounded, name
+            assert expected.max() - expected.min() > 50, "a picture of one level would not differ"
+
+
+# --- Python, the example for onnxruntime, the service and the page ------------------------------------------------
+
+SIZES = [(151, 90), (33, 97), (32, 45), (9, 7), (400, 3)]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "classify.py"
+
+
+def in_the_example(onnx: Path, picture: Path) -> Array:
+    """The pixels, uint8 (C, S, S), that the example gives to onnxruntime."""
+    session = onnxruntime.InferenceSession
+    with (
+        mock.patch.object(session, "run", autospec=True, side_effect=session.run) as run,
+        mock.patch.object(sys, "argv", ["classify.py", str(onnx), str(picture)]),
+    ):
+        runpy.run_path(str(EXAMPLE))
+    pixels: Array = np.rint(run.call_args.args[2]["images"][0] * 255).astype(np.uint8)
+    return pixels
+
+
+def in_python(model: trained.Trained, picture: Path) -> Any:
+    """The pixels, uint8 (C, S, S), that `predict` gives to a model."""
+    classify = mock.Mock(side_effect=lambda images: np.full((len(images), 10), 0.1))
+    list(predictions.predict([picture], model.classes, 32, classify, fit=model.fit, channels=model.channels))
+    return classify.call_args.args[0][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fit", "channels"), [("crop", 3), ("pad", 3), ("squash", 3), ("pad", 1)])
+def test_every_consumer_sees_the_same_pixels(fit: str, channels: int, chromium: Browser, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = models.build("whitenet", width=0.25, channels=channels)
+    model.prepare(data.sample(channels=channels).train_images)
+    about = {**ABOUT, "model_name": "whitenet", "width": 0.25, "fit": fit, "channels": channels}
+    trained.save_weights(tmp_path / "own.safetensors", model, **about)
+    loaded = trained.load(tmp_path / "own.safetensors", "cpu")
+    onnx_file.to_onnx(loaded, tmp_path / "own.onnx")
+    service = app.Service(app.open_model(str(tmp_path / "own.onnx")))
+    assert (service.model.about.fit, service.model.about.channels) == (fit, channels)
+
+    rng = np.random.default_rng(0)
+    paths, expected = [], []
+    for index, (width, height) in enumerate(SIZES):
+        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        if index == 0:  # not in a browser, which rounds what is half transparent in its own way
+            picture.putalpha(Image.fromarray(rng.integers(0, 2, (height, width), np.uint8) * 255))
+        paths.append(tmp_path / f"{index}.png")
+        picture.save(paths[-1])
+        expected.append(pictures.to_array(pictures.read(paths[-1], fit), 32, fit, channels))
+        assert np.array_equal(in_python(loaded, paths[-1]), expected[-1])
+        assert np.array_equal(in_the_example(tmp_path / "own.onnx", paths[-1]), expected[-1])
+        assert np.array_equal(service.decode(paths[-1].read_bytes()), expected[-1])
+    assert len({pixels.tobytes() for pixels in expected}) == len(SIZES)
+
+    with in_a_thread(service.model) as client:
+        page = Page(chromium, client.port)
+        predictions = inference.predict(loaded, paths, top=10)
+        for path, pixels, prediction in zip(paths, expected, predictions, strict=True):
+            assert page.classify(path).keys() == by_class(prediction).keys()
+            seen = page.seen(32).transpose(2, 0, 1)
+            assert np.array_equal(seen, np.broadcast_to(pixels, seen.shape)), (path, fit)

@@ -1,6 +1,7 @@
 """The processes of the service: signals, replacement, sockets."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -37,7 +38,7 @@ def test_a_signal_lets_the_requests_at_hand_finish(exports: Path, tmp_path: Path
         socket.create_connection(("127.0.0.1", running.port), timeout=5)
 
 
-@pytest.mark.parametrize("seconds", [*(pytest.param(of, marks=pytest.mark.end_to_end) for of in (0.0, 0.3)), 1.5])
+@pytest.mark.parametrize("seconds", [*(pytest.param(time, marks=pytest.mark.end_to_end) for time in (0.0, 0.3)), 1.5])
 def test_an_interrupt_while_it_starts_ends_it_quietly(exports: Path, seconds: float) -> None:
     command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", "0", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -52,29 +53,46 @@ def test_an_interrupt_while_it_starts_ends_it_quietly(exports: Path, seconds: fl
     assert "Traceback" not in printed
 
 
-SIGINT_IS_BLOCKED = """
+SIGNALS_ARE_BLOCKED = """
 import multiprocessing, signal
 from tinycifar.serve import supervisor
 
-def tell(pipe):
-    pipe.send(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+def report(pipe):
+    pipe.send({signal.SIGINT, signal.SIGHUP} <= signal.pthread_sigmask(signal.SIG_BLOCK, []))
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     for _ in range(2):
         ours, theirs = context.Pipe()
-        process = context.Process(target=tell, args=[theirs])
-        with supervisor._no_interrupt():
+        process = context.Process(target=report, args=[theirs])
+        with supervisor._guarded():
             process.start()
         print(ours.recv())
         process.join()
 """
 
 
-def test_no_process_is_started_that_an_interrupt_reaches(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(SIGINT_IS_BLOCKED)
+def test_no_process_is_started_that_a_signal_of_the_terminal_reaches(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(SIGNALS_ARE_BLOCKED)
     done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="older versions of Python always look there first")
+def test_it_runs_where_a_file_is_named_as_a_module_of_python_and_a_hangup_ends_it(exports: Path) -> None:
+    for name in ("signal", "queue", "random"):
+        Path(f"{name}.py").write_text("raise SystemExit('it was imported')")
+    program = (
+        "import sys; sys.path.remove(''); "  # as the command `tinycifar` has it
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); from tinycifar.cli import main; main()"
+    )
+    words = ["serve", exports / "minute.onnx", "--port", "0", "--workers", "1"]
+    process = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("Serving minute at")
+    process.send_signal(signal.SIGHUP)  # as a terminal does that is closed
+    assert process.communicate(timeout=30)[1] == ""
+    assert process.returncode == 0
 
 
 def test_a_worker_that_is_killed_is_replaced_and_none_outlives_the_service(exports: Path, tmp_path: Path) -> None:
@@ -90,6 +108,7 @@ def test_a_worker_that_is_killed_is_replaced_and_none_outlives_the_service(expor
     for _ in range(20):
         assert running.ask("POST", "/predict", png())[0] == 200
     running.stop(signal.SIGKILL)
+    until = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
@@ -101,22 +120,22 @@ def test_connections_are_shared_out_among_the_processes() -> None:
     address = sockets[0].getsockname()
     clients = [socket.create_connection(address) for _ in range(40)]
     taken = []
-    for one in sockets:
-        one.setblocking(False)
+    for listening in sockets:
+        listening.setblocking(False)
         taken.append(0)
         with contextlib.suppress(BlockingIOError):
             while True:
-                one.accept()[0].close()
+                listening.accept()[0].close()
                 taken[-1] += 1
     assert sum(taken) == 40
     assert min(taken) > 1  # by chance less often than once in a billion
     with pytest.raises(OSError, match="in use"):
         supervisor._listen("127.0.0.1", address[1], 2)
-    for one in [*clients, *sockets]:
-        one.close()
+    for opened in [*clients, *sockets]:
+        opened.close()
 
 
-def test_a_port_in_use_is_told_in_one_line(exports: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(exports: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", port]
@@ -130,35 +149,23 @@ TERMINATED_AT_START = """
 import os, signal
 from tinycifar.serve import app, supervisor
 
-ending = app.open_model
-start = supervisor.multiprocessing.get_context("spawn").Process.start
+Process = supervisor.multiprocessing.get_context("spawn").Process
+start = Process.start
 
 def start_and_signal(process):
     os.kill(os.getpid(), signal.SIGTERM)  # it arrives while the process is started
     start(process)
 
 if __name__ == "__main__":
-    supervisor.multiprocessing.get_context("spawn").Process.start = start_and_signal
+    Process.start = start_and_signal
     supervisor.serve(app.open_model("minute"), port=0, workers=2)
 """
 
 
 def test_sigterm_while_a_process_is_started_ends_the_service_with_code_0(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(TERMINATED_AT_START.replace("ending = app.open_model\n", ""))
+    (tmp_path / "program.py").write_text(TERMINATED_AT_START)
     done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
-def test_the_address_of_all_ipv6_interfaces_answers_ipv4_too() -> None:
-    (listening,) = supervisor._listen("::", 0, 1)
-    try:
-        port = listening.getsockname()[1]
-    except OSError:
-        pytest.skip("needs IPv6")
-    for address in ("127.0.0.1", "::1"):
-        socket.create_connection((address, port), timeout=5).close()
-    listening.close()
 
 
 NGINX = """
@@ -175,11 +182,30 @@ http {{
 
 @pytest.fixture(scope="module")
 def behind_a_proxy(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A service that browsers know as classify.example."""
+    """A service that browsers know as classify.example, on all interfaces, IPv6 ones too if there are any."""
     log = tmp_path_factory.mktemp("behind") / "log"
-    running = start(exports / "minute.onnx", log, "--allow-host", "classify.example")
+    address = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+    options = ["--host", address, "--allow-host", "classify.example", "--trust-proxy", "127.0.0.1"]
+    running = start(exports / "minute.onnx", log, *options)
     yield running
     running.stop()
+
+
+def test_ipv4_is_answered_on_ipv6_interfaces_too_and_the_log_names_the_client_that_a_proxy_reports(
+    behind_a_proxy: Running,
+) -> None:
+    if socket.has_dualstack_ipv6():
+        socket.create_connection(("::1", behind_a_proxy.port), timeout=5).close()
+    expected = ["127.0.0.1", "203.0.113.5"]
+    for headers in ({}, {"X-Forwarded-For": expected[1]}):
+        assert behind_a_proxy.ask("GET", "/models", headers=headers)[0] == 200
+    until = time.monotonic() + 20  # a line is written after its answer
+    clients: list[str] = []
+    while len(clients) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+        lines = [json.loads(line) for line in behind_a_proxy.log.read_text().splitlines()]
+        clients = [line["client"] for line in lines if line["path"] == "/models"]
+    assert sorted(clients) == expected  # each process writes its own lines
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from tinycifar.data.dataset import MEAN, STD
 from tinycifar.formats import onnx_file, plain, tflite, tflite_run
 from tinycifar.summary import summarize
 from tinycifar.trained import Trained
+from tinycifar.words import counted, table
 
 BATCH = 256
 WARM_UP = 3
@@ -130,27 +131,31 @@ def bench_infer(names: Sequence[str], *, rounds: int = INFER_ROUNDS, accuracy: b
     """Time trained models (names as `trained.load` takes) and the published ones, on the CPU, on torch's threads.
 
     TFLite is timed for trained models, if ai-edge-litert is installed. In every round each model in each form answers
-    to one image and to a batch of 256 in turn, after a pause and a call that is not counted. With `accuracy` trained
-    models are also scored, but for TFLite. Raises ValueError for fewer than 1 round and as `onnx_file.to_onnx` does.
+    to one image of its size and to a batch of 256 in turn, after a pause and a call that is not counted. With
+    `accuracy` trained models are also scored, but for TFLite. Raises ValueError for fewer than 1 round and as
+    `onnx_file.to_onnx` does.
     """
     if rounds < 1:
         raise ValueError("at least 1 round is needed")
-    images = torch.rand(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         models = [trained.load(name, "cpu") for name in names]
-        subjects = [subject for model in models for subject in _ours(model, Path(folder), accuracy)]
-        subjects += [subject for name in PUBLISHED for subject in _published(name, Path(folder))]
-        single, batch = images[:1], images
-        seconds: list[tuple[list[float], list[float]]] = [([], []) for _ in subjects]
+        # Each in a folder of its own, as models of several runs may have the same name.
+        subjects = [subject for model in models for subject in _ours(model, Path(mkdtemp(dir=folder)), accuracy)]
+        subjects += [subject for name in PUBLISHED for subject in _published(name, Path(mkdtemp(dir=folder)))]
         for turn in range(WARM_UP + rounds):
-            for (_, call), (singles, batches) in zip(subjects, seconds, strict=True):
-                timings = _time(call, single, CALLS), _time(call, batch, 1)
+            for subject in subjects:
+                latency = _time(subject.call, subject.images[:1], CALLS)
+                seconds = _time(subject.call, subject.images, 1)
                 if turn >= WARM_UP:
-                    singles.append(timings[0])
-                    batches.append(timings[1])
+                    subject.latencies.append(latency)
+                    subject.batch_seconds.append(seconds)
     rows = [
-        replace(row, latency_ms=1e3 * median(singles), images_per_second=BATCH / median(batches))
-        for (row, _), (singles, batches) in zip(subjects, seconds, strict=True)
+        replace(
+            subject.row,
+            latency_ms=1e3 * median(subject.latencies),
+            images_per_second=BATCH / median(subject.batch_seconds),
+        )
+        for subject in subjects
     ]
     import onnxruntime
 
@@ -172,7 +177,15 @@ def _time(call: Callable[[Tensor], object], images: Tensor, calls: int) -> float
     return (time.perf_counter() - start) / calls
 
 
-Subject = tuple[Row, Callable[[Tensor], object]]
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """A model in one form: its row without times, what answers to its `images`, a batch, and seconds as measured."""
+
+    row: Row
+    call: Callable[[Tensor], object]
+    images: Tensor
+    latencies: list[float] = field(default_factory=list)
+    batch_seconds: list[float] = field(default_factory=list)
 
 
 def _eager(model: nn.Module) -> Callable[[Tensor], object]:
@@ -213,34 +226,36 @@ def _interpreter(path: Path) -> Callable[[Tensor], object]:
     return call
 
 
-def _subjects(row: Row, model: nn.Module, paths: dict[str, Path], accuracy: dict[str, float]) -> list[Subject]:
-    calls = {"eager": _eager(model)}
-    calls |= {kind: _interpreter(path) if kind in TFLITE_KINDS else _session(path) for kind, path in paths.items()}
-    sizes = {kind: path.stat().st_size for kind, path in paths.items()}
-    return [
-        (replace(row, kind=kind, bytes=sizes.get(kind), accuracy=accuracy.get(kind)), call)
-        for kind, call in calls.items()
-    ]
+def _subjects(
+    row: Row, model: nn.Module, paths: dict[str, Path], accuracy: dict[str, float], channels: int = 3, size: int = 32
+) -> list[_Subject]:
+    images = torch.rand(BATCH, channels, size, size, generator=torch.Generator().manual_seed(0))
+    subjects = [_Subject(replace(row, accuracy=accuracy.get("eager")), _eager(model), images)]
+    for kind, path in paths.items():
+        file_row = replace(row, kind=kind, bytes=path.stat().st_size, accuracy=accuracy.get(kind))
+        subjects.append(_Subject(file_row, _interpreter(path) if kind in TFLITE_KINDS else _session(path), images))
+    return subjects
 
 
-def _ours(model: Trained, folder: Path, accuracy: bool) -> list[Subject]:
-    paths = {kind: folder / f"{model.name}-{kind}.onnx" for kind in ONNX_KINDS}
+def _ours(model: Trained, folder: Path, accuracy: bool) -> list[_Subject]:
+    paths = {kind: folder / f"{kind}.onnx" for kind in ONNX_KINDS}
     onnx_file.to_onnx(model, paths["onnx"])
     for kind in ONNX_KINDS[1:]:
         onnx_file.to_int8(model, paths[kind], variant=kind.removeprefix("int8-"))
     scores: dict[str, float] = {}
     if accuracy and model.data == "cifar10" and not model.data_digest and not model.validation_images:
-        dataset = data.load()
+        dataset = data.load(image_size=model.image_size, fit=model.fit, channels=model.channels)
         images, labels = dataset.test_images, dataset.test_labels
         logits = {"eager": inference.logits(model.model, images)}
         logits |= {kind: onnx_file.logits(path, images) for kind, path in paths.items()}
         scores = {kind: metrics.correct_count(values, labels) / len(labels) for kind, values in logits.items()}
     if importlib.util.find_spec("ai_edge_litert"):
         for kind in TFLITE_KINDS:
-            paths[kind] = folder / f"{model.name}-{kind}.tflite"
+            paths[kind] = folder / f"{kind}.tflite"
             tflite.to_tflite(model, paths[kind], int8=kind == "tflite-int8")
-    table = summarize(model.model)
-    return _subjects(Row(model.name, table.parameters, table.macs, "eager"), model.model, paths, scores)
+    summary = summarize(model.model)
+    row = Row(model.name, summary.parameters, summary.macs, "eager")
+    return _subjects(row, model.model, paths, scores, model.channels, model.image_size)
 
 
 class _Normalize(nn.Module):
@@ -252,33 +267,30 @@ class _Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
-def _published(name: str, folder: Path) -> list[Subject]:
+def _published(name: str, folder: Path) -> list[_Subject]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = PUBLISHED[name]()
-    paths = {kind: folder / f"{name}-{kind}.onnx" for kind in ONNX_KINDS}
     proto = onnx_file.float_model(model)
-    paths["onnx"].write_bytes(proto.SerializeToString())
-    for kind in ONNX_KINDS[1:]:
-        variant = kind.removeprefix("int8-")
-        model_of_kind = onnx_file.quantized(proto, data.sample().train_images, variant=variant)
-        paths[kind].write_bytes(model_of_kind.SerializeToString())
+    paths = {}
+    for kind in ONNX_KINDS:
+        calibration, variant = data.sample().train_images, kind.removeprefix("int8-")
+        of_kind = proto if kind == "onnx" else onnx_file.quantized(proto, calibration, variant=variant)
+        paths[kind] = folder / f"{kind}.onnx"
+        paths[kind].write_bytes(of_kind.SerializeToString())
     logits_alone = nn.Sequential(_Normalize(model.mean, model.std), model.trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return _subjects(Row(name, kind="eager", **SIZES[name]), logits_alone.append(model.head), paths, {})
 
 
 def render(bench: InferBench) -> str:
     """Lay a measurement out as lines of text."""
-    lines = [
-        f"{bench.processor}, {bench.threads} threads, torch {bench.torch_version}, onnxruntime "
-        f"{bench.onnxruntime_version}; medians of {bench.rounds} rounds in turn",
-        f"{'model':<12} {'in':<12} {'kB':>7} {'accuracy':>9} {'ms, one image':>14} {'images/s by 256':>16}",
-    ]
+    rows = [["model", "in", "kB", "accuracy", "ms, one image", f"images/s by {BATCH}"]]
     for row in bench.rows:
         size = "" if row.bytes is None else f"{row.bytes / 1000:.0f}"
         accuracy = "" if row.accuracy is None else f"{row.accuracy:.2%}"
-        lines.append(
-            f"{row.model:<12} {row.kind:<12} {size:>7} {accuracy:>9} {row.latency_ms:>14.3f} "
-            f"{row.images_per_second:>16,.0f}"
-        )
-    return "\n".join(lines)
+        rows.append([row.model, row.kind, size, accuracy, f"{row.latency_ms:.3f}", f"{row.images_per_second:,.0f}"])
+    heading = (
+        f"{bench.processor}, {counted(bench.threads, 'thread')}, torch {bench.torch_version}, onnxruntime "
+        f"{bench.onnxruntime_version}; medians of {bench.rounds} rounds in turn"
+    )
+    return "\n".join([heading, *table(rows)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -51,9 +50,11 @@ def bench_startup(*, rounds: int = ROUNDS, against: str | None = None) -> Startu
     `src` this interpreter then runs. Raises ValueError if it cannot run tinycifar.
     """
     other = None if against is None else _installation(against)
+    from PIL import Image
+
     with tempfile.TemporaryDirectory() as name:
         picture = Path(name, "picture.png")
-        _draw(picture)
+        Image.effect_noise((64, 48), 90).convert("RGB").save(picture)
         commands = {
             "tinycifar --version": ["--version"],
             "tinycifar --help": ["--help"],
@@ -79,16 +80,9 @@ def bench_startup(*, rounds: int = ROUNDS, against: str | None = None) -> Startu
     rows = []
     for label in (PYTHON, TORCH, *commands):
         seconds, other_seconds = medians[label, ""], medians.get((label, "other"))
-        rows.append(
-            StartupRow(
-                label,
-                seconds,
-                seconds / medians[PYTHON, ""],
-                seconds / medians[TORCH, ""],
-                other_seconds,
-                None if other_seconds is None else seconds / other_seconds,
-            )
-        )
+        to_other = None if other_seconds is None else seconds / other_seconds
+        to_python, to_torch = seconds / medians[PYTHON, ""], seconds / medians[TORCH, ""]
+        rows.append(StartupRow(label, seconds, to_python, to_torch, other_seconds, to_other))
     return StartupBench(tuple(rows), rounds, against, platform.python_version(), os.cpu_count() or 1)
 
 
@@ -121,27 +115,19 @@ def _seconds(command: Sequence[str], environment: Mapping[str, str]) -> float:
 
 def _installation(against: str) -> tuple[str, dict[str, str]]:
     """The interpreter and the environment variables that run another installation; ValueError if there is none."""
-    path = Path(against)
+    path = Path(against).absolute()  # `./python` as it is would be looked for in PATH
     environment = dict(os.environ)
-    if path.is_dir() and (path / "src" / "tinycifar").is_dir():
-        environment["PYTHONPATH"] = str((path / "src").resolve())
+    if (path / "src" / "tinycifar").is_dir():
+        environment["PYTHONPATH"] = str(path / "src")
         return sys.executable, environment
     if not path.is_file():
         raise ValueError(f"{against} is neither a Python interpreter nor a checkout with src/tinycifar")
     environment.pop("PYTHONPATH", None)
-    program = "import json, sys, tinycifar; print(json.dumps(tinycifar.__file__))"
+    command = [str(path), "-c", "import tinycifar; print(tinycifar.__name__)"]
     try:
-        done = subprocess.run([str(path), "-c", program], env=environment, capture_output=True, text=True)
-        json.loads(done.stdout)
-    except (OSError, ValueError):
-        raise ValueError(f"{against} is not a Python interpreter that has tinycifar") from None
-    return str(path), environment
-
-
-def _draw(path: Path) -> None:
-    """A picture to classify, with colours that change from place to place."""
-    from PIL import Image
-
-    picture = Image.new("RGB", (64, 48))
-    picture.putdata([(4 * x % 256, 5 * y % 256, 2 * (x + y) % 256) for y in range(48) for x in range(64)])
-    picture.save(path)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    except OSError:
+        done = None
+    if done is None or done.stdout.strip() != "tinycifar":
+        raise ValueError(f"{against} is not a Python interpreter that has tinycifar")
+    return command[0], environment

@@ -125,13 +125,7 @@ def bench_step(
 
 def render(bench: StepBench) -> str:
     """Lay a measurement out as lines of text."""
-    parts = {
-        "data": bench.data_ms,
-        "forward": bench.forward_ms,
-        "backward": bench.backward_ms,
-        "optimizer": bench.optimizer_ms,
-        "step": bench.step_ms,
-    }
+    parts = {name: getattr(bench, f"{name}_ms") for name in ("data", "forward", "backward", "optimizer", "step")}
     return "\n".join(
         [
             f"{bench.model}, batches of {bench.batch_size}, augmentation {bench.augmentation}, "
@@ -188,10 +182,12 @@ class Stopped(Exception):  # noqa: N818  (no error)
 
 
 def timed_recipe(name: str) -> recipes.Recipe:
-    """The recipe of that name; ValueError unless one run of it goes from the labels to test accuracy."""
+    """The recipe of that name; ValueError unless a run goes from the reference's images and labels to test accuracy."""
     recipe = recipes.get(name)
     if recipe.teacher or recipe.validation_images:
-        raise ValueError(f"{name} has a teacher or validation images: the benchmark is of time to test accuracy")
+        raise ValueError(f"{recipe.name} has a teacher or validation images: the benchmark is of time to test accuracy")
+    if (recipe.image_size, recipe.channels) != (32, 3):
+        raise ValueError(f"{recipe.name} has images other than the reference's, of image_size 32 and 3 channels")
     return recipe
 
 
@@ -270,11 +266,8 @@ def bench_train(
 def median_error_percent(values: list[float]) -> float:
     """Half of the 95% interval of the median, from binomial ranks of the sorted values, in per cent of the median."""
     ordered = sorted(values)
-    reach = 0.98 * len(values) ** 0.5
-    low, high = (
-        max(0, math.floor(len(values) / 2 - reach)),
-        min(len(values) - 1, math.ceil(len(values) / 2 + reach) - 1),
-    )
+    middle, reach = len(values) / 2, 0.98 * len(values) ** 0.5
+    low, high = max(0, math.floor(middle - reach)), min(len(values), math.ceil(middle + reach)) - 1
     return float(100 * (ordered[high] - ordered[low]) / 2 / median(values))
 
 

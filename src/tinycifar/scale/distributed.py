@@ -13,7 +13,7 @@ import functools
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -148,33 +148,21 @@ class Ranks:
         """
         share = len(losses) * self.world / images  # processes average their gradients, and shares may differ in size
         (losses.mean() * share).backward()  # type: ignore[no-untyped-call]
-        share_values = losses.detach(), label_losses.detach(), correct
-        (losses, label_losses, correct), (number, due) = self.gather(
-            images, share_values, (signal or 0, int(checkpoint_due))
-        )
-        return Step(losses, label_losses, correct, number or None, bool(due))
-
-    def gather(
-        self, count: int, values: Sequence[Tensor], flags: Sequence[int]
-    ) -> tuple[Sequence[Tensor], Sequence[int]]:
-        """Combine the results of the ranks for a batch of `count` images, of which rank r has `rows[r::world]`.
-
-        `values` are tensors of a value for each of this rank's images; gives them for the whole batch, (count,), in its
-        order, and of each of the `flags` the largest of any rank.
-        """
+        losses, label_losses = losses.detach(), label_losses.detach()
         if self.world == 1:
-            return values, flags
-        longest, header = -(-count // self.world), len(flags)
-        packed = torch.zeros(header + len(values) * longest, device=values[0].device)
-        packed[:header] = torch.tensor(flags)
-        packed[header:].view(len(values), longest)[:, : len(values[0])] = torch.stack(
-            [value.to(packed) for value in values]
-        )
+            return Step(losses, label_losses, correct, signal, checkpoint_due)
+        longest = -(-images // self.world)
+        packed = torch.zeros(2 + 3 * longest, device=losses.device)
+        packed[:2] = torch.tensor([signal or 0, checkpoint_due])
+        values = torch.stack([value.to(packed) for value in (losses, label_losses, correct)])
+        packed[2:].view(3, longest)[:, : len(losses)] = values
         parts = [torch.empty_like(packed) for _ in range(self.world)]
         dist.all_gather(parts, packed)
-        stacked = torch.stack(parts)
-        columns = stacked[:, header:].view(self.world, len(values), longest).permute(1, 2, 0).flatten(1)[:, :count]
-        return list(columns), [int(flag) for flag in stacked[:, :header].amax(0).tolist()]
+        of_ranks = torch.stack(parts)
+        # Rank r has the images r, r + world, ... of the batch.
+        in_order = of_ranks[:, 2:].view(self.world, 3, longest).permute(1, 2, 0).flatten(1)[:, :images]
+        number, due = of_ranks[:, :2].amax(0).tolist()
+        return Step(in_order[0], in_order[1], in_order[2], int(number) or None, bool(due))
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """`model` so that a backward pass leaves on every rank the mean of all ranks' gradients.
@@ -216,12 +204,22 @@ class Ranks:
 
 
 def here() -> Ranks:
-    """The ranks, from torchrun's environment variables; one rank without them."""
-    numbers = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-    rank, world, local_rank = (0 if number is None else int(number) for number in numbers)
+    """The ranks, from torchrun's environment variables; one rank without them.
+
+    Raises ValueError if another launcher has set only some of them: each process would train all by itself.
+    """
+    variables = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    try:
+        rank, world, local_rank = (int(value or 0) for value in variables.values())
+    except ValueError:
+        raise ValueError(f"{', '.join(variables)} must be whole numbers, as torchrun sets them") from None
+    if variables["RANK"] and world > 1 and not variables["LOCAL_RANK"]:
+        raise ValueError(
+            "RANK and WORLD_SIZE are set without LOCAL_RANK; start processes that train as one by torchrun"
+        )
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # LOGS/RUN_RANDOM/attempt_N/RANK/error.json
     launch = Path(error_file).parts[-4] if error_file and len(Path(error_file).parts) > 4 else ""
-    return Ranks() if None in numbers else Ranks(rank, world, local_rank, launch)
+    return Ranks(rank, world, local_rank, launch) if all(variables.values()) else Ranks()
 
 
 def as_one(function: Callable[P, R]) -> Callable[P, R]:

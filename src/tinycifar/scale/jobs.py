@@ -18,13 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import IO, Any
 
 from tinycifar import signals
 
 POLL_SECONDS = 0.1
-CHILD = "from tinycifar.scale import jobs; jobs.child()"
+# Modules come from where this process has them; Python would take a `random.py` in the working folder first.
+CHILD = "import sys; sys.path[:] = sys.argv[2:]; from tinycifar.scale import jobs; jobs.child()"
 SPIN_COUNT = "10000"  # of GNU OpenMP, as in tinycifar.__main__: children are beside other busy processes
 
 
@@ -62,7 +62,7 @@ class Processes:
         """Start a child that is called by this number."""
         out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  (closed by `_end`)
         process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, self._work],
+            [sys.executable, "-c", CHILD, self._work, *sys.path],
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=err,
@@ -120,8 +120,12 @@ def child() -> None:
     Prints {"result": ...} or {"problem": ...}, and exits with 0, with 2 for a ValueError or OSError, with 1 for a
     training that diverged, or with 143 if it was asked to stop before its work could handle that.
     """
-    signal.signal(signal.SIGTERM, _exit)
-    arguments = json.loads(_first_line())
+    signal.signal(signal.SIGTERM, signals.end)
+    with open(0, "rb", buffering=0, closefd=False) as file:  # unbuffered, as its end is waited for
+        line = file.readline()
+    if not line.endswith(b"\n"):
+        sys.exit(128 + signal.SIGTERM)  # the parent has ended
+    arguments = json.loads(line)
     _stop_with_parent()
     code, answer = 0, {}
     with contextlib.redirect_stdout(sys.stderr):
@@ -137,17 +141,6 @@ def child() -> None:
     sys.exit(code)
 
 
-def _first_line() -> bytes:
-    """The first line of standard input, read without a buffer, so that its end can be waited for."""
-    line = b""
-    while not line.endswith(b"\n"):
-        part = os.read(0, 1 << 16)
-        if not part:
-            sys.exit(128 + signal.SIGTERM)  # the parent has ended
-        line += part
-    return line
-
-
 def _stop_with_parent() -> None:
     """Have this process get a SIGTERM when its standard input ends: when the parent closes that pipe, or is dead."""
 
@@ -156,10 +149,6 @@ def _stop_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # an exception, so that temporary files are removed
 
 
 def _close(child: _Child) -> None:

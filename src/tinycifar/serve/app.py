@@ -14,20 +14,20 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import Headers, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tinycifar import data, trained
+from tinycifar import data, trained, typed
 from tinycifar.catalog import MOST_PIXELS
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
@@ -45,7 +45,36 @@ else:
 MOST_BYTES_AT_ONCE = 60_000_000  # of all that are being received or wait
 MOST_WAITING = 256
 MOST_TOGETHER = 8  # pictures in one batch
+OPTIONS = ("top", "activation", "keep", "threshold")  # of `/predict`
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What an exported file says of its model; files from before there were models of own data leave out the rest."""
+
+    model: str
+    recipe: str
+    weights_sha256: str
+    classes: tuple[str, ...]
+    temperature: float | None
+    data: str = "cifar10"
+    image_size: int = 32
+    fit: str = "crop"
+    channels: int = 3
+    kept: tuple[float, ...] = ()
+
+    def is_sound(self) -> bool:
+        """Whether every value is one that an export writes."""
+        return (
+            all(map(is_printable, self.classes))
+            and (self.temperature is None or 0 < self.temperature < math.inf)
+            and 0 < self.image_size <= MOST_PIXELS
+            and self.fit in pictures.FITS
+            and self.channels in pictures.CHANNELS
+            and len(self.kept) in (0, len(outside.KEEP_PERCENT))
+            and all(map(math.isfinite, self.kept))
+        )
 
 
 @dataclass(frozen=True)
@@ -53,19 +82,9 @@ class Served:
     """An exported model in memory: what its metadata says, its ONNX file's content, and samples for its page."""
 
     name: str
-    about: dict[str, Any]
+    about: Metadata
     content: bytes
     samples: tuple[web.Sample, ...] = ()
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of its classes."""
-        return list(self.about["classes"])
-
-    @property
-    def form(self) -> web.Form:
-        """What its images are."""
-        return web.Form(*(self.about[name] for name in ("image_size", "fit", "channels")))
 
 
 def open_model(source: str) -> Served:
@@ -76,11 +95,11 @@ def open_model(source: str) -> Served:
     path = Path(source)
     if path.suffix == ".onnx" and path.is_file():
         served = read_model(path.stem, path)
-        known = tuple(served.classes) == CLASSES
-        shown = web.samples(data.sample(served.form.image_size, served.form.channels)) if known else ()
-        return replace(served, samples=shown)
+        if served.about.classes != CLASSES:
+            return served
+        return replace(served, samples=web.samples(data.sample(served.about.image_size, served.about.channels)))
     model = trained.load(source, "cpu")
-    shown = ()
+    shown: tuple[web.Sample, ...] = ()
     try:
         dataset = parity.known_data(model)
         shown = web.samples(dataset)
@@ -96,28 +115,18 @@ def read_model(name: str, path: Path) -> Served:
     onnx_file.runtime()
     try:
         session = onnx_file.session(content, threads=1)
-        metadata = session.get_modelmeta().custom_metadata_map
-        about = {key: metadata[key] for key in ("model", "recipe", "weights_sha256")}
-        about |= {key: json.loads(metadata[key]) for key in ("classes", "temperature")}
-        # Files of before there were models of own data say neither.
-        about |= {"data": metadata.get("data", "cifar10"), "image_size": json.loads(metadata.get("image_size", "32"))}
-        about |= {"fit": metadata.get("fit", "crop"), "channels": json.loads(metadata.get("channels", "3"))}
-        pictures.check_fit(about["fit"])
-        classes, temperature, size = about["classes"], about["temperature"], about["image_size"]
-        about["kept"] = [float(value) for value in json.loads(metadata.get("kept", "[]"))]
-        if len(about["kept"]) not in (0, len(outside.KEEP_PERCENT)) or not all(map(math.isfinite, about["kept"])):
-            raise ValueError("thresholds that are none")
-        if about["channels"] not in pictures.CHANNELS:
-            raise ValueError("channels that are none")
-        if not (isinstance(classes, list) and all(isinstance(name, str) and is_printable(name) for name in classes)):
-            raise ValueError("classes that are none")
-        if not (temperature is None or 0 < float(temperature) < math.inf):
-            raise ValueError("a temperature that is none")
-        if type(size) is not int or not 0 < size <= MOST_PIXELS:
-            raise ValueError("a size that is none")
-        zeros = np.zeros((1, about["channels"], size, size), np.float32)
+        entries = session.get_modelmeta().custom_metadata_map
+        parsed = {
+            field.name: entries[field.name] if field.type == "str" else json.loads(entries[field.name])
+            for field in fields(Metadata)
+            if field.name in entries
+        }
+        about = typed.from_json(Metadata, parsed, path)
+        if not about.is_sound():
+            raise ValueError("metadata that no export writes")
+        zeros = np.zeros((1, about.channels, about.image_size, about.image_size), np.float32)
         logits, _ = session.run([onnx_file.LOGITS, onnx_file.ACTIVATION], {onnx_file.INPUT: zeros})
-        if logits.shape != (1, len(classes)):
+        if logits.shape != (1, len(about.classes)):
             raise ValueError("another number of classes")
     except Exception:  # onnxruntime has many kinds for a file that is none
         raise ValueError(f"{path} is no ONNX file that tinycifar exported") from None
@@ -179,30 +188,29 @@ class Service:
         with contextlib.suppress(queue.Empty):
             while len(jobs) < MOST_TOGETHER:
                 jobs.append(self.jobs.get_nowait())
-        answers: list[tuple[asyncio.Future[dict[str, Any]], dict[str, Any] | Exception]] = []
+        answers: list[tuple[_Job, dict[str, Any] | Exception]] = []
         decoded = []
         for job in jobs:
             if not job.answer.done():  # else its time has run out
                 try:
                     decoded.append((job, self.decode(job.content)))
                 except ValueError as error:
-                    answers.append((job.answer, HTTPException(400, str(error))))
-                except MemoryError:
-                    answers.append((job.answer, _busy()))
+                    answers.append((job, HTTPException(400, str(error))))
                 except Exception as error:
-                    answers.append((job.answer, error))
+                    answers.append((job, error))
+        waiting = [job for job, _ in decoded]
         try:
-            results = self.classify([pixels for _, pixels in decoded], [job.asked for job, _ in decoded])
-            answers += [(job.answer, answer) for (job, _), answer in zip(decoded, results, strict=True)]
+            results = self.classify([pixels for _, pixels in decoded], [job.asked for job in waiting])
+            answers += zip(waiting, results, strict=True)
         except Exception as error:
-            answers += [(job.answer, error) for job, _ in decoded]
+            answers += [(job, error) for job in waiting]
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who asked
             jobs[0].answer.get_loop().call_soon_threadsafe(_deliver, answers)
 
     def decode(self, content: bytes) -> pictures.Pixels:
         """A picture file's content as the model sees it, uint8 (C, S, S); ValueError if it is no picture."""
-        form = self.model.form
-        return pictures.decode(content, self.large, form.image_size, form.fit, pictures.WEB, form.channels)
+        about = self.model.about
+        return pictures.decode(content, self.large, about.image_size, about.fit, pictures.WEB, about.channels)
 
     def classify(self, pixels: Sequence[pictures.Pixels], asked: Sequence[Asked]) -> list[dict[str, Any]]:
         """What the model says of pictures, each uint8 (C, S, S), in one batch: as much of each as is asked."""
@@ -213,10 +221,10 @@ class Service:
         outputs = [onnx_file.LOGITS, *([onnx_file.ACTIVATION] if any(job.activation for job in asked) else [])]
         logits, *maps = self.session.run(outputs, {onnx_file.INPUT: images})
         milliseconds = 1e3 * (time.perf_counter() - start)
-        probabilities = softmax(logits.astype(float) / (self.model.about["temperature"] or 1))
-        names = self.model.about["classes"]
-        answers = []
+        probabilities = softmax(logits.astype(float) / (self.model.about.temperature or 1))
         scores = outside.scores(logits)
+        names = self.model.about.classes
+        answers = []
         for number, (options, values) in enumerate(zip(asked, probabilities, strict=True)):
             ranked = np.argsort(-values, kind="stable")[: options.top].tolist()
             classes = [{"class": names[index], "probability": float(values[index])} for index in ranked]
@@ -236,61 +244,87 @@ class Service:
         With `?keep=` or `?threshold=` the answer says whether the picture is none of these.
         """
         self._refuse_if_full()
-        query = request.query_params
+        asked = self._asked(request.query_params)
+        try:
+            async with timeout(self.limits.upload_seconds):
+                body = await self._receive(request)
+        except asyncio.TimeoutError:
+            raise HTTPException(408, f"the upload took longer than {self.limits.upload_seconds} seconds") from None
+        length = len(body)
+        try:
+            content = await self._picture(request.headers, body)
+            del body  # a form is not held beside its file
+            self._refuse_if_full()  # others may have come while it was received
+            return JSONResponse(await self._answer(content, asked))
+        finally:
+            self.bytes -= length
+
+    def _asked(self, query: QueryParams) -> Asked:
+        """What the query asks for; HTTPException, with what is allowed, for anything else."""
+        for name, _ in query.multi_items():
+            if name not in OPTIONS:
+                raise HTTPException(400, f"unknown parameter {name[:100]!a}; allowed are: {', '.join(OPTIONS)}")
+            if len(query.getlist(name)) > 1:
+                raise HTTPException(400, f"{name} is given twice; give it once")
         if not re.fullmatch(r"[1-9]\d{0,3}", top := query.get("top", str(web.SHOWN)), flags=re.ASCII):
             raise HTTPException(400, "top takes the number of classes to return, 1 to 9999")
+        if (activation := query.get("activation", "0")) not in ("0", "1"):
+            raise HTTPException(400, "activation takes 1 for a map with each class, or 0 for none")
+        numbers: dict[str, float | None] = {"keep": None, "threshold": None}
+        for name in numbers.keys() & query.keys():
+            try:
+                numbers[name] = float(query[name])
+            except ValueError:
+                raise HTTPException(400, f"{name} takes a number, not {query[name][:100]!a}") from None
         try:
-            keep, threshold = (float(query[name]) if name in query else None for name in ("keep", "threshold"))
-            limit = outside.chosen(self.model.about["kept"], keep, threshold, self.model.name)
+            limit = outside.chosen(self.model.about.kept, numbers["keep"], numbers["threshold"], self.model.name)
         except ValueError as error:
-            raise HTTPException(400, f"keep and threshold: {error}") from None
-        asked = Asked(int(top), query.get("activation") == "1", limit)
-        with contextlib.ExitStack() as held:
-            try:
-                async with timeout(self.limits.upload_seconds):
-                    content = await self._picture(request.headers, await self._receive(request, held))
-            except asyncio.TimeoutError:
-                raise HTTPException(408, f"the upload took longer than {self.limits.upload_seconds} seconds") from None
-            self._refuse_if_full()  # others may have come while it was received
-            self.waiting += 1
-            held.callback(self._answered)
-            answer = asyncio.get_running_loop().create_future()
-            job = _Job(content, asked, answer)
-            held.callback(setattr, job, "content", b"")  # also where it waits still and nobody waits for it
-            self.jobs.put(job)
-            try:
-                async with timeout(SECONDS):
-                    return JSONResponse(await answer)
-            except asyncio.TimeoutError:
-                raise _busy() from None
+            raise HTTPException(400, str(error).replace("=`", "").replace("`", "")) from None
+        return Asked(int(top), activation == "1", limit)
 
-    async def _receive(self, request: Request, held: contextlib.ExitStack) -> bytes:
-        """The body, counted as held until `held` is left; it may take long, but may not pause for long."""
+    async def _answer(self, content: bytes, asked: Asked) -> dict[str, Any]:
+        """What the thread says of a picture, when it comes to it."""
+        job = _Job(content, asked, asyncio.get_running_loop().create_future())
+        self.waiting += 1
+        self.jobs.put(job)
+        try:
+            async with timeout(SECONDS):
+                return await job.answer
+        except (asyncio.TimeoutError, MemoryError):
+            raise _busy() from None
+        finally:
+            self.waiting -= 1
+            job.content = b""  # if nobody waits for it any more, it may still be in the queue
+
+    async def _receive(self, request: Request) -> bytes:
+        """The body, counted in `bytes` from now on; it may take long, but may not pause for long."""
         parts: list[bytes] = []
         received = 0
         stream = request.stream()
-        while True:
-            try:
-                async with timeout(SECONDS):
-                    part = await anext(stream)
-            except StopAsyncIteration:
-                return b"".join(parts)
-            except asyncio.TimeoutError:
-                raise HTTPException(408, f"nothing of the upload arrived for {SECONDS:.0f} seconds") from None
-            parts.append(part)
-            received += len(part)
-            self.bytes += len(part)
-            held.callback(self._released, len(part))
-            if received > self.limits.upload_bytes:
-                raise HTTPException(413, f"an upload may have {self.limits.upload_bytes:,} bytes")
-            if self.bytes > self.most_bytes:
-                raise _busy()
+        try:
+            while True:
+                try:
+                    async with timeout(SECONDS):
+                        part = await anext(stream)
+                except StopAsyncIteration:
+                    return b"".join(parts)
+                except asyncio.TimeoutError:
+                    raise HTTPException(408, f"nothing of the upload arrived for {SECONDS:.0f} seconds") from None
+                parts.append(part)
+                received += len(part)
+                self.bytes += len(part)
+                if received > self.limits.upload_bytes:
+                    raise HTTPException(413, f"an upload may have {self.limits.upload_bytes:,} bytes")
+                if self.bytes > self.most_bytes:
+                    raise _busy()
+        except BaseException:  # a client that has gone, and a timeout outside, too
+            self.bytes -= received
+            raise
 
     async def _picture(self, headers: Headers, body: bytes) -> bytes:
         """The picture in a body: all of it, or the one file of a form, which is parsed in memory."""
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-            content = body
-        else:
+        content = body
+        if headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data":
 
             async def stream() -> AsyncGenerator[bytes, None]:
                 yield body
@@ -304,8 +338,12 @@ class Service:
             async with contextlib.AsyncExitStack() as opened:
                 opened.push_async_callback(form.close)
                 files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-                if len(files) != 1:
+                if not files:
                     raise HTTPException(400, "the form has no file; send one picture in a field of any name")
+                if misplaced := sorted(form.keys() & OPTIONS):
+                    raise HTTPException(
+                        400, f"{misplaced[0]} is a field of the form; give it in the address: /predict?{misplaced[0]}="
+                    )
                 content = await files[0].read()
         if not content:
             raise HTTPException(
@@ -317,29 +355,23 @@ class Service:
         if self.waiting >= MOST_WAITING:
             raise _busy()
 
-    def _answered(self) -> None:
-        self.waiting -= 1
-
-    def _released(self, count: int) -> None:
-        self.bytes -= count
-
     async def health(self, _: Request) -> Response:
         """GET /health: that the service answers, and how many pictures wait."""
         return JSONResponse({"status": "ok", "waiting": self.waiting})
 
     async def models(self, _: Request) -> Response:
         """GET /models: what is served."""
-        return JSONResponse({"models": [{"name": self.model.name, **self.model.about}]})
+        return JSONResponse({"models": [{"name": self.model.name, **typed.to_json(self.model.about)}]})
 
 
-def _deliver(answers: Iterable[tuple[asyncio.Future[dict[str, Any]], dict[str, Any] | Exception]]) -> None:
-    for future, answer in answers:
-        if future.done():
+def _deliver(answers: Iterable[tuple[_Job, dict[str, Any] | Exception]]) -> None:
+    for job, answer in answers:
+        if job.answer.done():
             continue
         if isinstance(answer, Exception):
-            future.set_exception(answer)
+            job.answer.set_exception(answer)
         else:
-            future.set_result(answer)
+            job.answer.set_result(answer)
 
 
 def _busy() -> HTTPException:
@@ -353,9 +385,10 @@ def assets(model: Served) -> dict[str, tuple[str, bytes]]:
     }
     files["/"] = files.pop("/index.html")
     files |= {f"/{name}": (TYPES[".png"], content) for name, _, content in model.samples}
-    temperature, kept = model.about["temperature"], model.about["kept"]
-    about = web.about(model.name, model.classes, model.form, temperature, model.samples, "server", kept)
-    files["/model.json"] = "application/json", json.dumps(about).encode()
+    about = model.about
+    form = web.Form(about.image_size, about.fit, about.channels)
+    content = web.about(model.name, about.classes, form, about.temperature, model.samples, "server", about.kept)
+    files["/model.json"] = "application/json", json.dumps(content).encode()
     return files
 
 

@@ -10,9 +10,10 @@ import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -69,6 +70,22 @@ def host_names(host: str, hosts: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def trusted(proxies: Sequence[str]) -> list[str]:
+    """Addresses and networks of proxies, or `*` for all, as uvicorn takes them; ValueError for anything else."""
+    if "*" in proxies:
+        return ["*"]
+    networks = []
+    for proxy in proxies:
+        try:
+            network = ip_network(proxy, strict=False)
+        except ValueError:
+            raise ValueError(
+                f"--trust-proxy takes an address or a network, for example 10.0.0.5 or 10.0.0.0/8, not {proxy!r}"
+            ) from None
+        networks.append(str(network))
+    return networks
+
+
 def _address(host: str) -> IPv4Address | IPv6Address | None:
     """The IP address that a host is, in brackets or not; None for a name."""
     try:
@@ -111,17 +128,9 @@ class Gate:
         # WebSockets are closed unanswered.
 
     def _problem(self, scope: Scope) -> str | None:
-        headers = [
-            (name.decode("latin-1").lower(), value.decode("latin-1").lower()) for name, value in scope["headers"]
-        ]
-        hosts = [value for name, value in headers if name == "host"]
-        origins = [value for name, value in headers if name == "origin"]
-        if (
-            not origins
-            and scope["path"] == "/health"
-            and scope["method"] in ("GET", "HEAD")
-            and _is_check(scope, hosts)
-        ):
+        headers = Headers(scope=scope)
+        hosts, origins = ([value.lower() for value in headers.getlist(name)] for name in ("host", "origin"))
+        if not origins and _is_check(scope, hosts):
             return None
         if len(hosts) != 1:
             return f"a request needs one Host header, this one has {len(hosts)}"
@@ -144,7 +153,9 @@ class Gate:
 
 
 def _is_check(scope: Scope, hosts: Sequence[str]) -> bool:
-    """Whether a request's Host is what health checks send: an address of another machine, or in HTTP/1.0 none."""
+    """Whether this is a health check: its Host is an address of another machine, or in HTTP/1.0 there is none."""
+    if scope["path"] != "/health" or scope["method"] not in ("GET", "HEAD"):
+        return False
     if not hosts:
         return bool(scope["http_version"] == "1.0")
     name = _without_port(hosts[0]) if len(hosts) == 1 else None
@@ -182,9 +193,9 @@ class Outer:
         finally:
             line = {
                 "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
-                "client": (scope.get("client") or ("",))[0],
+                "client": (scope.get("client") or ("",))[0][:100],  # short lines are written whole, whoever else writes
                 "method": scope["method"],
-                "path": scope["path"][:300],  # short lines are written whole, whoever else writes
+                "path": scope["path"][:300],
                 "status": status,
                 "bytes": sent,
                 "milliseconds": round(1e3 * (time.perf_counter() - start), 2),
@@ -230,6 +241,8 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a first request."""
         super().connection_made(Joining(transport, self.loop))  # type: ignore[arg-type]
+        if self.client is not None:  # a socket for both kinds of addresses has IPv4 ones as ::ffff:192.0.2.7
+            self.client = self.client[0].removeprefix("::ffff:"), self.client[1]
         self.head_bytes: int | None = 0
         self.patience: asyncio.TimerHandle | None = self.loop.call_later(SECONDS, transport.abort)
 

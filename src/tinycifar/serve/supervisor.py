@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -24,15 +23,15 @@ import uvicorn
 from filelock import FileLock
 
 from tinycifar import memory
-from tinycifar.serve.app import MOST_BYTES_AT_ONCE, Served, Service, create_app, read_model
-from tinycifar.serve.gate import SECONDS, Limits, Protocol, host_names
+from tinycifar.serve.app import MOST_BYTES_AT_ONCE, Served, Service, create_app
+from tinycifar.serve.gate import SECONDS, Limits, Protocol, host_names, trusted
 
 MOST_WORKERS = 4  # unless told otherwise
 MOST_DEATHS = 4  # of processes within a minute
 BACKLOG = 2048  # connections that wait to be taken by a process
+TERMINAL = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]  # what a terminal sends
 POLL_SECONDS = 0.2  # between two looks at whether a signal has arrived
 LOCK_SECONDS = 0.005  # between two looks at whether a large picture may be decoded
-MODEL_FILE, SAMPLES_FILE = "model.onnx", "samples"
 
 
 class WorkerError(Exception):
@@ -51,16 +50,16 @@ def serve(
     started: Callable[[str], None] = lambda _: None,
     replaced: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve with `workers` processes, by default one per core and at most four, until SIGTERM or SIGINT.
+    """Serve with `workers` processes, by default one per core and at most four, until SIGTERM, SIGINT or SIGHUP.
 
     `host`, with or without brackets, is the address to listen on; `::` listens for IPv4 as well. `hosts` are the names
-    by which clients address it, as of `gate.host_names`, and `proxies` the addresses whose X-Forwarded-For is believed.
-    On a signal the processes finish the requests at hand and end. `started` is called with the URL once all processes
-    accept connections, `replaced` with a line when a process ended and is replaced. Raises ValueError as
-    `gate.host_names` does, OSError if the port is taken, and WorkerError if processes end again and again.
+    by which clients address it, as of `gate.host_names`, and `proxies` those whose X-Forwarded-For is believed, as of
+    `gate.trusted`. On a signal the processes finish the requests at hand and end. `started` is called with the URL once
+    all processes accept connections, `replaced` with a line when a process ended and is replaced. Raises ValueError as
+    these two do, OSError if the port is taken, and WorkerError if processes end again and again.
     """
     host = host.removeprefix("[").removesuffix("]")
-    names = host_names(host, hosts)
+    names, trusted_proxies = host_names(host, hosts), trusted(proxies)
     count = workers or min(os.cpu_count() or 1, MOST_WORKERS)
     context = multiprocessing.get_context("spawn")
     processes: dict[SpawnProcess, socket.socket] = {}
@@ -73,20 +72,22 @@ def serve(
     with contextlib.ExitStack() as opened:
         sockets = [opened.enter_context(listening) for listening in _listen(host, port, count)]
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-        (folder / MODEL_FILE).write_bytes(model.content)  # what a process is started with must fit into a pipe
-        (folder / SAMPLES_FILE).write_bytes(pickle.dumps(model.samples))
+        (folder / "model").write_bytes(pickle.dumps(model))  # what a process is started with must fit into a pipe
         ready, is_ready = context.Pipe(duplex=False)
         most_bytes = max(limits.upload_bytes, MOST_BYTES_AT_ONCE // count)
         port = sockets[0].getsockname()[1]
 
         def begin(listening: socket.socket) -> None:
-            arguments = listening, folder, model.name, names, most_bytes, limits, tuple(proxies), is_ready
+            arguments = listening, folder, names, most_bytes, limits, trusted_proxies, is_ready
             process = context.Process(target=_work, args=arguments)
-            with _no_interrupt():  # of the terminal, which reaches all processes; this one ends the others
+            with _guarded():
                 process.start()
             processes[process] = listening
 
-        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+        signals = [signal.SIGTERM, *TERMINAL]
+        before = {
+            number: signal.signal(number, end) for number in signals if signal.getsignal(number) != signal.SIG_IGN
+        }
         try:
             for listening in sockets:
                 if not ending:
@@ -149,25 +150,31 @@ def _listen(host: str, port: int, count: int) -> list[socket.socket]:
 
 
 @contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Let no SIGINT through, nor to processes that are started meanwhile, ever; where there is such a thing."""
-    if sys.platform == "win32":
-        yield
-        return
-    from multiprocessing import resource_tracker
+def _guarded() -> Iterator[None]:
+    """Let processes that are started meanwhile see no signal of the terminal, nor import from the working folder.
 
-    resource_tracker.ensure_running()  # the first process would have it started, which lets SIGINT through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    The terminal sends its signals to all processes; this one ends the others. Python puts the working folder before its
+    own modules while it starts a process (from 3.11 on PYTHONSAFEPATH prevents that), and a `signal.py` there, or any
+    other file named as one of its modules, would be run instead.
+    """
+    safe_path = os.environ.get("PYTHONSAFEPATH", "")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if sys.platform != "win32":
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # the first process would have it started, which lets SIGINT through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.environ["PYTHONSAFEPATH"] = safe_path  # empty means no
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(
     listening: socket.socket,
     folder: Path,
-    name: str,
     hosts: Sequence[str],
     most_bytes: int,
     limits: Limits,
@@ -185,14 +192,14 @@ def _work(
 
     threading.Thread(target=follow, daemon=True).start()
     lock = FileLock(folder / "large")
-    samples = pickle.loads((folder / SAMPLES_FILE).read_bytes())  # of the first process: nobody else may write there
-    model = replace(read_model(name, folder / MODEL_FILE), samples=samples)
+    model: Served = pickle.loads((folder / "model").read_bytes())  # nobody but the first process may write there
     service = Service(model, lambda: lock.acquire(poll_interval=LOCK_SECONDS), most_bytes, limits)
     config = uvicorn.Config(
         create_app(service, hosts),
         http=Protocol,
         workers=1,
         log_config=None,
+        log_level="error",  # no line for what strangers send that is no HTTP, nor advice to install WebSocket libraries
         access_log=False,
         proxy_headers=bool(proxies),
         forwarded_allow_ips=list(proxies),

@@ -14,16 +14,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from tinycifar import atomic, recipes, typed
+from tinycifar.recipes import Recipe
 from tinycifar.report import plots
 from tinycifar.sweep.ranges import Range
 from tinycifar.sweep.study import Study, Trial
 from tinycifar.words import table
 
-LOOKS = {  # of the trials in each state: marker, colour, size
-    "complete": ("o", plots.BLUE, 30),
-    "pruned": ("x", "#7f7f7f", 30),
-    "diverged": ("v", plots.ORANGE, 40),
+# What trials look like in the picture, by state, and on top of it the unchanged recipe and the best.
+LOOKS: dict[str, dict[str, Any]] = {
+    "complete": {"marker": "o", "color": plots.BLUE, "s": 30, "alpha": 0.8, "zorder": 3},
+    "pruned": {"marker": "x", "color": "#7f7f7f", "s": 30, "alpha": 0.8, "zorder": 3},
+    "diverged": {"marker": "v", "color": plots.ORANGE, "s": 40, "alpha": 0.8, "zorder": 3},
 }
+UNCHANGED = {"marker": "s", "facecolors": "none", "edgecolors": "#009e73", "s": 70, "linewidths": 2, "zorder": 4}
+BEST = {"marker": "*", "facecolors": plots.COLOURS[4], "edgecolors": "black", "s": 220, "linewidths": 0.8, "zorder": 4}
 
 
 @dataclass(frozen=True)
@@ -90,17 +94,25 @@ def expected_largest(count: int) -> float:
 
 
 def save(study: Study, outcome: Outcome) -> None:
-    """Write `sweep.json` and, if a trial is complete, `sweep.png` and `best.toml`, each whole or not at all.
-
-    The recipe in `best.toml` holds out as many validation images as the one that was varied.
-    """
+    """Write `sweep.json` and, if a trial is complete, `sweep.png` and `best.toml`, each whole or not at all."""
     atomic.write_json(study.folder / "sweep.json", typed.to_json(outcome))
     if outcome.best is not None:
-        best = replace(study.recipe, **outcome.best.parameters)
-        if outcome.best.number:
-            best = replace(best, name=f"{study.recipe.name[:94]}-sweep")
-        atomic.write_bytes(study.folder / "best.toml", recipes.to_toml(best).encode())
+        recipe = best_recipe(study, outcome.best)
+        atomic.write_bytes(study.folder / "best.toml", recipes.to_toml(recipe).encode())
         plots.save(study.folder / "sweep.png", picture, study, outcome)
+
+
+def best_recipe(study: Study, best: Trial) -> Recipe:
+    """The recipe of the best trial, which holds out as many validation images as the one that was varied.
+
+    If that is none and it needs some, to choose an epoch by them, it holds out as many as the sweep did.
+    """
+    recipe = replace(study.recipe, **best.parameters)
+    if best.number:
+        recipe = replace(recipe, name=f"{study.recipe.name[:94]}-sweep")
+    if recipe.keep_best or recipe.patience:
+        recipe = replace(recipe, validation_images=recipe.validation_images or study.validation_images)
+    return recipe
 
 
 # --- text ---------------------------------------------------------------------------------------------------------
@@ -108,21 +120,16 @@ def save(study: Study, outcome: Outcome) -> None:
 
 def line(entry: Trial) -> str:
     """A trial in one line."""
-    accuracy = entry.validation_accuracy
-    result = entry.state
-    if result == "complete":
-        result = f"{accuracy:.2%}"
-    elif result == "pruned":
-        result = f"pruned at {accuracy:.2%} after epoch {entry.epochs}"
-    elif result == "failed":
-        result = f"failed: {entry.problem}"
+    accuracy = f"{entry.validation_accuracy or 0:.2%}"
+    results = {
+        "complete": accuracy,
+        "pruned": f"pruned at {accuracy} after epoch {entry.epochs}",
+        "failed": f"failed: {entry.problem}",
+    }
     seconds = "" if entry.train_seconds is None else f", {entry.train_seconds:,.1f} s"
+    values = ", ".join(f"{name} {_shown(value)}" for name, value in entry.parameters.items())
     which = " (the unchanged recipe)" if entry.number == 0 else ""
-    return f"Trial {entry.number}{which}: {result}{seconds}; {_values(entry.parameters)}"
-
-
-def _values(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_shown(value)}" for name, value in parameters.items())
+    return f"Trial {entry.number}{which}: {results.get(entry.state, entry.state)}{seconds}; {values}"
 
 
 def _shown(value: object) -> str:
@@ -163,7 +170,7 @@ def lines(study: Study, outcome: Outcome, source: str | None = None) -> list[str
             "several seeds and compare them before you believe it."
         )
     text.append(f"Trials, picture, best recipe: sweep.json, sweep.png, best.toml in {study.folder}")
-    holds_out = study.recipe.validation_images or not study.validation_images  # of the recipe or the data
+    holds_out = best_recipe(study, best).validation_images or not study.validation_images  # of the recipe or the data
     opens = "" if holds_out else " (which evaluates the test images)"
     words = ["tinycifar", "train", str(study.folder / "best.toml"), *(["--data", source] if source else [])]
     text.append(f"Train it with: {shlex.join(words)}{opens}")
@@ -195,46 +202,14 @@ def picture(study: Study, outcome: Outcome) -> Figure:
     for number, panel in enumerate(axes[:panels]):
         varied = study.ranges[number] if number < len(study.ranges) else None
         panel.grid(alpha=0.3)
-        panel.axhspan(
-            _height(best) - error,
-            _height(best) + error,
-            color=plots.COLOURS[4],
-            alpha=0.2,
-            linewidth=0,
-            label="best, one standard error",
-        )
-        for state, (marker, colour, size) in LOOKS.items():
-            shown = [trial for trial in trials if trial.state == state]
+        shaded = {"color": plots.COLOURS[4], "alpha": 0.2, "linewidth": 0, "label": "best, one standard error"}
+        panel.axhspan(_height(best) - error, _height(best) + error, **shaded)
+        marks = [(state, [trial for trial in trials if trial.state == state], look) for state, look in LOOKS.items()]
+        marks += [("the unchanged recipe", [trial for trial in trials if trial.number == 0], UNCHANGED)]
+        for label, shown, look in (*marks, ("best", [best], BEST)):
             if shown:
-                panel.scatter(
-                    [_place(varied, trial) for trial in shown],
-                    [max(low, _height(trial)) for trial in shown],
-                    size,
-                    colour,
-                    marker=marker,
-                    label=state,
-                    alpha=0.8,
-                    clip_on=False,
-                    zorder=3,
-                )
-        for trial, marker, colour, label in (
-            (next((trial for trial in trials if trial.number == 0), None), "s", "#009e73", "the unchanged recipe"),
-            (best, "*", plots.COLOURS[4], "best"),
-        ):
-            if trial is not None:
-                area = 220 if marker == "*" else 70
-                panel.scatter(
-                    [_place(varied, trial)],
-                    [max(low, _height(trial))],
-                    area,
-                    marker=marker,
-                    facecolors=colour if marker == "*" else "none",
-                    edgecolors="black" if marker == "*" else colour,
-                    linewidths=0.8 if marker == "*" else 2,
-                    label=label,
-                    clip_on=False,
-                    zorder=4,
-                )
+                across = [_position(varied, trial) for trial in shown]
+                panel.scatter(across, [max(low, _height(trial)) for trial in shown], label=label, clip_on=False, **look)
         if varied is None:
             _best_so_far(panel, trials)
         else:
@@ -268,7 +243,7 @@ def _height(entry: Trial) -> float:
     return -1.0 if accuracy is None or entry.state == "diverged" else 100 * accuracy
 
 
-def _place(varied: Range | None, entry: Trial) -> float:
+def _position(varied: Range | None, entry: Trial) -> float:
     if varied is None:
         return float(entry.number)
     value = entry.parameters[varied.field]

@@ -101,13 +101,12 @@ def _suggest(trial: optuna.Trial, varied: Range) -> Any:
 
 @dataclass(frozen=True)
 class _Started:
-    """A trial that this process trains and has locked; `reported` are the epochs that the study knows."""
+    """A trial that this process trains and has locked."""
 
     trial: optuna.Trial
     lock: FileLock
     directory: Path
     values: dict[str, Any]
-    reported: frozenset[int]
 
 
 def _begin(study: Study, stored: optuna.Study, trials: int) -> _Started | None:
@@ -142,8 +141,7 @@ def _begin(study: Study, stored: optuna.Study, trials: int) -> _Started | None:
         else:
             stored.sampler = _sampler(study, trial.number)
             values = {varied.field: _suggest(trial, varied) for varied in study.ranges}
-        reported = stored.get_trials(deepcopy=False)[trial.number].intermediate_values
-    return _Started(trial, lock, directory, values, frozenset(reported))
+    return _Started(trial, lock, directory, values)
 
 
 def _directory(study: Study, number: int) -> Path:
@@ -190,7 +188,7 @@ def _entry(study: Study, trial: FrozenTrial) -> Trial:
         validation_accuracy=trial.value if state == "complete" else trial.intermediate_values.get(epochs),
         epochs=epochs,
         train_seconds=trial.user_attrs.get("train_seconds"),
-        run=str(study.folder / "trials" / str(trial.number)),
+        run=str(_directory(study, trial.number)),
         problem=problem,
     )
 
@@ -230,11 +228,12 @@ def _train(
     study: Study, stored: optuna.Study, started: _Started, recipe: Recipe, dataset: Dataset, device: str
 ) -> None:
     """Train a trial to its end, or until it is pruned; a run directory that exists is resumed."""
-    trial, directory, reported = started.trial, started.directory, set(started.reported)
+    trial, directory = started.trial, started.directory
+    reported = set(stored.get_trials(deepcopy=False)[trial.number].intermediate_values)
     varied_epochs = any(varied.field == "epochs" for varied in study.ranges)
     for stop in [recipe.epochs] if trial.number == 0 or varied_epochs else stops(recipe.epochs):
         stopped_by = None
-        if stop == recipe.epochs or started.trial.user_attrs["epochs"] < stop:
+        if stop == recipe.epochs or trial.user_attrs["epochs"] < stop:
             resumed = (directory / "recipe.json").exists()
             try:
                 result = training.train(
