@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -22,10 +23,12 @@ from tinycifar.data import cifar10
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from rich.progress import Progress
     from torch import Tensor
 
     from tinycifar.data import Dataset
     from tinycifar.environment import Environment
+    from tinycifar.models import Classifier
     from tinycifar.scores import Scores
 
 # Tests are small: more threads gain nothing, and beside other processes they wait for each other.
@@ -107,6 +110,39 @@ def write_pictures(folder: Path, train: int = 20) -> None:
             )
             file.parent.mkdir(parents=True, exist_ok=True)
             pictures.to_image(image).resize((60, 41 + number % 7)).save(file)
+
+
+def plain_loop(
+    model: Classifier,
+    sample: Dataset,
+    epochs: int,
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    step: Callable[[], None],
+) -> None:
+    """Train as `training.train` does with the seed 5, batches of 8 and no augmentation.
+
+    `loss` is called with the logits of a batch, its labels and its rows in the sample; `step` updates the weights.
+    """
+    import torch
+
+    from tinycifar.epochs import epoch_generator
+
+    for epoch in range(epochs):
+        for rows in torch.randperm(len(sample.train_labels), generator=epoch_generator(5, epoch)).split(8):
+            images = (sample.train_images[rows] / 255).contiguous(memory_format=torch.channels_last)
+            value = loss(model(images), sample.train_labels[rows], rows)
+            model.zero_grad()
+            value.backward()
+            step()
+
+
+def shown() -> tuple[Progress, io.StringIO]:
+    """A display, and what is printed to it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    output = io.StringIO()
+    return Progress(console=Console(file=output, soft_wrap=True), disable=True), output
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

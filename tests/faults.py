@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from unittest import mock
 
 import torch
@@ -76,15 +76,21 @@ def recipe_of(name: str) -> Recipe:
     return recipes.with_settings(recipes.get(name), RECIPES[name])
 
 
+def newest(directory: Path) -> Checkpoint:
+    """The newest checkpoint of a run, which has one."""
+    stored, _ = checkpoint.latest(directory)
+    assert stored is not None
+    return stored
+
+
 def fingerprint(directory: Path) -> dict[str, str]:
     """SHA-256 of all that a finished run came to but seconds and dates: weights, optimizers, metrics, evaluation."""
-    found, _ = checkpoint.latest(directory)
-    assert found is not None
+    stored = newest(directory)
     digests: dict[str, Any] = {}
-    for name, tensor in sorted(found.tensors.items()):
+    for name, tensor in sorted(stored.tensors.items()):
         part = digests.setdefault(name.partition(".")[0], hashlib.sha256())
         part.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
-    plain = {name: value for name, value in found.about.items() if "seconds" not in name}
+    plain = {name: value for name, value in stored.about.items() if "seconds" not in name}
     plain["state.history"] = without_seconds(plain["state.history"])
     texts = {
         "progress": plain,
@@ -137,6 +143,13 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 0)
             raise AssertionError(f"a process of {command} was left behind")
+
+
+def wait_for(process: subprocess.Popen[str], beginning: str) -> IO[str]:
+    """Read what a process prints up to a line that begins so; gives its output, to read the rest."""
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith(beginning))
+    return process.stdout
 
 
 def resume(directory: Path, name: str) -> None:
@@ -196,14 +209,11 @@ def stop_by_signal(directory: Path, name: str, chance: random.Random, number: in
     """Start a training, send a signal at a random moment of it, and have it leave in order within 10 seconds."""
     seconds = chance.uniform(0, 0.8 * whole_seconds)
     with started(tinycifar(*train_words(name, directory))) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Epoch 1/"):
-                break
+        output = wait_for(process, "Epoch 1/")
         time.sleep(seconds)
         sent = time.monotonic()
         process.send_signal(number)
-        rest = process.stdout.read()
+        rest = output.read()
         code = process.wait()
     took = time.monotonic() - sent
     finished = (directory / "evaluation.json").exists()  # the signal came when all was done
@@ -214,10 +224,10 @@ def stop_by_signal(directory: Path, name: str, chance: random.Random, number: in
 
 
 class Interrupting:
-    """An augmentation that sends this process a Ctrl-C at its n-th batch."""
+    """An augmentation that sends this process a signal, a Ctrl-C if no other is named, at its n-th batch."""
 
-    def __init__(self, real: augment.Augmentation, batch: int) -> None:
-        self.real, self.left = real, batch
+    def __init__(self, real: augment.Augmentation, batch: int, number: int = signal.SIGINT) -> None:
+        self.real, self.left, self.number = real, batch, number
 
     def draw(self, count: int, generator: torch.Generator) -> augment.Parameters:
         """As the real one."""
@@ -227,16 +237,17 @@ class Interrupting:
         """As the real one."""
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
         return self.real.apply(images, parameters)
 
 
-def interrupt(recipe: Recipe, directory: Path, batch: int, **options: Any) -> None:
-    """Train on the sample, in this process, with a Ctrl-C in the n-th batch."""
-    interrupting = Interrupting(augment.build(recipe.augmentation), batch)
+def interrupt(recipe: Recipe, directory: Path, batch: int, number: int = signal.SIGINT, **options: Any) -> None:
+    """Train on the sample, in this process, a new run or one to resume, with a signal in the n-th batch."""
+    interrupting = Interrupting(augment.build(recipe.augmentation), batch, number)
+    directory_argument = {"resume" if (directory / "recipe.json").exists() else "out": directory}
     with mock.patch.object(augment, "build", return_value=interrupting):
-        result = training.train(recipe, "sample", out=directory, **options)
-    assert result.stopped_by == signal.SIGINT
+        result = training.train(recipe, "sample", **directory_argument, **options)
+    assert result.stopped_by == number
 
 
 def forgetting(part: str) -> Callable[..., State]:
@@ -330,10 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
             differing = [part for part, digest in expected[recipe].items() if found[part] != digest]
             verdict = f"DIFFERS in {', '.join(differing)}" if differing else "equal"
             then = f"checkpoints then: {', '.join(begun) or 'none'}; " if asked.ranks == 1 else ""
-            print(
-                f"{label} {recipe}: {how}; {then}resumed: {verdict}",
-                flush=True,
-            )
+            print(f"{label} {recipe}: {how}; {then}resumed: {verdict}", flush=True)
             return bool(differing)
 
         for number in range(asked.kills):

@@ -16,9 +16,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 TESTS = Path(__file__).parent
 # What trains, computes logits or gradients, draws augmentations, or compares an exported model with its original.
 NUMERICAL = [
@@ -113,13 +110,11 @@ def run_tests(environment: dict[str, str], threads: int, words: list[str]) -> Ou
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run every combination, print the table, and give the exit code."""
+    """Run every combination, print a line each, and give the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help=f"the first {SHORT} of {len(COMBINATIONS)} combinations")
     parser.add_argument("tests", nargs="*", help="run these instead of all numerical tests")
     asked = parser.parse_args(arguments)
-    table = Table("oneDNN", "ATen", "threads", "passed", "failed", "skipped", "seconds")
-    console = Console(width=None if sys.stdout.isatty() else 120)
     failures: list[str] = []
     done: set[tuple[str, str, int]] = set()
     if asked.short:  # beside `make test`, which has run the tests as this processor does
@@ -128,20 +123,18 @@ def main(arguments: list[str] | None = None) -> int:
         environment = restricted(onednn, aten, threads)
         used = instruction_sets(environment)
         if (*used, threads) in done:
-            console.print(f"{used[0]}, {used[1]}, {threads} thread: no less than this processor has")
+            print(f"{used[0]}, {used[1]}, {threads} thread: no less than this processor has")
             continue
         done.add((*used, threads))
         outcome = run_tests(environment, threads, asked.tests)
-        counts = outcome.passed, outcome.failed, outcome.skipped, f"{outcome.seconds:.0f}"
-        table.add_row(*used, *map(str, (threads, *counts)))
         name = f"{used[0]}, {used[1]}, {threads} thread{'s' if threads > 1 else ''}"
-        console.print(f"{name}: {outcome.passed} passed, {outcome.failed} failed in {outcome.seconds:.0f} s")
+        counts = f"{outcome.passed} passed, {outcome.failed} failed, {outcome.skipped} skipped"
+        print(f"{name}: {counts} in {outcome.seconds:.0f} s", flush=True)
         failures += [f"{name}: {line}" for line in outcome.failures]
         if outcome.failed and not outcome.failures:
             failures.append(f"{name}: {outcome.failed} failed")
-    console.print(table)
     for line in failures:
-        console.print(line, soft_wrap=True, markup=False)
+        print(line)
     return 1 if failures else 0
 
 

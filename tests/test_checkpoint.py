@@ -51,11 +51,9 @@ def test_a_run_may_be_interrupted_after_every_step(tmp_path: Path) -> None:
     recipe = short("minute", "batch_size=30")
     training.train(recipe, "sample", out=tmp_path / "whole", limit=90)
     faults.interrupt(recipe, tmp_path / "parts", 1, limit=90)
-    for step in (2, 3):
-        interrupting = faults.Interrupting(augment.build(recipe.augmentation), 1)
-        with mock.patch.object(augment, "build", return_value=interrupting):
-            result = training.train(recipe, "sample", resume=tmp_path / "parts", limit=90)
-        assert (result.record["resumes"][-1]["step"], result.stopped_by) == (step - 1, signal.SIGINT)
+    for step in (1, 2):
+        faults.interrupt(recipe, tmp_path / "parts", 1, limit=90)
+        assert run.read_environment(tmp_path / "parts").resumes[-1]["step"] == step
     training.train(recipe, "sample", resume=tmp_path / "parts", limit=90)
     assert faults.fingerprint(tmp_path / "parts") == faults.fingerprint(tmp_path / "whole")
 
@@ -279,11 +277,8 @@ def test_a_file_with_a_fitting_manifest_that_is_no_checkpoint_is_refused(saved: 
 
 
 def test_a_checkpoint_of_another_model_does_not_fit(saved: Saved) -> None:
-    found, _ = checkpoint.latest(saved.directory)
-    assert found is not None
-    model = build("c1c2c3c4o")
     with pytest.raises(ValueError, match=r"step-2\.safetensors does not fit this model"):
-        checkpoint.restore(found, model, saved.optimizers, CPU)
+        checkpoint.restore(faults.newest(saved.directory), build("c1c2c3c4o"), saved.optimizers, CPU)
 
 
 CALLS = ["os.open", "os.fdopen", "os.fsync", "pathlib.Path.chmod", "pathlib.Path.replace", "pathlib.Path.unlink"]
@@ -311,14 +306,12 @@ def test_whatever_call_of_a_save_fails_a_checkpoint_that_can_be_loaded_remains(s
             except OSError as error:
                 told = str(error)
         assert path or "No space left on device" in told
-        found, _ = checkpoint.latest(saved.directory)
-        assert found is not None
-        steps = saved.state.step
-        assert found.about["state.step"] in ((steps,) if path else (steps, steps - 1))
+        stored, steps = faults.newest(saved.directory).about["state.step"], saved.state.step
+        assert stored in ((steps,) if path else (steps, steps - 1))
         if path:
             assert failing > 1
             break
-        saved.state.step = found.about["state.step"]
+        saved.state.step = stored
     else:
         raise AssertionError("no save came to its end")
 
@@ -363,13 +356,10 @@ def test_no_pickle_is_written_or_read(tmp_path: Path) -> None:
 def test_a_second_signal_leaves_at_once_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
     words = ["train", "--data", "sample", "--epochs", "1000", "--out", str(tmp_path / "run")]
     with faults.started(faults.tinycifar(*words)) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Epoch 2/"):
-                break
+        output = faults.wait_for(process, "Epoch 2/")
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGTERM)
-        process.stdout.read()
+        output.read()
         assert process.wait(10) in (-signal.SIGTERM, 143)
     found, problems = checkpoint.latest(tmp_path / "run")
     assert found is not None
@@ -381,12 +371,9 @@ def test_a_stopped_run_says_how_to_go_on_and_that_command_does(tmp_path: Path) -
     directory = tmp_path / "a run"
     words = ["train", "--data", "sample", "--epochs", "40", "--set", "batch_size=40", "--out", str(directory)]
     with faults.started(faults.tinycifar(*words)) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Epoch 1/"):
-                break
+        output = faults.wait_for(process, "Epoch 1/")
         process.send_signal(signal.SIGINT)
-        rest = process.stdout.read()
+        rest = output.read()
         assert process.wait() == 130
     assert f"Resume with: tinycifar train --resume '{directory}'" in rest
     again = faults.tinycifar("train", "--resume", str(directory), "--stop-after-epoch", "12", "--json")

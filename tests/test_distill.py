@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 import faults
-from conftest import distance, float64
+from conftest import distance, float64, plain_loop
 from tinycifar import data, distill, inference, models, optim, recipes, trained, training
-from tinycifar.epochs import epoch_generator, plan
+from tinycifar.epochs import plan
 
 LEARNING = recipes.with_settings(
     recipes.get("nano"), ["teacher=minute", "teacher_views=2", "epochs=4", "batch_size=32", "precision=float32"]
 )
 
 
-def plain_loop(
+def plain_distillation(
     sample: data.Dataset, recipe: recipes.Recipe, teachers: list[trained.Trained], temperature: float = 3
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Weights, and the loss of each epoch against the labels."""
@@ -38,20 +38,20 @@ def plain_loop(
     )
     both = [inference.logits(teacher.model, sample.train_images) for teacher in teachers]
     soft = torch.nn.functional.softmax((both[0] + both[1]) / 2 / temperature, 1).clone()
-    schedule, step, label_losses = plan(recipe, 16).schedule, 0, [0.0] * 4
-    for epoch in range(4):
-        for rows in torch.randperm(16, generator=epoch_generator(5, epoch)).split(8):
-            images = (sample.train_images[rows] / 255).contiguous(memory_format=torch.channels_last)
-            logits = model(images)
-            label_losses[epoch] += torch.nn.functional.cross_entropy(logits, sample.train_labels[rows]).item() / 2
-            logarithms = torch.nn.functional.log_softmax(logits / temperature, 1)
-            divergence = torch.nn.functional.kl_div(logarithms, soft[rows], reduction="batchmean")
-            optim.set_rates(optimizers, *schedule(step))
-            model.zero_grad()
-            (divergence * temperature**2).backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            step += 1
+    rates, steps = map(plan(recipe, 16).schedule, range(8)), list[float]()
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        optim.set_rates(optimizers, *next(rates))
+        steps.append(torch.nn.functional.cross_entropy(logits, labels).item())
+        logarithms = torch.nn.functional.log_softmax(logits / temperature, 1)
+        return torch.nn.functional.kl_div(logarithms, soft[rows], reduction="batchmean") * temperature**2
+
+    def step() -> None:
+        for optimizer in optimizers:
+            optimizer.step()
+
+    plain_loop(model, sample, 4, loss, step)
+    label_losses = [(first + second) / 2 for first, second in zip(steps[::2], steps[1::2], strict=True)]
     return model.state_dict(), label_losses
 
 
@@ -70,8 +70,8 @@ def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_
         result = training.train(
             recipe, "sample", out=tmp_path / "run", seed=5, limit=16, teachers=teachers, evaluate=False
         )
-        expected, label_losses = plain_loop(sample, recipe, teachers)
-        hotter, _ = plain_loop(sample, recipe, teachers, temperature=3.003)
+        expected, label_losses = plain_distillation(sample, recipe, teachers)
+        hotter, _ = plain_distillation(sample, recipe, teachers, temperature=3.003)
     learned = load_file(result.directory / "model.safetensors")
     # In float64 only the order of additions may differ: by nothing on an AMD EPYC with AVX-512, AVX2 and SSE4.1. A
     # temperature that is off by a thousandth moves the weights by 0.013.

@@ -103,13 +103,6 @@ def test_on_test_images_a_given_temperature_is_applied_and_on_validation_images_
     assert fitted.temperature != 3.0
 
 
-def test_a_model_with_validation_images_opens_these_alone(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    trained.save_weights(path, models.build("c1c2c3c4o"), **{**ABOUT, "validation_images": 100})
-    scores = inference.evaluate_model(trained.load(path)).scores
-    assert (scores.split, scores.images) == ("validation", 100)
-
-
 def test_an_evaluation_keeps_what_was_measured_on_corrupted_images_of_the_same_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, sample = models.build("c1c2c3c4o"), data.sample()

@@ -1,5 +1,6 @@
 """What `import tinycifar` offers."""
 
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 import tinycifar
-from tinycifar import data, inference, recipes, trained, training
+from tinycifar import data, inference, recipes, run, trained, training
 from tinycifar.data import pictures
 from tinycifar.data.dataset import Dataset
 from tinycifar.recipes import Recipe
@@ -114,8 +115,38 @@ def test_what_is_not_allowed_is_refused_in_one_line(settings: dict[str, object],
     assert list(Path().iterdir()) == []
 
 
-def test_predicting_no_class_is_refused() -> None:
-    with pytest.raises(ValueError, match="top must be at least 1, not 0"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
+        ({"seed": 2**63}, "seed must be a whole number from 0 to 9223372036854775807, not 9223372036854775808"),
+        ({"seed": 1.5}, r"seed must be a whole number of at least 0, not 1\.5"),
+        ({"limit": "5"}, "limit must be a whole number of at least 1, not '5'"),
+        ({"max_parameters": 0}, "max_parameters must be a whole number of at least 1, not 0"),
+        ({"threads": 0}, "threads must be a whole number of at least 1, not 0"),
+        ({"threads": 10**6}, "threads must be a whole number from 1 to"),
+        ({"seeds": 0}, "seeds must be a whole number of at least 1, not 0"),
+        ({"seeds": 1, "jobs": -3}, "jobs must be a whole number of at least 1, not -3"),
+    ],
+)
+def test_numbers_that_are_not_whole_or_out_of_range_are_refused_before_anything_is_made(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tinycifar.train("minute", "sample", quiet=True, **options)
+    if options.keys() <= {"seed", "limit", "max_parameters"}:
+        with pytest.raises(ValueError, match=message):
+            training.train(recipes.get("minute"), "sample", **options)
+    assert list(Path().iterdir()) == []
+
+
+def test_whole_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    several = tinycifar.train(
+        "minute", "sample", seeds=np.int64(1), seed=np.uint8(3), limit=np.int32(32), epochs=1, quiet=True, out="many"
+    )
+    assert several.summary["finished"] == [3]
+    assert run.read_environment(several.directory / "seed-3").limit == 32
+    with pytest.raises(ValueError, match="top must be a whole number of at least 1, not 0"):
         tinycifar.predict("minute", "x.png", top=0)
 
 
@@ -256,6 +287,7 @@ def test_where_both_orders_are_possible_arrays_have_channels_last_and_tensors_fi
     ("given", "error", "message"),
     [
         (None, TypeError, "pictures must be files, folders, bytes of a file, PIL images, arrays, tensors"),
+        (io.BytesIO(b"a picture"), TypeError, "pictures must be files.*, not BytesIO"),
         (3.5, TypeError, "pictures must be files"),
         ([Image.new("RGB", (4, 4)), 7], TypeError, "pictures must be files.*, not int"),
         (np.zeros((32, 32, 3), np.int64), TypeError, "pictures must be uint8 in 0..255 or floating point.*, not int64"),

@@ -131,18 +131,18 @@ def test_the_whitening_stem_is_fixed_and_travels_with_the_weights() -> None:
     assert "0.weight" in model.state_dict()
 
 
-@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize(("size", "grey"), [(32, False), (32, True), (16, False), (24, False), (64, False)])
 @pytest.mark.parametrize("name", [name for name in MODELS if isinstance(build(name), models.MirroredNet)])
-def test_mirrored_nets_give_an_image_and_its_mirror_image_the_same_logits(name: str, grey: bool) -> None:
+def test_mirrored_nets_give_an_image_and_its_mirror_image_the_same_logits(name: str, size: int, grey: bool) -> None:
     torch.manual_seed(0)
-    images = data.sample().train_images[:100]
+    images = data.sample(size).train_images[:100]
     if grey:  # patches then fill a third of their space
         images = images[:, :1].expand(-1, 3, -1, -1)
     with float64(), torch.no_grad():
-        model = build(name)
+        model = build(name, image_size=size, width=1.0 if size == 32 else 0.5)
         model.prepare(images)
-        for name, values in model.named_parameters():
-            if name.endswith("shift"):
+        for parameter, values in model.named_parameters():
+            if parameter.endswith("shift"):
                 values.normal_()
         images = images[:10]
         for _ in range(3):  # statistics of both halves, which differ as the images are not mirrored
@@ -156,23 +156,17 @@ def test_mirrored_nets_give_an_image_and_its_mirror_image_the_same_logits(name: 
     assert not torch.allclose(logits, upside_down, rtol=1e-3)
 
 
-def test_a_mirrored_convolution_is_a_plain_one_whose_second_half_are_mirror_images() -> None:
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_a_mirrored_convolution_is_a_plain_one_whose_second_half_are_mirror_images(kernel_size: int) -> None:
     torch.manual_seed(0)
-    conv = models.MirroredConv(4, 6)
+    conv = models.MirroredConv(4, 6, kernel_size)
     mirrored = conv.weight.flip(3)[:, [2, 3, 0, 1]]
     inputs = torch.randn(2, 4, 5, 5)
-    expected = torch.nn.functional.conv2d(inputs, torch.cat([conv.weight, mirrored]), padding=1)
+    weight = torch.cat([conv.weight, mirrored])
+    expected = torch.nn.functional.conv2d(inputs, weight, padding=kernel_size // 2)
     torch.testing.assert_close(conv(inputs), expected)
     seen = conv(inputs.flip(3)[:, [2, 3, 0, 1]]).flip(3)[:, [3, 4, 5, 0, 1, 2]]
     torch.testing.assert_close(seen, expected)
-
-
-def test_a_mirrored_1x1_convolution_is_a_plain_one_whose_second_half_changes_places() -> None:
-    torch.manual_seed(0)
-    conv = models.MirroredConv(4, 6, 1)
-    inputs = torch.randn(2, 4, 5, 5)
-    expected = torch.nn.functional.conv2d(inputs, torch.cat([conv.weight, conv.weight[:, [2, 3, 0, 1]]]))
-    torch.testing.assert_close(conv(inputs), expected)
 
 
 def test_filters_of_a_new_block_pass_their_input_on() -> None:
@@ -229,24 +223,10 @@ def test_a_model_takes_every_size_of_image_that_it_says_it_takes(name: str) -> N
             build(name, image_size=size)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if isinstance(build(name), models.MirroredNet)])
-@pytest.mark.parametrize("size", [16, 24, 64])
-def test_a_mirrored_model_of_any_size_gives_an_image_and_its_mirror_image_the_same_logits(name: str, size: int) -> None:
-    torch.manual_seed(0)
-    with float64(), torch.no_grad():
-        model = build(name, image_size=size, width=0.5)
-        model.prepare(data.sample(size).train_images)
-        images = torch.rand(2, 3, size, size)
-        torch.testing.assert_close(model.eval()(images), model(images.flip(3)), **EQUAL)
-
-
 @every_model
 def test_width_scales_the_parameters_by_about_its_square_and_one_leaves_them_as_they_are(name: str) -> None:
-    def parameters(width: float) -> int:
-        return sum(parameter.numel() for parameter in build(name, width=width).parameters())
-
     widths = [0.1, 0.5, 0.75, 1.0, 1.5, 2.0, 8.0]
-    counts = [parameters(width) for width in widths]
+    counts = [sum(parameter.numel() for parameter in build(name, width=width).parameters()) for width in widths]
     assert counts == sorted(set(counts))
     assert counts[3] == sum(parameter.numel() for parameter in build(name).parameters())
     assert 3.3 < counts[5] / counts[3] < 4.1

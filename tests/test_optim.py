@@ -51,14 +51,11 @@ def test_rate_and_momentum_equal_those_of_torch_at_every_step(total_steps: int, 
 
 
 def test_a_schedule_of_one_or_two_steps_has_finite_rates() -> None:
-    for total_steps in (1, 2):
-        for step in range(total_steps + 1):
-            for warmup in (0.3, 0.5):
-                rate, momentum = one_cycle(
-                    step, total_steps, **settings(recipes.get("reference-30")) | {"warmup_fraction": warmup}
-                )
-                assert 0 < rate <= 1
-                assert 0.85 <= momentum <= 0.95
+    for step, total_steps, warmup in [(s, total, w) for total in (1, 2) for s in range(total + 1) for w in (0.3, 0.5)]:
+        fractions = settings(recipes.get("reference-30")) | {"warmup_fraction": warmup}
+        rate, momentum = one_cycle(step, total_steps, **fractions)
+        assert 0 < rate <= 1
+        assert 0.85 <= momentum <= 0.95
 
 
 @pytest.mark.parametrize("step", [-1, 11])
@@ -68,20 +65,9 @@ def test_a_step_outside_the_schedule_is_refused(step: int) -> None:
 
 
 def test_a_held_rate_stays_at_its_maximum_and_falls_in_a_straight_line_to_its_end() -> None:
-    rates = [
-        one_cycle(
-            step,
-            100,
-            warmup_fraction=0.1,
-            hold_fraction=0.5,
-            div_factor=10,
-            final_div_factor=10,
-            base_momentum=0.8,
-            max_momentum=0.9,
-            anneal="linear",
-        )
-        for step in range(101)
-    ]
+    fractions = {"warmup_fraction": 0.1, "hold_fraction": 0.5, "div_factor": 10, "final_div_factor": 10}
+    momenta = {"base_momentum": 0.8, "max_momentum": 0.9}
+    rates = [one_cycle(step, 100, **fractions, **momenta, anneal="linear") for step in range(101)]
     assert rates[0] == pytest.approx((0.1, 0.9))
     assert rates[9:60] == [pytest.approx((1, 0.8))] * 51
     assert rates[79][0] == pytest.approx((1 + 0.01) / 2)  # half way down
@@ -124,20 +110,16 @@ def test_muon_leaves_what_has_no_gradient_alone() -> None:
     assert torch.equal(weight.detach(), torch.ones(2, 2))
 
 
+def built(model: nn.Module, name: str) -> list[torch.optim.Optimizer]:
+    settings = {"learning_rate": 0.5, "momentum": 0.9, "muon_learning_rate": 0.1, "muon_momentum": 0.6}
+    return build(model, name, **settings, nesterov=True, weight_decay=0.0)
+
+
 @pytest.mark.parametrize("name", ["sgd", "muon"])
 def test_every_trained_parameter_is_in_one_optimizer_and_muon_has_the_filters_only(name: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     next(model.parameters()).requires_grad_(False)
-    optimizers = build(
-        model,
-        name,
-        learning_rate=0.5,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=0.0,
-        muon_learning_rate=0.1,
-        muon_momentum=0.6,
-    )
+    optimizers = built(model, name)
     shapes = [[tuple(p.shape) for g in o.param_groups for p in g["params"]] for o in optimizers]
     rest = [(4,), (4,), (4,), (4,), (2, 4), (2,)]
     if name == "muon":
@@ -148,16 +130,7 @@ def test_every_trained_parameter_is_in_one_optimizer_and_muon_has_the_filters_on
 
 def test_rates_are_fractions_of_each_groups_maximum_and_muon_keeps_its_momentum() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
-    optimizers = build(
-        model,
-        "muon",
-        learning_rate=0.5,
-        momentum=0.9,
-        nesterov=False,
-        weight_decay=0.0,
-        muon_learning_rate=0.1,
-        muon_momentum=0.6,
-    )
+    optimizers = built(model, "muon")
     for _ in range(2):
         set_rates(optimizers, 0.5, 0.8)
     found = [(g["lr"], g["momentum"]) for o in optimizers for g in o.param_groups]

@@ -63,24 +63,12 @@ def test_settings_change_fields_and_keep_their_types() -> None:
         ("watch_test=perhaps", "watch_test takes true or false"),
         ("model=vgg", "unknown model 'vgg'; allowed are: c1c2c3c4o"),
         ("augmentation=mixup", "unknown augmentation 'mixup'; allowed are: none"),
-        ("epochs=0", "epochs must lie between 1 and"),
-        ("batch_size=1", "batch_size must lie between 2 and"),
         ("weight_decay=nan", "weight_decay must lie between 0 and 1, not nan"),
-        ("max_learning_rate=-1", "max_learning_rate must lie between"),
-        ("warmup_fraction=1", "warmup_fraction must lie between"),
-        ("validation_images=50000", "validation_images must lie between 0 and 49"),
     ],
 )
 def test_a_bad_setting_is_refused_saying_what_is_allowed(setting: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         with_settings(recipes.get("reference-30"), [setting])
-
-
-def test_every_number_of_a_recipe_has_a_range() -> None:
-    for field in fields(Recipe):
-        if field.type in ("int", "float") and field.name not in ("expected_accuracy", "expected_minutes", "channels"):
-            with pytest.raises(ValueError, match=f"{field.name} must lie"):
-                with_settings(recipes.get("reference-30"), [f"{field.name}=-1"])
 
 
 @pytest.mark.parametrize("name", ['say "hi"', "../../x", "", "a b", "x\n", "a" * 101, ".hidden", "a/b", "a\\b"])
@@ -100,7 +88,8 @@ def test_a_recipe_with_any_allowed_name_and_teacher_is_read_back_from_its_file(t
 
 def test_every_range_is_checked_at_both_ends_where_the_field_states_it() -> None:
     ranges = {name: info for name, info in INFO.items() if info.low is not None}
-    assert len(ranges) > 15
+    numbers = {field.name for field in fields(Recipe) if field.type in ("int", "float")}
+    assert ranges.keys() == numbers - {"channels", "image_size"}
     for name, info in ranges.items():
         kind = type(getattr(recipes.get("minute"), name))
         assert info.low is not None

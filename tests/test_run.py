@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import environment
-from tinycifar import machine, models, recipes, run, signals, trained
+from tinycifar import machine, recipes, run, signals
 
 
 def test_a_run_without_a_name_gets_a_new_folder_every_time() -> None:
@@ -106,30 +106,9 @@ def test_the_first_signal_is_noted_and_the_second_one_acts() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_weights_name_their_model_recipe_and_classes(tmp_path: Path) -> None:
-    from safetensors import safe_open
-
-    path = tmp_path / "model.safetensors"
-    about: dict[str, Any] = {"model_name": "c1c2c3c4o", "recipe": "mine", "classes": ("a", "b"), "data": "sample"}
-    trained.save_weights(path, models.build("c1c2c3c4o"), **about, validation_images=7)
-    with safe_open(path, framework="pt") as stored:
-        found = json.loads(stored.metadata()["tinycifar"])
-    expected: dict[str, Any] = {"model": "c1c2c3c4o", "recipe": "mine", "classes": ["a", "b"], "data": "sample"}
-    expected |= {"width": 1.0, "image_size": 32, "channels": 3, "fit": "crop", "data_digest": ""}
-    assert found == expected | {"validation_images": 7, "temperature": None}
-
-
-def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
-    model = models.build("c1c2c3c4o")
-    about: dict[str, Any] = {"model_name": "c1c2c3c4o", "recipe": "mine", "classes": ("a", "b"), "data": "sample"}
-    for number in range(8):
-        trained.save_weights(tmp_path / str(number), model, **about, validation_images=7, temperature=0.1)
-    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
-
-
 def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_trained() -> None:
     with pytest.raises(ValueError, match="has bytes in its name that are no text; name another one"):
-        run.place(Path(os.fsdecode(b"stray\xff")), "minute")
+        run.check_unused(Path(os.fsdecode(b"stray\xff")))
 
 
 def test_the_seeds_of_a_directory_come_in_numeric_order(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,16 @@ from tinycifar.scale import jobs
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
+SAMPLE = data.sample()
 SHORT: dict[str, Any] = {"data": "sample", "epochs": 1, "limit": 32, "quiet": True, "device": "cpu"}
+
+
+@pytest.fixture
+def trained_seed(tmp_path: Path) -> Path:
+    """A folder with one of several seeds, trained."""
+    recipe = recipes.with_settings(recipes.get("minute"), ["epochs=1"])
+    training.train(recipe, "sample", out=tmp_path / "many" / "seed-0", limit=32, device="cpu", evaluate=False)
+    return tmp_path / "many"
 
 
 def test_accuracies_are_summed_up_with_students_interval() -> None:
@@ -48,11 +57,32 @@ def test_python_trains_several_seeds_and_adds_more_to_a_folder_with_one_summary_
 def test_what_several_seeds_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="jobs is the number of seeds"):
         tinycifar.train("minute", jobs=2, **SHORT)
-    with pytest.raises(ValueError, match="seeds must be at least 1"):
-        tinycifar.train("minute", seeds=0, **SHORT)
     with pytest.raises(ValueError, match="need data from a file or folder"):
         tinycifar.train("minute", data.sample(), seeds=2, jobs=2, quiet=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"limit": 40}, "train_images was 32, not 40"),
+        ({"data": replace(SAMPLE, name="mine", test_images=SAMPLE.test_images.flip(0))}, "data was sample, not"),
+        ({"init": "minute"}, "init was None, not"),
+        ({"weight_decay": 0.1}, r"weight_decay was 0\.0, not 0\.1"),
+    ],
+)
+def test_a_new_seed_beside_others_is_trained_as_they_were(
+    trained_seed: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"seed-0 was trained with different settings: {message}"):
+        tinycifar.train("minute", seeds=1, seed=1, out=trained_seed, **{**SHORT, **change})
+    assert [path.name for path in run.seeds(trained_seed)] == ["seed-0"]
+
+
+def test_what_is_refused_leaves_no_dated_folder_behind() -> None:
+    with pytest.raises(ValueError, match="cannot keep 500 training images"):
+        tinycifar.train("minute", seeds=1, **{**SHORT, "limit": 500})
+    assert list(Path().iterdir()) == []
 
 
 def test_a_request_survives_the_way_to_a_child() -> None:

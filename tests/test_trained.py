@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from conftest import environment
@@ -40,6 +41,18 @@ def test_weights_load_from_their_file_and_from_the_run_directory(weights: Path) 
     assert torch.equal(inference.logits(model.model, images), inference.logits(again.model, images))
 
 
+def test_equal_weights_are_equal_files_that_name_their_model_recipe_and_classes(tmp_path: Path) -> None:
+    model, path = models.build("c1c2c3c4o"), tmp_path / "0"
+    for number in range(8):
+        trained.save_weights(tmp_path / str(number), model, **{**ABOUT, "classes": ("a", "b")}, temperature=0.1)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+    with safe_open(path, framework="pt") as stored:
+        metadata = json.loads(stored.metadata()["tinycifar"])
+    expected: dict[str, Any] = {"model": "c1c2c3c4o", "width": 1.0, "image_size": 32, "fit": "crop", "channels": 3}
+    expected |= {"recipe": "reference-30", "classes": ["a", "b"], "data": "sample", "data_digest": ""}
+    assert list(metadata.items()) == list((expected | {"validation_images": 0, "temperature": 0.1}).items())
+
+
 def test_what_is_no_weights_file_of_ours_is_refused_by_name(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.safetensors").write_text("no weights")
@@ -47,18 +60,14 @@ def test_what_is_no_weights_file_of_ours_is_refused_by_name(weights: Path, tmp_p
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     about = {"model": "c1c2c3c4o", "classes": CLASSES, "recipe": "x", "data": "sample"}
     about |= {"validation_images": 0, "temperature": None}
-    save_file({"x": torch.zeros(1)}, tmp_path / "misfit.safetensors", {"tinycifar": json.dumps(about)})
-    save_file(
-        {"x": torch.zeros(1)}, tmp_path / "unknown.safetensors", {"tinycifar": json.dumps(about | {"model": "vgg"})}
-    )
-    save_file(
-        {"x": torch.zeros(1)}, tmp_path / "classes.safetensors", {"tinycifar": json.dumps(about | {"classes": 10})}
-    )
-    save_file(
-        {"x": torch.zeros(1)},
-        tmp_path / "count.safetensors",
-        {"tinycifar": json.dumps(about | {"validation_images": "some"})},
-    )
+    for name, change in {
+        "misfit": {},
+        "unknown": {"model": "vgg"},
+        "classes": {"classes": 10},
+        "count": {"validation_images": "some"},
+    }.items():
+        metadata = {"tinycifar": json.dumps(about | change)}
+        save_file({"x": torch.zeros(1)}, tmp_path / f"{name}.safetensors", metadata)
     for name, message in {
         "missing": "does not exist; name a run directory",
         "empty": "is no run directory: it holds no model.safetensors",

@@ -57,6 +57,7 @@ def test_an_object_is_read_and_written_back() -> None:
         ({"count": 2.0}, r"count must be an integer, not 2\.0"),
         ({"ok": 1}, "ok must be true or false, not 1"),
         ({"interval": [0.1]}, r"interval must be a list of 2 values, not \[0\.1\]"),
+        ({"interval": [10**400, 1]}, r"interval\[0\] must be a number, not 10000.*"),
         ({"interval": ["a", 1]}, r"interval\[0\] must be a number, not 'a'"),
         ({"rows": {}}, r"rows must be a list, not {}"),
         ({"rows": [{"share": 1}]}, r"rows\[0\]\.class is missing"),

@@ -6,6 +6,7 @@ diverges.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -96,10 +97,9 @@ def train(
     for name in settings:
         if name not in recipes.SETTABLE:
             raise ValueError(f"unknown recipe field {name!r}; allowed are: {', '.join(recipes.SETTABLE)}")
-    if not (jobs == 1 or seeds):
+    seeds, parallel = typed.whole_number("seeds", seeds, 1), typed.whole_number("jobs", jobs, 1)
+    if parallel != 1 and seeds is None:
         raise ValueError("jobs is the number of seeds to train in parallel: give seeds too")
-    if seeds is not None and seeds < 1:
-        raise ValueError(f"seeds must be at least 1, not {seeds}")
     request = Request(
         recipe=recipe if isinstance(recipe, Recipe | None) else str(recipe),
         changes={name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()},
@@ -108,11 +108,11 @@ def train(
         resume=None if resume is None else Path(resume),
         init=None if init is None else str(_source(init)),
         teachers=None if teacher is None else (str(_source(teacher)),),
-        seed=seed,
+        seed=typed.whole_number("seed", seed, 0),
         device=device,
-        threads=threads,
-        max_parameters=max_parameters,
-        limit=limit,
+        threads=typed.whole_number("threads", threads, 1, os.cpu_count() or 1),
+        max_parameters=typed.whole_number("max_parameters", max_parameters, 1),
+        limit=typed.whole_number("limit", limit, 1),
         tensorboard=tensorboard,
     )
     console = Console(  # in a notebook too it prints lines, for which Rich would want widgets
@@ -121,7 +121,7 @@ def train(
     display = Progress(console=console, transient=True, disable=quiet or not console.file.isatty())
     with display:
         if seeds is not None:
-            several = train_seeds.train_several(request, seeds, jobs, display)
+            several = train_seeds.train_several(request, seeds, parallel or 1, display)
             _raise_interrupt(several.stopped_by, several.directory, f"out={str(several.directory)!r}")
             return several
         result = train_seeds.train(request, display)
@@ -205,12 +205,11 @@ def predict(
     Raises TypeError for another type of pictures or numbers, ValueError for another shape or range, a path that does
     not exist, and a folder without pictures.
     """
-    if top < 1:
-        raise ValueError(f"top must be at least 1, not {top}")
+    shown = typed.whole_number("top", top, 1) or 1
     given = predictions.listed(pictures)
     loaded = trained.load(_source(model), device)
     limit = chosen_threshold(loaded.kept, keep, threshold, loaded.name)
-    return list(inference.predict(loaded, given, top, limit))
+    return list(inference.predict(loaded, given, shown, limit))
 
 
 def explain(

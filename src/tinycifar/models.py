@@ -137,6 +137,7 @@ class C1C2C3C4O(Classifier):
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3, dropout: float = 0.1) -> None:
         narrow, middle, wide = (scaled(count, width) for count in (32, 64, 128))
+        middle = max(8, middle)  # training a narrower one crashed in oneDNN on a processor with AVX2
         super().__init__(
             Block1(channels, narrow),
             Block2(narrow, middle),

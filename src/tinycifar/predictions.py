@@ -41,7 +41,7 @@ def listed(given: Picture | Iterable[Picture]) -> list[Any]:
         return _arrays((values.float() if values.is_floating_point() else values).numpy(), channels_first=True)
     if isinstance(given, np.ndarray):
         return _arrays(given, channels_first=False)
-    if isinstance(given, Iterable):
+    if isinstance(given, Iterable) and not hasattr(given, "read"):  # an open file would give its lines
         return [picture for part in given for picture in listed(part)]
     raise TypeError(f"pictures must be {KINDS}, not {type(given).__name__}")
 

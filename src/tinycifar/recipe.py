@@ -47,6 +47,11 @@ def _info(*arguments: Any, **options: Any) -> Mapping[str, Info]:
     return {"info": Info(*arguments, **options)}
 
 
+def _setting(default: Any, *arguments: Any, **options: Any) -> Any:
+    """A field with a default, whose `Info` has these arguments."""
+    return field(default=default, metadata=_info(*arguments, **options))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides what a training run computes, apart from data, seed and machine.
@@ -73,184 +78,124 @@ class Recipe:
         )
     )
 
-    width: float = field(
-        default=1.0,
-        metadata=_info(
-            "Factor on the model's channels; parameters grow with about its square.", LEAST_WIDTH, MOST_WIDTH
-        ),
+    width: float = _setting(
+        1.0, "Factor on the model's channels; parameters grow with about its square.", LEAST_WIDTH, MOST_WIDTH
     )
-    image_size: int = field(
-        default=32,
-        metadata=_info(
-            "Side in pixels to which every image is resized.",
-            note="17 to 64 for `c1c2c3c4o`; 16 to 64 in steps of 8 for the other models",
-        ),
+    image_size: int = _setting(
+        32,
+        "Side in pixels to which every image is resized.",
+        note="17 to 64 for `c1c2c3c4o`; 16 to 64 in steps of 8 for the other models",
     )
-    fit: str = field(
-        default="crop",
-        metadata=_info(
-            "What becomes of a picture that is not square: crop keeps its central square, pad adds grey, squash "
-            "resizes both sides to `image_size`.",
-            choices=("crop", "pad", "squash"),
-        ),
+    fit: str = _setting(
+        "crop",
+        "What becomes of a picture that is not square: crop keeps its central square, pad adds grey, squash "
+        "resizes both sides to `image_size`.",
+        choices=("crop", "pad", "squash"),
     )
-    channels: int = field(
-        default=3,
-        metadata=_info(
-            "Channels of an image: 3 for red, green and blue, or 1 for grey, with which the first layer has a third of "
-            "the weights. Pictures with colours become grey.",
-            note="1 or 3",
-        ),
+    channels: int = _setting(
+        3,
+        "Channels of an image: 3 for red, green and blue, or 1 for grey, with which the first layer has a third of "
+        "the weights. Pictures with colours become grey.",
+        note="1 or 3",
     )
 
-    batch_size: int = field(
-        default=128,
-        metadata=_info(
-            "Images per step. The rest of an epoch is a smaller batch; less than a quarter is spread over the others.",
-            2,
-            50_000,
-        ),
+    batch_size: int = _setting(
+        128,
+        "Images per step. The rest of an epoch is a smaller batch; less than a quarter is spread over the others.",
+        2,
+        50_000,
     )
-    label_smoothing: float = field(
-        default=0.0, metadata=_info("Fraction of each target that is spread evenly over all classes.", 0, 0.9)
+    label_smoothing: float = _setting(0.0, "Fraction of each target that is spread evenly over all classes.", 0, 0.9)
+    class_weights: str = _setting(
+        "none",
+        "Weights of the losses by class: none, or balanced, which is inverse to the images of a class, with a mean "
+        "of 1 over the training images.",
+        choices=("none", "balanced"),
     )
-    class_weights: str = field(
-        default="none",
-        metadata=_info(
-            "Weights of the losses by class: none, or balanced, which is inverse to the images of a class, with a mean "
-            "of 1 over the training images.",
-            choices=("none", "balanced"),
-        ),
+    skip_easiest: float = _setting(
+        0.0,
+        "Fraction of the images that every epoch after the first skips: those with the lowest loss when "
+        "last trained on, or random ones if the model contradicts labels. The rest is cut to whole batches.",
+        0,
+        0.9,
     )
-    skip_easiest: float = field(
-        default=0.0,
-        metadata=_info(
-            "Fraction of the images that every epoch after the first skips: those with the lowest loss when "
-            "last trained on, or random ones if the model contradicts labels. The rest is cut to whole batches.",
-            0,
-            0.9,
-        ),
-    )
-    precision: str = field(
-        default="float32",
-        metadata=_info(
-            "Precision of convolutions and matrix products: float32, bfloat16 (autocast), or auto, which is "
-            "bfloat16 on machines that multiply it natively and float32 on others.",
-            choices=("float32", "bfloat16", "auto"),
-        ),
+    precision: str = _setting(
+        "float32",
+        "Precision of convolutions and matrix products: float32, bfloat16 (autocast), or auto, which is "
+        "bfloat16 on machines that multiply it natively and float32 on others.",
+        choices=("float32", "bfloat16", "auto"),
     )
 
-    teacher: str = field(
-        default="",
-        metadata=_info(
-            "Recipe of the teachers. If set, the targets are not the labels but the softened mean logits of "
-            "models trained by that recipe (distillation, Hinton et al. 2015, arXiv:1503.02531), and "
-            "`label_smoothing` has no effect.",
-            note="a recipe's name, or empty",
-        ),
+    teacher: str = _setting(
+        "",
+        "Recipe of the teachers. If set, the targets are not the labels but the softened mean logits of "
+        "models trained by that recipe (distillation, Hinton et al. 2015, arXiv:1503.02531), and "
+        "`label_smoothing` has no effect.",
+        note="a recipe's name, or empty",
     )
-    teacher_views: int = field(
-        default=16,
-        metadata=_info(
-            "Augmented forms of each image that the teachers answer. Each epoch takes the next one, so "
-            "each is answered only once.",
-            1,
-            1000,
-        ),
+    teacher_views: int = _setting(
+        16,
+        "Augmented forms of each image that the teachers answer. Each epoch takes the next one, so "
+        "each is answered only once.",
+        1,
+        1000,
     )
-    teacher_temperature: float = field(
-        default=2.0, metadata=_info("Divisor of the logits of teacher and student.", 0.1, 100)
+    teacher_temperature: float = _setting(2.0, "Divisor of the logits of teacher and student.", 0.1, 100)
+
+    optimizer: str = _setting(
+        "sgd", "sgd for all parameters, or muon for convolution filters and SGD for the rest.", choices=("sgd", "muon")
+    )
+    muon_learning_rate: float = _setting(0.1, "Muon's learning rate at the peak of the schedule.", 1e-9, 100)
+    muon_momentum: float = _setting(0.7, "Muon's momentum, constant.", 0, 0.9999)
+    nesterov: bool = _setting(False, "Use Nesterov momentum in SGD.")
+    weight_decay: float = _setting(
+        5e-4,
+        "Fraction of each value that is added to its gradient. Muon's filters have fixed norms and no weight decay.",
+        0,
+        1,
+    )
+    max_learning_rate: float = _setting(0.02, "SGD's learning rate at the peak of the schedule.", 1e-9, 100)
+    anneal: str = _setting("cosine", "Shape of the schedule's rise and fall.", choices=("cosine", "linear"))
+    warmup_fraction: float = _setting(0.3, "Fraction of all steps in which the learning rate rises.", 0.01, 0.99)
+    hold_fraction: float = _setting(
+        0.0,
+        "Fraction of all steps, after the rise, in which the learning rate stays at its peak.",
+        0,
+        0.99,
+        note="0 to 0.99 less `warmup_fraction`",
+    )
+    div_factor: float = _setting(25.0, "Peak learning rate divided by the first one.", 1, 1e9)
+    final_div_factor: float = _setting(1000.0, "First learning rate divided by the last one.", 1, 1e9)
+    base_momentum: float = _setting(0.85, "SGD's momentum at the peak of the schedule.", 0, 0.9999)
+    max_momentum: float = _setting(0.95, "SGD's momentum at the ends of the schedule.", 0, 0.9999)
+
+    validation_images: int = _setting(
+        0,
+        "Training images held out from the end of the training set. If there are any, the test set stays closed.",
+        0,
+        49_000,
+    )
+    keep_best: bool = _setting(
+        False, "Keep the weights of the epoch with the best validation accuracy instead of the last ones."
+    )
+    patience: int = _setting(
+        0, "Stop if the validation accuracy has not improved for this many epochs; 0 never stops early.", 0, 100_000
+    )
+    watch_test: bool = _setting(
+        False, "Evaluate the test set after every epoch, as the reference did; otherwise it is opened once, at the end."
     )
 
-    optimizer: str = field(
-        default="sgd",
-        metadata=_info(
-            "sgd for all parameters, or muon for convolution filters and SGD for the rest.", choices=("sgd", "muon")
-        ),
+    target_accuracy: float = _setting(
+        0.85, "Accuracy that the recipe is meant to reach on the images opened for evaluation, a fraction.", 0, 1
     )
-    muon_learning_rate: float = field(
-        default=0.1, metadata=_info("Muon's learning rate at the peak of the schedule.", 1e-9, 100)
+    expected_accuracy: float | None = _setting(
+        None,
+        "Mean accuracy of the recipe's records in `results/`, a fraction, on the test images, or on the "
+        "held-out images if there are `validation_images`; None if not measured.",
+        note="measured, not set",
     )
-    muon_momentum: float = field(default=0.7, metadata=_info("Muon's momentum, constant.", 0, 0.9999))
-    nesterov: bool = field(default=False, metadata=_info("Use Nesterov momentum in SGD."))
-    weight_decay: float = field(
-        default=5e-4,
-        metadata=_info(
-            "Fraction of each value that is added to its gradient. Muon's filters have fixed norms and no "
-            "weight decay.",
-            0,
-            1,
-        ),
-    )
-    max_learning_rate: float = field(
-        default=0.02, metadata=_info("SGD's learning rate at the peak of the schedule.", 1e-9, 100)
-    )
-    anneal: str = field(
-        default="cosine", metadata=_info("Shape of the schedule's rise and fall.", choices=("cosine", "linear"))
-    )
-    warmup_fraction: float = field(
-        default=0.3, metadata=_info("Fraction of all steps in which the learning rate rises.", 0.01, 0.99)
-    )
-    hold_fraction: float = field(
-        default=0.0,
-        metadata=_info(
-            "Fraction of all steps, after the rise, in which the learning rate stays at its peak.",
-            0,
-            0.99,
-            note="0 to 0.99 less `warmup_fraction`",
-        ),
-    )
-    div_factor: float = field(default=25.0, metadata=_info("Peak learning rate divided by the first one.", 1, 1e9))
-    final_div_factor: float = field(
-        default=1000.0, metadata=_info("First learning rate divided by the last one.", 1, 1e9)
-    )
-    base_momentum: float = field(default=0.85, metadata=_info("SGD's momentum at the peak of the schedule.", 0, 0.9999))
-    max_momentum: float = field(default=0.95, metadata=_info("SGD's momentum at the ends of the schedule.", 0, 0.9999))
-
-    validation_images: int = field(
-        default=0,
-        metadata=_info(
-            "Training images held out from the end of the training set. If there are any, the test set stays closed.",
-            0,
-            49_000,
-        ),
-    )
-    keep_best: bool = field(
-        default=False,
-        metadata=_info("Keep the weights of the epoch with the best validation accuracy instead of the last ones."),
-    )
-    patience: int = field(
-        default=0,
-        metadata=_info(
-            "Stop if the validation accuracy has not improved for this many epochs; 0 never stops early.", 0, 100_000
-        ),
-    )
-    watch_test: bool = field(
-        default=False,
-        metadata=_info(
-            "Evaluate the test set after every epoch, as the reference did; otherwise it is opened once, at the end."
-        ),
-    )
-
-    target_accuracy: float = field(
-        default=0.85,
-        metadata=_info(
-            "Accuracy that the recipe is meant to reach on the images opened for evaluation, a fraction.", 0, 1
-        ),
-    )
-    expected_accuracy: float | None = field(
-        default=None,
-        metadata=_info(
-            "Mean accuracy of the recipe's records in `results/`, a fraction, on the test images, or on the "
-            "held-out images if there are `validation_images`; None if not measured.",
-            note="measured, not set",
-        ),
-    )
-    expected_minutes: float | None = field(
-        default=None,
-        metadata=_info(
-            "Mean training time of those records in minutes, on the machine that they name.", note="measured, not set"
-        ),
+    expected_minutes: float | None = _setting(
+        None, "Mean training time of those records in minutes, on the machine that they name.", note="measured, not set"
     )
 
     def __post_init__(self) -> None:

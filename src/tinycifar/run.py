@@ -28,6 +28,7 @@ from tinycifar.words import counted
 
 RUN_BYTES = 15_000_000  # logits, a report, and to spare
 SEEN = "seen.npy"
+SEED = r"seed-\d+"  # the directory of one of several seeds
 BYTES_A_PARAMETER = 4 * 2 + 8 * 3  # weights twice, while they are replaced; three checkpoints with momentum
 
 
@@ -36,8 +37,11 @@ def create(out: Path | None, recipe_name: str, parameters: int) -> Path:
 
     Raises ValueError if `out` is in use, OSError if it cannot be made or the disk is nearly full.
     """
-    out = place(out, recipe_name)
-    out.mkdir(parents=True, exist_ok=True)
+    if out is None:
+        out = create_dated(recipe_name)
+    else:
+        check_unused(out)
+        out.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out).free
     needed = RUN_BYTES + BYTES_A_PARAMETER * parameters
     if free < needed:
@@ -47,18 +51,18 @@ def create(out: Path | None, recipe_name: str, parameters: int) -> Path:
     return out
 
 
-def place(out: Path | None, recipe_name: str) -> Path:
-    """Where a run goes: `out`, or a new dated directory under `runs/RECIPE/`; makes nothing. ValueError if in use."""
-    if out is None:
-        parent = Path("runs") / recipe_name
-        stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-        names = (f"{stamp}-{number}" if number > 1 else stamp for number in itertools.count(1))
-        out = next(parent / name for name in names if not (parent / name).exists())
-    check_unused(out)
+def create_dated(recipe_name: str) -> Path:
+    """Make and return a new dated directory under `runs/RECIPE/`, which no other process makes too."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    for number in itertools.count(1):
+        out = Path("runs", recipe_name, f"{stamp}-{number}" if number > 1 else stamp)
+        with contextlib.suppress(FileExistsError):
+            out.mkdir(parents=True)
+            break
     return out
 
 
-def check_unused(out: Path | None) -> None:
+def check_unused(out: Path) -> None:
     """Raise ValueError if `out` exists and is not an empty folder: a run never writes over another.
 
     What remains of a run that was killed before it wrote `recipe.json` does not count.
@@ -69,7 +73,7 @@ def check_unused(out: Path | None) -> None:
         raise ValueError(
             f"the output folder {out} has bytes in its name that are no text; name another one with `out=`"
         ) from None
-    if out is None or not out.exists():
+    if not out.exists():
         return
     unfinished = {".lock", "environment.json"}
     if not out.is_dir() or any(not (path.name in unfinished or atomic.is_unfinished(path)) for path in out.iterdir()):
@@ -181,7 +185,7 @@ def read_hardest(directory: Path) -> list[tuple[int, float]]:
 
 def seeds(directory: Path) -> list[Path]:
     """The runs in a directory of several seeds, by seed; none in any other directory."""
-    runs = [path for path in directory.glob("seed-*") if re.fullmatch(r"seed-\d+", path.name) and path.is_dir()]
+    runs = [path for path in directory.glob("seed-*") if re.fullmatch(SEED, path.name) and path.is_dir()]
     return sorted(runs, key=lambda path: int(path.name.removeprefix("seed-")))
 
 
@@ -220,6 +224,13 @@ def check_same(directory: Path, recipe: Recipe, environment: Environment) -> Non
         longer = "epochs" in differing and now["epochs"] > then["epochs"]
         hint = f". To train its weights further, start a new run from them with `init=` {directory}" if longer else ""
         raise ValueError(f"{directory} was trained with different settings: {words}{hint}")
+
+
+def check_same_seeds(directory: Path, recipe: Recipe, environment: Environment) -> None:
+    """Raise ValueError unless a new run has the recipe and the data of all seeds beside it, if it is one of several."""
+    for sibling in seeds(directory.parent) if re.fullmatch(SEED, directory.name) else []:
+        if (sibling / "recipe.json").exists():
+            check_same(sibling, recipe, replace(environment, seed=read_environment(sibling).seed))
 
 
 def _identity(recipe: Recipe, environment: Environment) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -72,15 +73,19 @@ def train_several(request: Request, count: int, parallel: int, display: Progress
     started = [path for path in run.seeds(request.out) if (path / "recipe.json").exists()] if request.out else []
     start = resume.merged(replace(request, out=None, resume=started[0]) if started else request)
     start = replace(start, seed=request.seed or 0)
-    directory = _directory(request, start, started)
     numbers = range(start.seed, start.seed + count)
     records = {number: _record_path(request, start, number) for number in numbers} if request.record else {}
-    with _threads(start.threads):
-        if parallel > 1:
-            several = _in_parallel(request, start, directory, numbers, parallel, display)
-        else:
-            several = _in_turn(request, start, directory, numbers, records, display)
-    return several
+    directory = _directory(request, start, started)
+    try:
+        with _threads(start.threads):
+            if parallel > 1:
+                return _in_parallel(request, start, directory, numbers, parallel, display)
+            return _in_turn(request, start, directory, numbers, records, display)
+    except ValueError:
+        if request.out is None:
+            with contextlib.suppress(OSError):
+                os.removedirs(directory)  # if nothing lies in it: what was refused leaves nothing behind
+        raise
 
 
 def write_report(directory: Path, dataset: Dataset | None = None) -> None:
@@ -192,20 +197,15 @@ def _record_path(request: Request, start: Start, seed: int) -> Path:
 
 def _directory(request: Request, start: Start, started: Sequence[Path]) -> Path:
     """The directory of several seeds: a new one, or one that holds seeds of this recipe."""
+    if request.out is None:
+        return run.create_dated(start.recipe.name)
     if not started:
-        return run.place(request.out, start.recipe.name)
-    assert request.out is not None
-    if request.record:
+        run.check_unused(request.out)
+    elif request.record:
         raise ValueError(
             f"{request.out} holds seeds already; resume each with `resume=` {started[0]} and `record=`, or name a new "
             "folder with `out=`"
         )
-    for path in started:
-        known = run.read_recipe(path)
-        if request.max_parameters is not None:
-            known = replace(known, width=start.recipe.width)
-        if not recipes.same(known, start.recipe):
-            raise ValueError(f"{path} was trained with another recipe; name a new folder with `out=`")
     return request.out
 
 

@@ -41,6 +41,7 @@ from tinycifar.scale import distributed, live
 from tinycifar.scale.distributed import Ranks
 from tinycifar.summary import Summary, summarize
 from tinycifar.trained import Trained
+from tinycifar.typed import whole_number
 from tinycifar.words import counted, printable
 
 IMBALANCED = 3  # times as many images of the most frequent class as of the rarest
@@ -62,6 +63,10 @@ class Options:
     stop_after_epoch: int | None = None
     checkpoint_seconds: float = 60.0
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("max_parameters", 1), ("limit", 1)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +138,8 @@ def begin(
     device = machine.select_device(ranks.device(options.device))
     out, resume = _directory(options, ranks)
     dataset, training_set, leaks = _load(recipe, source, options, ranks, display)
+    if resume is None:
+        _check_apart(out or Path("runs"), dataset)
     mean, std = (training_set if dataset.data_digest else dataset).statistics()
     if options.max_parameters is not None:
         recipe = recipes.widest(recipe, options.max_parameters, len(dataset.classes))
@@ -152,9 +159,12 @@ def begin(
     environment = _environment(device, precision, _data_source(source, dataset), dataset, options, ranks)
     images, labels = training_set.train_images.to(device), training_set.train_labels.to(device)
     epoch_plan = plan(recipe, len(images), ranks.world)
-    directory = resume or out or run.place(None, recipe.name)
     if resume is None and ranks.first:
-        run.create(directory, recipe.name, size.parameters)
+        if out is not None:
+            run.check_same_seeds(out, recipe, environment)
+        out = run.create(out, recipe.name, size.parameters)
+    directory = resume or out
+    assert directory is not None  # several processes have it from their command line
 
     warnings: list[str] = []
 
@@ -170,6 +180,8 @@ def begin(
     ):
         if resume is not None:
             run.check_same(directory, recipe, environment)
+        elif ranks.first:
+            run.check_unused(directory)  # another process may have trained there while this one loaded its data
         job = Job(
             recipe=recipe,
             dataset=dataset,
@@ -221,8 +233,6 @@ def _check_options(recipe: Recipe, options: Options, ranks: Ranks) -> None:
         raise ValueError(f"a run stops after one of its epochs, 1 to {recipe.epochs}, not after {stop}")
     if not options.checkpoint_seconds >= 0:
         raise ValueError(f"the seconds between checkpoints must be at least 0, not {options.checkpoint_seconds}")
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"a limit must be at least 1 image, not {options.limit}")
     if ranks.world > 1 and options.out is None and options.resume is None:
         raise ValueError("several processes need a run directory in common: name it with `out=` or `resume=`")
     ranks.check_alike(
@@ -250,7 +260,7 @@ def _directory(options: Options, ranks: Ranks) -> tuple[Path | None, Path | None
         run.check_is_run(resume)
     if resume is None and ranks.began(out):
         return None, out  # torchrun started all processes again after one had died
-    if resume is None and ranks.first:
+    if resume is None and out is not None and ranks.first:
         run.check_unused(out)
     return out, resume
 
@@ -280,6 +290,16 @@ def _load(
     leaks = distill.check_data(recipe, options.teachers, dataset)
     ranks.check_alike(data=dataset.data_digest, train_images=len(training_set.train_images))
     return dataset, training_set, leaks
+
+
+def _check_apart(out: Path, dataset: Dataset) -> None:
+    """Raise ValueError if a run lies beside the folders of its own data's classes: its plots would make it a class."""
+    for folder in out.resolve().parents if dataset.path else []:
+        if all((folder / name).is_dir() for name in dataset.classes):
+            raise ValueError(
+                f"the output folder {out} would be read as a class of the data in {folder}; name a folder elsewhere "
+                "with `out=`"
+            )
 
 
 def _seen(training_set: Dataset, options: Options) -> list[Digests]:

@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import Progress
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from tinycifar import atomic, catalog, data, machine, models, run
+from tinycifar import atomic, catalog, data, machine, models, run, typed
 from tinycifar.data import Dataset
 from tinycifar.data.dataset import Digests
 from tinycifar.data.pictures import CHANNELS, check_fit
@@ -28,39 +28,64 @@ from tinycifar.words import counted, is_printable
 MOST_BYTES = 50_000_000
 MOST_HEADER_BYTES = 1_000_000
 MOST_CLASSES = 1_000
+DIGEST = "[0-9a-f]{64}|"  # of own data, if it is that
 MOST_SEEN = 0.01  # of validation images: a picture more in a folder may move another one to the other side
 
 
-@dataclass(frozen=True)
-class Trained:
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """The metadata of a file of weights; those of earlier versions lack some of the fields that have a default.
+
+    `data` is the name of the training data: a path would reveal where it lies to everyone who receives the weights.
+    `data_digest` is the digest of own data (`Dataset.data_digest`), and `validation_images` how many of these images
+    were held out. Divide logits by `temperature` before computing probabilities; it is None if none was fitted. `fit`
+    says how pictures are made square, and `channels` are those of an image, as in a recipe. `kept` are the thresholds
+    for "none of these" of `evaluation.outside`, empty if there are none.
+    """
+
+    model_name: str = field(metadata=typed.key("model"))
+    width: float = 1.0
+    image_size: int = 32
+    fit: str = "crop"
+    channels: int = 3
+    recipe: str
+    classes: tuple[str, ...]
+    data: str
+    data_digest: str = ""
+    validation_images: int
+    temperature: float | None = None
+    kept: tuple[float, ...] = ()
+
+    def check(self) -> None:
+        """Raise ValueError for values that no training writes."""
+        check_fit(self.fit)
+        if self.channels not in CHANNELS:
+            raise ValueError("channels that are none")
+        if not (
+            0 < len(self.classes) <= MOST_CLASSES and all(map(is_printable, (*self.classes, self.recipe, self.data)))
+        ):
+            raise ValueError("names that cannot be printed, or too many classes")
+        if not (catalog.LEAST_WIDTH <= self.width <= catalog.MOST_WIDTH and re.fullmatch(DIGEST, self.data_digest)):
+            raise ValueError("a width or digest that is none")
+        if not (len(self.kept) in (0, len(outside.KEEP_PERCENT)) and all(map(math.isfinite, self.kept))):
+            raise ValueError("thresholds that are none")
+        if self.validation_images < 0 or (self.temperature is not None and not 0 < self.temperature < math.inf):
+            raise ValueError("a number that is none of its kind")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(About):
     """A model with its weights and the metadata of their file.
 
-    `name` is that of a shipped model, of a run directory or of a file. `data` is the name of its training data,
-    `data_digest` the digest of own data (`Dataset.data_digest`), and `validation_images` how many of these images were
-    held out. Divide logits by `temperature` before computing probabilities; it is None if none was fitted. `load` takes
-    `source` to find it again from anywhere; `sha256` is the digest of its file. `data_path` is where the data was, from
-    the run's `environment.json`; weights do not store it, because they are shared. `fit` says how pictures are made
-    square, and `channels` are those of an image, as in a recipe. `kept` are the thresholds for "none of these" of
-    `evaluation.outside`, empty if there are none.
+    `name` is that of a shipped model, of a run directory or of a file. `load` takes `source` to find it again from
+    anywhere; `sha256` is the digest of its file. `data_path` is where the data was, from the run's `environment.json`.
     """
 
     model: Classifier
     name: str
-    model_name: str
-    recipe: str
-    classes: tuple[str, ...]
-    data: str
-    validation_images: int
-    temperature: float | None
     source: str
     sha256: str
-    width: float = 1.0
-    image_size: int = 32
-    data_digest: str = ""
     data_path: str = ""
-    fit: str = "crop"
-    channels: int = 3
-    kept: tuple[float, ...] = ()
 
     @property
     def run(self) -> Path | None:
@@ -207,32 +232,21 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
     try:
-        about = json.loads(metadata["tinycifar"])
-        model_name, recipe, data = (str(about[key]) for key in ("model", "recipe", "data"))
-        classes = tuple(str(name) for name in about["classes"])
-        validation_images = int(about["validation_images"])
-        temperature = None if about["temperature"] is None else float(about["temperature"])
-        width, image_size = float(about.get("width", 1.0)), int(about.get("image_size", 32))
-        data_digest, fit = str(about.get("data_digest", "")), str(about.get("fit", "crop"))
-        channels, kept = about.get("channels", 3), tuple(float(value) for value in about.get("kept") or ())
-        check_fit(fit)
-        if type(channels) is not int or channels not in CHANNELS:
-            raise ValueError("channels that are none")
-        if not (0 < len(classes) <= MOST_CLASSES and all(map(is_printable, (*classes, recipe, data)))):
-            raise ValueError("names that cannot be printed, or too many classes")
-        if not (catalog.LEAST_WIDTH <= width <= catalog.MOST_WIDTH and re.fullmatch("[0-9a-f]{64}|", data_digest)):
-            raise ValueError("a width or digest that is none")
-        if not (len(kept) in (0, len(outside.KEEP_PERCENT)) and all(map(math.isfinite, kept))):
-            raise ValueError("thresholds that are none")
-        if validation_images < 0 or (temperature is not None and not 0 < temperature < math.inf):
-            raise ValueError("a number that is none of its kind")
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        about = typed.from_json(About, json.loads(metadata["tinycifar"]), file)
+        about.check()
+    except (KeyError, ValueError, RecursionError):
         raise ValueError(
             f"{file} does not name its model, classes and data: this version of tinycifar did not write it"
         ) from None
-    data, data_path = _data(data, data_digest, file)
+    data_name, data_path = _data(about.data, about.data_digest, file)
     try:
-        model = models.build(model_name, len(classes), image_size=image_size, width=width, channels=channels)
+        model = models.build(
+            about.model_name,
+            len(about.classes),
+            image_size=about.image_size,
+            width=about.width,
+            channels=about.channels,
+        )
     except ValueError as error:
         raise ValueError(f"{file} holds an unknown model: {error}") from None
     try:
@@ -240,32 +254,15 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
             raise RuntimeError("another type of numbers")
         model.load_state_dict(tensors)
     except (KeyError, RuntimeError):
-        raise ValueError(f"{file} holds weights that do not fit the model {model_name}") from None
+        raise ValueError(f"{file} holds weights that do not fit the model {about.model_name}") from None
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{file} holds values that are not finite")
     # Contiguous weights: other people's converters misread channels_last ones. Inference gives channels_last images,
     # which is as fast and gives the same bits.
     model = model.to(machine.select_device(device)).eval()
-    model.classes, model.temperature = classes, temperature or 1.0
-    return Trained(
-        model,
-        name,
-        model_name,
-        recipe,
-        classes,
-        data,
-        validation_images,
-        temperature,
-        source,
-        sha256,
-        width,
-        image_size,
-        data_digest,
-        data_path,
-        fit,
-        channels,
-        kept,
-    )
+    model.classes, model.temperature = about.classes, about.temperature or 1.0
+    values = {**vars(about), "data": data_name}
+    return Trained(**values, model=model, name=name, source=source, sha256=sha256, data_path=data_path)
 
 
 def _data(data: str, data_digest: str, file: Path) -> tuple[str, str]:
@@ -277,42 +274,13 @@ def _data(data: str, data_digest: str, file: Path) -> tuple[str, str]:
     return (name if data_digest or name == "sample" else "cifar10"), path
 
 
-def save_weights(
-    path: Path,
-    model: nn.Module,
-    *,
-    model_name: str,
-    recipe: str,
-    width: float = 1.0,
-    image_size: int = 32,
-    fit: str = "crop",
-    channels: int = 3,
-    classes: tuple[str, ...],
-    data: str,
-    data_digest: str = "",
-    validation_images: int,
-    temperature: float | None = None,
-    kept: Sequence[float] = (),
-) -> None:
-    """Write a model's weights as safetensors, with metadata to build and evaluate it again.
-
-    `data` is a name: a path would reveal where the data lies to everyone who receives the weights.
+def save_weights(path: Path, model: nn.Module, **about: Any) -> None:
+    """Write a model's weights as safetensors, with metadata, the fields of `About`, to build and evaluate it again.
 
     The metadata is one JSON object named "tinycifar": safetensors writes several entries in an order that changes.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    about = {
-        "model": model_name,
-        "width": width,
-        "image_size": image_size,
-        "fit": fit,
-        "channels": channels,
-        "recipe": recipe,
-        "classes": classes,
-        "data": data,
-        "data_digest": data_digest,
-        "validation_images": validation_images,
-        "temperature": temperature,
-        **({"kept": list(kept)} if kept else {}),
-    }
-    atomic.write_bytes(path, save(tensors, metadata={"tinycifar": json.dumps(about)}))
+    metadata = typed.to_json(About(**about))
+    if not metadata["kept"]:
+        del metadata["kept"]
+    atomic.write_bytes(path, save(tensors, metadata={"tinycifar": json.dumps(metadata)}))

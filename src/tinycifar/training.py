@@ -96,7 +96,7 @@ def train(
         while state.epoch < job.last_epoch and not recorder.out_of_patience():
             epoch = state.epoch
             recorder.start_epoch()
-            order, parameters = draw_epoch(recipe, augmentation, len(images), seed, epoch)
+            order, parameters = draw_epoch(recipe, augmentation, len(images), job.options.seed, epoch)
             targets = None
             if teachers:
                 recorder.show_epoch(f"Teacher, epoch {epoch + 1}/{recipe.epochs}")

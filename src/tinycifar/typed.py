@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -23,6 +25,18 @@ WORDS = {str: "a string", int: "an integer", float: "a number", bool: "true or f
 def key(name: str) -> dict[str, str]:
     """Metadata of a field whose name in JSON is another one."""
     return {"key": name}
+
+
+def whole_number(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int | None:
+    """The value of an argument as an int, which NumPy's integers are not; ValueError outside the range. None stays."""
+    try:
+        number = None if value is None else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number is not None and not least <= number <= most:
+        allowed = f"from {least} to {most}" if number > most else f"of at least {least}"
+        raise ValueError(f"{name} must be a whole number {allowed}, not {value!r}")
+    return number
 
 
 def to_json(value: Any) -> Any:
@@ -75,7 +89,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if kind in WORDS:
         if type(value) is not kind:

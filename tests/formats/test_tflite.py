@@ -40,7 +40,8 @@ def odd() -> models.Classifier:
 def as_trained(model: models.Classifier) -> trained.Trained:
     """A model with statistics that matter, as if it had been trained."""
     set_statistics(model)
-    return trained.Trained(model.eval(), "odd", "odd", "minute", CLASSES, "sample", 0, None, "odd", "0" * 64)
+    about = {"model_name": "odd", "recipe": "minute", "classes": CLASSES, "data": "sample", "validation_images": 0}
+    return trained.Trained(**about, model=model.eval(), name="odd", source="odd", sha256="0" * 64)
 
 
 def make(name: str) -> trained.Trained:
