@@ -158,6 +158,9 @@ def test_a_teacher_that_does_not_belong_to_the_recipe_or_saw_validation_images_i
         training.train(recipes.get("minute"), data.sample(), out=out, teachers=[minute])
     with pytest.raises(ValueError, match="minute has other classes than the data"):
         training.train(LEARNING, data.sample(), out=out, teachers=[replace(minute, classes=("cat", "dog"))])
+    own = replace(data.sample(), name="own", train_images=data.sample().train_images.flip(0))
+    with pytest.raises(ValueError, match="the teacher minute takes pictures with fit=pad, not crop"):
+        training.train(LEARNING, own, out=out, teachers=[replace(minute, fit="pad")])
     held_out = recipes.with_settings(LEARNING, ["validation_images=50"])
     with pytest.raises(ValueError, match="was trained on cifar10 and may have seen the held-out images"):
         training.train(held_out, data.sample(), out=out, teachers=[minute])

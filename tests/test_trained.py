@@ -285,3 +285,20 @@ def test_a_loaded_model_has_contiguous_weights_and_so_has_what_torch_export_make
     with torch.inference_mode():
         expected = model(images)
         torch.testing.assert_close(model.to(memory_format=torch.channels_last)(images), expected, rtol=0, atol=1e-4)
+
+
+def test_a_model_loaded_in_inference_mode_and_with_another_default_type_can_be_trained_and_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures.to_image(data.sample().test_images[0]).save("cat.png")
+    with torch.inference_mode():
+        model = library.load("minute")
+        (explained,) = library.explain("minute", "cat.png")
+    model(torch.rand(1, 3, 32, 32)).sum().backward()
+    assert Path(explained["picture"]).exists()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert library.load("minute").state_dict()["mean"].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -77,6 +77,8 @@ def check_data(recipe: Recipe, teachers: Sequence[Trained], dataset: Dataset) ->
                 f"the teacher {teacher.name} takes images of {counted(teacher.channels, 'channel')}, and {recipe.name} "
                 f"has channels={recipe.channels}"
             )
+        if teacher.fit != recipe.fit and dataset.data_digest:
+            raise ValueError(f"the teacher {teacher.name} takes pictures with fit={teacher.fit}, not {recipe.fit}")
         warnings += trained.check_unseen(teacher, "teacher", dataset)
     return warnings
 

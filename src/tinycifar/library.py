@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -231,9 +232,9 @@ def explain(
     from tinycifar.report import explanations
 
     files = find_pictures([pictures] if isinstance(pictures, (str, Path)) else pictures)
-    return list(
-        explanations.explain_files(trained.load(_source(model), device), files, Path(out), class_name, overwrite)
-    )
+    with torch.inference_mode(False):  # a heat map needs gradients
+        loaded = trained.load(_source(model), device)
+        return list(explanations.explain_files(loaded, files, Path(out), class_name, overwrite))
 
 
 def export(
@@ -263,6 +264,10 @@ def export(
         raise ValueError("`int8=` is for the format onnx-int8")
     loaded = trained.load(_source(model), "cpu")
     path = Path("exports", output_name(loaded) + catalog.FORMATS[format]) if out is None else Path(out)
+    if format not in catalog.FOLDERS and str(out).endswith(("/", os.sep)):
+        raise ValueError(
+            f"`out=` {out} names a folder; name a file, such as {path / (loaded.name + catalog.FORMATS[format])}"
+        )
     if path.resolve() == Path(loaded.source):
         raise ValueError(f"`out=` names the weights themselves, {path}; name another file")
     if path.exists() and path.is_dir() != (format in catalog.FOLDERS):

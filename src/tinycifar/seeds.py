@@ -256,7 +256,9 @@ def _in_parallel(
     assert not isinstance(start.data, Dataset)
     share = replace(_explicit(request, start), threads=threads // parallel)
     recipe = start.recipe
-    dataset = data.load(start.data, image_size=recipe.image_size, fit=recipe.fit, display=display)
+    dataset = data.load(
+        start.data, image_size=recipe.image_size, fit=recipe.fit, channels=recipe.channels, display=display
+    )
     images = len(dataset.train_labels)
     images = min(images - start.recipe.validation_images, TRIED_STEPS * start.recipe.batch_size, start.limit or images)
     results: list[Result] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -240,13 +241,14 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         ) from None
     data_name, data_path = _data(about.data, about.data_digest, file)
     try:
-        model = models.build(
-            about.model_name,
-            len(about.classes),
-            image_size=about.image_size,
-            width=about.width,
-            channels=about.channels,
-        )
+        with torch.inference_mode(False):  # weights of which gradients can be computed, whatever the caller's mode is
+            model = models.build(
+                about.model_name,
+                len(about.classes),
+                image_size=about.image_size,
+                width=about.width,
+                channels=about.channels,
+            ).float()  # whatever torch's default type is
     except ValueError as error:
         raise ValueError(f"{file} holds an unknown model: {error}") from None
     try:

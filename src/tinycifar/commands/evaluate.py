@@ -80,6 +80,7 @@ def evaluate(
     if out is None:
         is_own = not other_images and model_name not in catalog.shipped() and Path(model_name).is_dir()
         out = Path(model_name) if is_own else Path("evaluations") / library.output_name(model)
+    replaced = " (replaced)" if (out / "evaluation.json").exists() else ""
     code = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def evaluate(
     scores = evaluation.scores
     lines = [*text.scores(scores), *text.by_class(scores), *text.outside(scores), *text.robustness(scores)]
     lines.append(f"Speed: {scores.images_per_second:,.0f} images/s")
-    terminal.show(as_json, scores, *lines, *([] if code else [f"Results: {out / 'evaluation.json'}"]))
+    terminal.show(as_json, scores, *lines, *([] if code else [f"Results: {out / 'evaluation.json'}{replaced}"]))
     return code
 
 
@@ -118,7 +119,7 @@ def report_command(directory: Path, source: str | None, as_json: bool) -> int:
 @click.command("compare")
 @click.argument("directories", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @terminal.option(
-    "--out", type=click.Path(path_type=Path), default="comparison.html", show_default=True, help="Page to write."
+    "--out", type=terminal.OutputFile(), default="comparison.html", show_default=True, help="Page to write."
 )
 @terminal.overwrite_option
 @terminal.json_option

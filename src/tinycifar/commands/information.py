@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 @click.command("info")
 @terminal.data_option("CIFAR-10 in the cache", hide_details=False)
-@terminal.option(
-    "--plot", metavar="PNG", type=click.Path(path_type=Path, dir_okay=False), help="Draw training images by class."
-)
+@terminal.option("--plot", metavar="PNG", type=terminal.OutputFile(), help="Draw training images by class.")
 @terminal.overwrite_option
 @terminal.json_option
 def info_command(source: str | None, plot: Path | None, overwrite: bool, as_json: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import webbrowser
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 )
 @terminal.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     help="Output file, or folder for c and web (default: exports/MODEL.onnx, ...).",
 )
 @terminal.option(
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 def export_command(
     model_name: str,
     kind: str,
-    out: Path | None,
+    out: str | None,
     variant: str | None,
     source: str | None,
     overwrite: bool,

@@ -15,7 +15,7 @@ from tinycifar.commands import terminal
 @terminal.option(
     "--plot",
     metavar="PNG",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=terminal.OutputFile(),
     help="Also draw the receptive fields over an example into this file.",
 )
 @terminal.overwrite_option

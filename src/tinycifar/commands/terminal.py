@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
@@ -107,7 +108,21 @@ def set_threads(threads: int | None) -> None:
 
 def _first() -> bool:
     """Whether this process prints: the only one, or the first of those that torchrun started."""
-    return "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or int(os.environ["RANK"]) == 0
+    rank = os.environ.get("RANK", "") if "WORLD_SIZE" in os.environ else ""
+    return not rank.isdecimal() or int(rank) == 0
+
+
+class OutputFile(click.Path):
+    """The path of a file to write; what ends like a folder is refused."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as a `Path`."""
+        if str(value).endswith(("/", os.sep)):
+            self.fail(f"{value!r} names a folder; name a file to write", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def console(to_stderr: bool) -> Console:

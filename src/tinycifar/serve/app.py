@@ -93,7 +93,11 @@ def open_model(source: str) -> Served:
     Samples are of the model's own data, if that is where it was, or of CIFAR-10.
     """
     path = Path(source)
-    if path.suffix == ".onnx" and path.is_file():
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise ValueError(
+                f"{path} does not exist; name an ONNX file of tinycifar, a run directory or a shipped model"
+            )
         served = read_model(path.stem, path)
         if served.about.classes != CLASSES:
             return served
