@@ -19,7 +19,7 @@ from tinycifar import data, inference, models, predictions, recipes, summary, tr
 from tinycifar.data import pictures
 from tinycifar.data.dataset import Dataset, to_grey
 from tinycifar.evaluation import corruptions
-from tinycifar.formats import c_source, onnx_file, tflite, web
+from tinycifar.formats import c_source, onnx_file, tflite
 from tinycifar.report import run_page
 from tinycifar.serve import app
 
@@ -225,7 +225,8 @@ def test_c_of_one_channel_takes_a_byte_a_pixel_and_says_so(grey_run: Own, tmp_pa
 def test_the_service_answers_in_grey_as_predict_does(grey_run: Own, tmp_path: Path) -> None:
     exported = onnx_file.to_onnx(trained.load(grey_run.directory, "cpu"), tmp_path / "g.onnx", grey_run.dataset)
     service = app.Service(app.open_model(str(exported.path)))
-    assert service.model.form == web.Form(24, "pad", 1)
+    about = service.model.about
+    assert (about.image_size, about.fit, about.channels) == (24, "pad", 1)
     content = forms(np.random.default_rng(3).integers(0, 256, (70, 41, 3), np.uint8), tmp_path)[1]
     (answer,) = service.classify([service.decode(content)], [app.Asked(3)])
     (expected,) = tinycifar.predict(grey_run.directory, content)

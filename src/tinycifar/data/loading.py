@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tinycifar.data import binaries, cifar10, contents, folders, idx, npz, parquet, pictures, sources, tables, trees
 from tinycifar.data.contents import Contents
-from tinycifar.data.dataset import CLASSES, Origin, pixel_digests
+from tinycifar.data.dataset import CLASSES, MOST_CLASSES, Origin, pixel_digests
 from tinycifar.data.dataset import NAMES as NAMES
 from tinycifar.data.dataset import Dataset as Dataset
 from tinycifar.data.sources import Source
@@ -102,7 +102,8 @@ def load_pictures(
     if own is None:
         return load(source, image_size=image_size, fit=fit, channels=channels, display=display).test_images
     cache = cifar10.cache_directory()
-    own = replace(own, classes=("any", "other"), labels=np.zeros_like(own.labels))  # there may be one class, or many
+    if not 2 <= len(own.classes) <= MOST_CLASSES:  # no limit here; in between, the split is that of `load`
+        own = replace(own, classes=("any", "other"), labels=np.zeros_like(own.labels))
     dataset = contents.to_dataset(own, cache, image_size, fit, display, own.classes)
     return dataset.with_channels(channels).test_images
 
