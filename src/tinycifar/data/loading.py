@@ -138,7 +138,7 @@ def examine(source: str | Path) -> Contents | None:
 
 def _check_form(image_size: int, fit: str, channels: int) -> None:
     """Raise ValueError for values of these arguments that no recipe has."""
-    if not isinstance(image_size, int) or image_size < 1:
+    if not isinstance(image_size, (int, np.integer)) or image_size < 1:
         raise ValueError(f"image_size must be a number of pixels, 1 or more, not {image_size!r}")
     pictures.check_fit(fit)
     if channels not in pictures.CHANNELS:
