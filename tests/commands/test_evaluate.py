@@ -30,7 +30,7 @@ def test_a_run_keeps_the_evaluation_of_its_own_model_on_its_own_data(tinycifar: 
             )
     assert Path("other/evaluation.json").read_bytes() == before
     done = tinycifar("evaluate", "other/model.safetensors", "--out", "other")
-    assert (done.code, done.out.splitlines()[-1]) == (0, f"Results: {Path('other/evaluation.json')}")
+    assert (done.code, done.out.splitlines()[-1]) == (0, f"Results: {Path('other/evaluation.json')} (replaced)")
 
 
 def test_the_test_images_of_a_run_with_validation_images_are_opened_beside_its_own_evaluation(tinycifar: Any) -> None:
