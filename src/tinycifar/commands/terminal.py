@@ -76,7 +76,7 @@ def data_option(default: str, hide_details: bool = True) -> Callable[[Command], 
         )(with_source)
         for name, (metavar, text) in reversed(SOURCE_OPTIONS.items()):
             with_source = option(f"--{name}", name, metavar=metavar, hidden=hide_details, help=text)(with_source)
-        path_help = f"A path, cifar10 or sample (default: {default})."
+        path_help = f"Images: path, cifar10 or sample (default: {default})."
         return cast(Command, option("--data", "source", metavar="PATH", help=path_help)(with_source))
 
     return decorate
