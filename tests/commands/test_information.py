@@ -44,6 +44,17 @@ def test_info_describes_data_that_is_too_small_to_be_trained_on(tinycifar: Any, 
     assert "nothing to draw" in refused.err
 
 
+def test_info_names_unreadable_pictures_as_a_problem_unless_they_are_to_be_skipped(
+    tinycifar: Any, tmp_path: Path
+) -> None:
+    own = shots(tmp_path / "own")
+    (own / "cat" / "damaged.png").write_bytes(b"no picture")
+    found = tinycifar("data", "info", "--data", own, "--json").json
+    assert found["problem"] == "1 picture cannot be read: train needs --skip-unreadable"
+    assert (found["train_images"], found["test_images"]) == (48, 12)
+    assert tinycifar("data", "info", "--data", own, "--skip-unreadable", "--json").json["problem"] is None
+
+
 def test_groups_hold_for_a_run_and_where_it_is_resumed_and_evaluated(tinycifar: Any, tmp_path: Path) -> None:
     own = shots(tmp_path / "own")
     words = ["--data", own, "--group", r"(.*)_\d+", "--epochs", "2", "--set", "validation_images=9"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from PIL import Image
 
-from tinycifar import atomic, data
+from tinycifar import atomic, data, words
 from tinycifar.commands import terminal
 from tinycifar.data import cifar10, pictures
 
@@ -77,6 +77,9 @@ def _about(source: str) -> tuple[dict[str, Any], Dataset | None]:
         problem, dataset = None, None
         try:
             dataset = data.load(source, skip_unreadable=True, display=display)  # it is there to say what is wrong
+            if dataset.skipped and own is not None and not own.skip_unreadable:
+                skipped = sum(dataset.skipped.values())
+                problem = f"{words.counted(skipped, 'picture')} cannot be read: train needs --skip-unreadable"
         except contents.UntrainableError as error:
             problem = str(error)
         sizes, modes, formats = (
