@@ -123,7 +123,8 @@ def _zoom_blur(x: Pixels, largest: float, rng: Generator) -> Pixels:
     total = x.copy()
     for factor in factors:
         total += _zoom(x, factor)
-    return total / (len(factors) + 1)
+    total /= len(factors) + 1
+    return total
 
 
 def _zoom(x: Pixels, factor: float) -> Pixels:
