@@ -120,7 +120,7 @@ def _smear(x: Pixels, radius: int, sigma: float, degrees: NDArray[np.float64]) -
 
 def _zoom_blur(x: Pixels, largest: float, rng: Generator) -> Pixels:
     factors = np.arange(1, largest, 0.01)
-    total = x.copy()
+    total: Pixels = x.copy()
     for factor in factors:
         total += _zoom(x, factor)
     total /= len(factors) + 1
