@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from tinycifar.serve import app
+from tinycifar.serve.served import open_model
 
 try:
     from uvloop import run
@@ -176,7 +177,7 @@ def main() -> int:
     if address is None:
         raise SystemExit(f"the service did not start: {line}")
     port = int(address[1])
-    service = app.Service(app.open_model(model))
+    service = app.Service(open_model(model))
     results: dict[str, dict[str, float]] = {}
     missed = False
     try:

@@ -21,7 +21,7 @@ from tinycifar.data.dataset import Dataset, to_grey
 from tinycifar.evaluation import corruptions
 from tinycifar.formats import c_source, onnx_file, tflite
 from tinycifar.report import run_page
-from tinycifar.serve import app
+from tinycifar.serve import app, served
 
 
 def pillow_grey(images: torch.Tensor) -> torch.Tensor:
@@ -224,7 +224,7 @@ def test_c_of_one_channel_takes_a_byte_a_pixel_and_says_so(grey_run: Own, tmp_pa
 
 def test_the_service_answers_in_grey_as_predict_does(grey_run: Own, tmp_path: Path) -> None:
     exported = onnx_file.to_onnx(trained.load(grey_run.directory, "cpu"), tmp_path / "g.onnx", grey_run.dataset)
-    service = app.Service(app.open_model(str(exported.path)))
+    service = app.Service(served.open_model(str(exported.path)))
     about = service.model.about
     assert (about.image_size, about.fit, about.channels) == (24, "pad", 1)
     content = forms(np.random.default_rng(3).integers(0, 256, (70, 41, 3), np.uint8), tmp_path)[1]

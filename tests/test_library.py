@@ -383,3 +383,10 @@ def test_an_export_in_python_refuses_what_it_cannot_write_and_overwrites_only_if
     with pytest.raises(ValueError, match=r"model.onnx exists already"):
         tinycifar.export(result, tmp_path / "model.onnx")
     tinycifar.export(result, tmp_path / "model.onnx", overwrite=True)
+
+
+def test_an_output_that_ends_like_a_folder_is_no_file(tmp_path: Path) -> None:
+    for call in (tinycifar.export, lambda model, out: tinycifar.compare([model], out)):
+        with pytest.raises(ValueError, match="new/ names a folder; name a file to write"):
+            call("minute", f"{tmp_path}/new/")
+    assert list(tmp_path.iterdir()) == []

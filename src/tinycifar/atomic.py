@@ -47,6 +47,13 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
         raise
 
 
+def file_path(out: str | Path) -> Path:
+    """The path of a file to write; ValueError for a text that ends as a folder's name does."""
+    if str(out).endswith(("/", os.sep)):
+        raise ValueError(f"{out} names a folder; name a file to write")
+    return Path(out)
+
+
 def check_new(path: Path, overwrite: bool = False) -> None:
     """Raise ValueError if a file is there already, unless `overwrite` is set: nothing is overwritten silently."""
     if path.exists() and not overwrite:

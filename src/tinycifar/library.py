@@ -263,11 +263,10 @@ def export(
     if int8 is not None and format != "onnx-int8":
         raise ValueError("`int8=` is for the format onnx-int8")
     loaded = trained.load(_source(model), "cpu")
-    path = Path("exports", output_name(loaded) + catalog.FORMATS[format]) if out is None else Path(out)
-    if format not in catalog.FOLDERS and str(out).endswith(("/", os.sep)):
-        raise ValueError(
-            f"`out=` {out} names a folder; name a file, such as {path / (loaded.name + catalog.FORMATS[format])}"
-        )
+    if out is None:
+        path = Path("exports", output_name(loaded) + catalog.FORMATS[format])
+    else:
+        path = Path(out) if format in catalog.FOLDERS else atomic.file_path(out)
     if path.resolve() == Path(loaded.source):
         raise ValueError(f"`out=` names the weights themselves, {path}; name another file")
     if path.exists() and path.is_dir() != (format in catalog.FOLDERS):
@@ -308,11 +307,12 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None, *, overwr
     """
     from tinycifar.report import compare as comparing
 
-    if out is not None:
-        atomic.check_new(Path(out), overwrite)
+    page = None if out is None else atomic.file_path(out)
+    if page is not None:
+        atomic.check_new(page, overwrite)
     comparison = comparing.compare([Path(run) for run in runs])
-    if out is not None:
-        comparing.write(comparison, Path(out))
+    if page is not None:
+        comparing.write(comparison, page)
     return comparison
 
 

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from tinycifar import atomic, machine, typed
-from tinycifar.data.dataset import Digests
+from tinycifar.data.dataset import Dataset, Digests
 from tinycifar.environment import Environment
 from tinycifar.recipes import Recipe
 from tinycifar.scores import Scores
@@ -110,6 +110,16 @@ def read_environment(directory: Path) -> Environment:
 def read_evaluation(directory: Path) -> Scores:
     """The `evaluation.json` of a run; ValueError, naming file and field, if it is missing or does not fit."""
     return typed.read(Scores, directory / "evaluation.json")
+
+
+def check_apart(out: Path, dataset: Dataset) -> None:
+    """Raise ValueError if a run lies beside the folders of its own data's classes: its plots would make it a class."""
+    for folder in out.resolve().parents if dataset.path else []:
+        if all((folder / name).is_dir() for name in dataset.classes):
+            raise ValueError(
+                f"the output folder {out} would be read as a class of the data in {folder}; name a folder elsewhere "
+                "with `out=`"
+            )
 
 
 def append_metrics(directory: Path, entry: dict[str, Any]) -> None:

@@ -139,7 +139,7 @@ def begin(
     out, resume = _directory(options, ranks)
     dataset, training_set, leaks = _load(recipe, source, options, ranks, display)
     if resume is None:
-        _check_apart(out or Path("runs"), dataset)
+        run.check_apart(out or Path("runs"), dataset)
     mean, std = (training_set if dataset.data_digest else dataset).statistics()
     if options.max_parameters is not None:
         recipe = recipes.widest(recipe, options.max_parameters, len(dataset.classes))
@@ -290,16 +290,6 @@ def _load(
     leaks = distill.check_data(recipe, options.teachers, dataset)
     ranks.check_alike(data=dataset.data_digest, train_images=len(training_set.train_images))
     return dataset, training_set, leaks
-
-
-def _check_apart(out: Path, dataset: Dataset) -> None:
-    """Raise ValueError if a run lies beside the folders of its own data's classes: its plots would make it a class."""
-    for folder in out.resolve().parents if dataset.path else []:
-        if all((folder / name).is_dir() for name in dataset.classes):
-            raise ValueError(
-                f"the output folder {out} would be read as a class of the data in {folder}; name a folder elsewhere "
-                "with `out=`"
-            )
 
 
 def _seen(training_set: Dataset, options: Options) -> list[Digests]:

@@ -19,7 +19,7 @@ from serve.test_app import png, start
 from tinycifar import catalog, data, inference, numpy_model, trained
 from tinycifar.evaluation import outside
 from tinycifar.formats import c_source, onnx_file
-from tinycifar.serve import app
+from tinycifar.serve import app, served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -220,7 +220,7 @@ def test_pictures_without_labels_come_from_folders_and_from_data(own: Path, tmp_
 
 def test_the_service_says_none_of_these_if_asked(judging: Path, tmp_path: Path) -> None:
     exported = onnx_file.to_onnx(trained.load(judging, "cpu"), tmp_path / "judging.onnx")
-    service = app.Service(app.open_model(str(exported.path)))
+    service = app.Service(served.open_model(str(exported.path)))
     assert service.model.about.kept == trained.load(judging).kept
     image = service.decode(png(0))
     plain, below, above = service.classify([image] * 3, [app.Asked(), app.Asked(threshold=1), app.Asked(threshold=99)])

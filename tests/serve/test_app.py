@@ -36,7 +36,7 @@ from tinycifar import data, inference, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
 from tinycifar.formats import onnx_file, web
-from tinycifar.serve import app, gate
+from tinycifar.serve import app, gate, served
 from tinycifar.serve.gate import Limits
 
 pytestmark = pytest.mark.slow
@@ -129,12 +129,12 @@ def running(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture
-def minute(exports: Path) -> app.Served:
-    return app.open_model(str(exports / "minute.onnx"))
+def minute(exports: Path) -> served.Served:
+    return served.open_model(str(exports / "minute.onnx"))
 
 
 @contextlib.contextmanager
-def in_a_thread(model: app.Served) -> Iterator[Client]:
+def in_a_thread(model: served.Served) -> Iterator[Client]:
     """A client of a service that runs in this process, which starts sooner than one of its own."""
     service = app.Service(model)
     settings = {"port": 0, "log_config": None, "access_log": False, "lifespan": "off", "ws": "none"}
@@ -406,7 +406,7 @@ def refusal(service: app.Service, upload: Request) -> app.HTTPException:
     return refused.value
 
 
-def test_an_upload_that_takes_too_long_is_ended(minute: app.Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_that_takes_too_long_is_ended(minute: served.Served, monkeypatch: pytest.MonkeyPatch) -> None:
     service = app.Service(minute, limits=Limits(upload_seconds=0.1))  # type: ignore[arg-type]
     refused = refusal(service, request(png(), seconds=10))
     assert (refused.status_code, refused.detail) == (408, "the upload took longer than 0.1 seconds")
@@ -416,7 +416,7 @@ def test_an_upload_that_takes_too_long_is_ended(minute: app.Served, monkeypatch:
 
 
 def test_an_upload_that_arrives_steadily_may_take_longer_than_a_pause(
-    minute: app.Served, monkeypatch: pytest.MonkeyPatch
+    minute: served.Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = app.Service(minute)
     content, sent = png(), 0
@@ -437,7 +437,7 @@ def test_an_upload_that_arrives_steadily_may_take_longer_than_a_pause(
     assert service.bytes == 0
 
 
-def test_an_upload_that_is_broken_off_is_not_counted_any_more(minute: app.Served) -> None:
+def test_an_upload_that_is_broken_off_is_not_counted_any_more(minute: served.Served) -> None:
     service, messages = app.Service(minute), [{"type": "http.request", "body": png(), "more_body": True}]
 
     async def receive() -> dict[str, Any]:
@@ -448,14 +448,14 @@ def test_an_upload_that_is_broken_off_is_not_counted_any_more(minute: app.Served
     assert (service.waiting, service.bytes) == (0, 0)
 
 
-def test_a_picture_that_finds_no_memory_gets_503(minute: app.Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_finds_no_memory_gets_503(minute: served.Served, monkeypatch: pytest.MonkeyPatch) -> None:
     service = app.Service(minute)
     monkeypatch.setattr(service, "decode", mock.Mock(side_effect=MemoryError))
     assert refusal(service, request(png())).status_code == 503
 
 
 def test_a_picture_that_waits_too_long_gets_503_and_leaves_the_queue(
-    minute: app.Served, monkeypatch: pytest.MonkeyPatch
+    minute: served.Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = app.Service(minute)
     free = threading.Event()
@@ -466,7 +466,7 @@ def test_a_picture_that_waits_too_long_gets_503_and_leaves_the_queue(
     assert (refused.status_code, refused.headers) == (503, {"Retry-After": "1"})
 
 
-def test_a_full_queue_answers_503_and_when_to_come_back(minute: app.Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_answers_503_and_when_to_come_back(minute: served.Served, monkeypatch: pytest.MonkeyPatch) -> None:
     service = app.Service(minute)
     free = threading.Event()
     monkeypatch.setattr(app, "MOST_WAITING", 3)
@@ -484,7 +484,7 @@ def test_a_full_queue_answers_503_and_when_to_come_back(minute: app.Served, monk
     assert (service.waiting, service.bytes) == (0, 0)
 
 
-def test_uploads_that_are_too_many_bytes_together_get_503(minute: app.Served) -> None:
+def test_uploads_that_are_too_many_bytes_together_get_503(minute: served.Served) -> None:
     service = app.Service(minute, most_bytes=len(png()))
     assert asyncio.run(service.predict(request(png()))).status_code == 200
     assert refusal(service, request(png() + b"1")).status_code == 503
@@ -506,7 +506,7 @@ def test_uploads_that_are_too_many_bytes_together_get_503(minute: app.Served) ->
     ],
 )
 def test_a_query_that_the_service_does_not_know_is_refused_with_what_is_allowed(
-    minute: app.Served, query: str, message: str
+    minute: served.Served, query: str, message: str
 ) -> None:
     refused = refusal(app.Service(minute), request(png(), query=query.encode()))
     assert (refused.status_code, refused.detail) == (400, message)
@@ -584,7 +584,7 @@ def test_the_client_in_the_documents_names_the_class(running: Running, tmp_path:
 def test_a_file_that_is_no_onnx_is_refused() -> None:
     Path("model.onnx").write_text("nothing")
     with pytest.raises(ValueError, match=r"^model\.onnx is no ONNX file that tinycifar exported$"):
-        app.open_model("model.onnx")
+        served.open_model("model.onnx")
 
 
 @pytest.mark.parametrize(
@@ -609,7 +609,7 @@ def test_a_file_with_other_metadata_is_refused(exports: Path, tmp_path: Path, fi
     onnx.helper.set_model_props(model, {entry.key: entry.value for entry in model.metadata_props} | {field: value})
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="is no ONNX file that tinycifar exported"):
-        app.open_model(str(tmp_path / "model.onnx"))
+        served.open_model(str(tmp_path / "model.onnx"))
 
 
 def test_in_a_browser_the_page_asks_the_server_and_sends_of_a_large_photograph_what_the_model_sees(
@@ -635,7 +635,7 @@ def test_in_a_browser_the_page_asks_the_server_and_sends_of_a_large_photograph_w
 def test_in_a_browser_a_model_of_other_pixels_sees_what_python_sees_and_needs_not_its_data(
     own_run: Own, chromium: Browser, tmp_path: Path
 ) -> None:
-    with in_a_thread(app.open_model(str(own_run.directory))) as client:
+    with in_a_thread(served.open_model(str(own_run.directory))) as client:
         (about,) = client.ask("GET", "/models")[1]["models"]
         assert (about["image_size"], about["data"], about["classes"]) == (24, "mine", list(own_run.dataset.classes))
         page = Page(chromium, client.port)
@@ -657,7 +657,7 @@ def test_in_a_browser_a_model_of_other_pixels_sees_what_python_sees_and_needs_no
 def test_of_a_thousand_classes_ten_are_told_or_as_many_as_asked(thousand: Own, tmp_path: Path) -> None:
     model = trained.load(thousand.directory, "cpu")
     path = onnx_file.to_onnx(model, tmp_path / "many.onnx", thousand.dataset).path
-    service = app.Service(app.open_model(str(path)))
+    service = app.Service(served.open_model(str(path)))
     (tmp_path / "picture.png").write_bytes(png())
     (expected,) = inference.predict(model, [tmp_path / "picture.png"], top=1000)
     for query, count in ((b"", 10), (b"top=3", 3), (b"top=9999", 1000), (b"activation=1", 10)):
@@ -668,7 +668,7 @@ def test_of_a_thousand_classes_ten_are_told_or_as_many_as_asked(thousand: Own, t
     assert [len(entry["activation"]) for entry in answer["classes"]] == [16] * 10
 
 
-def test_pictures_in_one_batch_get_what_each_asked_for(minute: app.Served) -> None:
+def test_pictures_in_one_batch_get_what_each_asked_for(minute: served.Served) -> None:
     service = app.Service(minute)
     pixels = [service.decode(png(index)) for index in range(2)]
     one, other = service.classify(pixels, [app.Asked(), app.Asked(top=2, activation=True)])

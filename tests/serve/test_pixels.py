@@ -25,7 +25,7 @@ from test_trained import ABOUT
 from tinycifar import data, inference, models, predictions, trained
 from tinycifar.data import pictures
 from tinycifar.formats import onnx_file
-from tinycifar.serve import app
+from tinycifar.serve import app, served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -99,7 +99,7 @@ def contents() -> dict[str, tuple[bytes, int]]:
     return {name: (content, 2 if name in rounded else 0) for name, content in (exact | rounded).items()}
 
 
-def test_the_service_sees_in_a_picture_what_predict_sees(minute: app.Served, tmp_path: Path) -> None:
+def test_the_service_sees_in_a_picture_what_predict_sees(minute: served.Served, tmp_path: Path) -> None:
     service = app.Service(minute)
     for name, (content, _) in contents().items():
         (tmp_path / f"{name}.png").write_bytes(content)
@@ -109,7 +109,7 @@ def test_the_service_sees_in_a_picture_what_predict_sees(minute: app.Served, tmp
 
 
 def test_in_a_browser_the_page_sees_in_a_picture_what_predict_sees(
-    minute: app.Served, chromium: Browser, tmp_path: Path
+    minute: served.Served, chromium: Browser, tmp_path: Path
 ) -> None:
     with in_a_thread(minute) as client:
         page = Page(chromium, client.port)
@@ -157,7 +157,7 @@ def test_every_consumer_sees_the_same_pixels(fit: str, channels: int, chromium: 
     trained.save_weights(tmp_path / "own.safetensors", model, **about)
     loaded = trained.load(tmp_path / "own.safetensors", "cpu")
     onnx_file.to_onnx(loaded, tmp_path / "own.onnx")
-    service = app.Service(app.open_model(str(tmp_path / "own.onnx")))
+    service = app.Service(served.open_model(str(tmp_path / "own.onnx")))
     assert (service.model.about.fit, service.model.about.channels) == (fit, channels)
 
     rng = np.random.default_rng(0)

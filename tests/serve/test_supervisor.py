@@ -147,7 +147,7 @@ def test_a_port_in_use_is_reported_in_one_line(exports: Path) -> None:
 
 TERMINATED_AT_START = """
 import os, signal
-from tinycifar.serve import app, supervisor
+from tinycifar.serve import app, served, supervisor
 
 Process = supervisor.multiprocessing.get_context("spawn").Process
 start = Process.start
@@ -158,7 +158,7 @@ def start_and_signal(process):
 
 if __name__ == "__main__":
     Process.start = start_and_signal
-    supervisor.serve(app.open_model("minute"), port=0, workers=2)
+    supervisor.serve(served.open_model("minute"), port=0, workers=2)
 """
 
 

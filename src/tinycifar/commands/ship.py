@@ -174,7 +174,7 @@ def serve_command(
     MODEL is a run, a weights file, an exported ONNX file or a shipped model (default: the most accurate one).
     """
     try:
-        from tinycifar.serve import app, gate, supervisor
+        from tinycifar.serve import gate, served, supervisor
     except ImportError:
         raise ValueError('serving needs more packages; install them with: pip install "tinycifar[serve]"') from None
 
@@ -184,7 +184,7 @@ def serve_command(
             webbrowser.open(address)
 
     gate.host_names(host, hosts)  # before the model is opened, which takes seconds
-    model = app.open_model(model_name)
+    model = served.open_model(model_name)
     try:
         supervisor.serve(
             model,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from tinycifar import catalog, data, recipes, typed, words
+from tinycifar import atomic, catalog, data, recipes, typed, words
 from tinycifar.data import sources
 
 if TYPE_CHECKING:  # none of it is needed to parse a command line or to print a list
@@ -120,8 +120,10 @@ class OutputFile(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path as a `Path`."""
-        if str(value).endswith(("/", os.sep)):
-            self.fail(f"{value!r} names a folder; name a file to write", param, ctx)
+        try:
+            atomic.file_path(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
         return super().convert(value, param, ctx)
 
 

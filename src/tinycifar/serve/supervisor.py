@@ -23,8 +23,9 @@ import uvicorn
 from filelock import FileLock
 
 from tinycifar import memory
-from tinycifar.serve.app import MOST_BYTES_AT_ONCE, Served, Service, create_app
+from tinycifar.serve.app import MOST_BYTES_AT_ONCE, Service, create_app
 from tinycifar.serve.gate import SECONDS, Limits, Protocol, host_names, trusted
+from tinycifar.serve.served import Served
 
 MOST_WORKERS = 4  # unless told otherwise
 MOST_DEATHS = 4  # of processes within a minute
