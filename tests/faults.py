@@ -179,9 +179,7 @@ def kill_a_rank(directory: Path, name: str, chance: random.Random, ranks: int, w
             time.sleep(0.001)
         time.sleep(seconds)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        found = [pid for pid in children if f"RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text()]
-        for pid in found[:1]:
-            os.kill(int(pid), signal.SIGKILL)
+        found = any([kill_if_it_is(int(pid), rank) for pid in children])
         assert process.stdout is not None
         told = process.stdout.read()
         assert process.wait() == 0, told
@@ -190,6 +188,15 @@ def kill_a_rank(directory: Path, name: str, chance: random.Random, ranks: int, w
     went_on = re.search(r"Resuming (after step \d+)", told)
     again = f"went on {went_on[1]}" if went_on else "started over" if found else "had ended"
     return f"rank {rank} {seconds:.2f} s after the start, {again}"
+
+
+def kill_if_it_is(pid: int, rank: int) -> bool:
+    """Kill a process if torchrun gave it this rank and it has not ended."""
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
 
 
 def kill_inside(where: str, directory: Path, name: str, chance: random.Random) -> str:

@@ -379,5 +379,5 @@ def test_torchrun_that_is_told_to_end_leaves_a_checkpoint(tmp_path: Path) -> Non
 
 @pytest.mark.end_to_end
 def test_a_run_whose_ranks_are_killed_under_torchrun_comes_to_the_same_bits() -> None:
-    kills = os.environ.get("KILLS", "3")
+    kills = os.environ.get("KILLS", "2")
     assert faults.main(["--ranks", "2", "--kills", kills, "--signals", "0", "--controls", "0"]) == 0

@@ -87,9 +87,12 @@ class Running(Client):
 
     def workers(self) -> list[int]:
         """The processes that answer."""
-        parent = self.process.pid
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        return [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        parent, found = self.process.pid, []
+        for pid in map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()):
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # one of them may end meanwhile
+                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[list[int]]:
