@@ -179,7 +179,7 @@ def kill_a_rank(directory: Path, name: str, chance: random.Random, ranks: int, w
             time.sleep(0.001)
         time.sleep(seconds)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        found = any([kill_if_it_is(int(pid), rank) for pid in children])
+        found = any(kill_if_it_is(int(pid), rank) for pid in children)
         assert process.stdout is not None
         told = process.stdout.read()
         assert process.wait() == 0, told
