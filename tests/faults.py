@@ -179,7 +179,7 @@ def kill_a_rank(directory: Path, name: str, chance: random.Random, ranks: int, w
             time.sleep(0.001)
         time.sleep(seconds)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        found = any(kill_if_it_is(int(pid), rank) for pid in children)
+        found = any(kill_if_rank(int(pid), rank) for pid in children)
         assert process.stdout is not None
         told = process.stdout.read()
         assert process.wait() == 0, told
@@ -190,8 +190,8 @@ def kill_a_rank(directory: Path, name: str, chance: random.Random, ranks: int, w
     return f"rank {rank} {seconds:.2f} s after the start, {again}"
 
 
-def kill_if_it_is(pid: int, rank: int) -> bool:
-    """Kill a process if torchrun gave it this rank and it has not ended."""
+def kill_if_rank(pid: int, rank: int) -> bool:
+    """Kill a process if torchrun gave it this rank; whether it did, which an ended process prevents."""
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
             os.kill(pid, signal.SIGKILL)
