@@ -377,6 +377,18 @@ def test_torchrun_that_is_told_to_end_leaves_a_checkpoint(tmp_path: Path) -> Non
     latest(tmp_path / "run")
 
 
+def threads_left(out: Path) -> list[str]:
+    training.train(short("minute"), "sample", out=out, limit=IMAGES, evaluate=False)
+    return [(thread / "comm").read_text().strip() for thread in Path("/proc/self/task").iterdir()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
+def test_a_training_leaves_no_thread_of_gloo_that_could_abort_the_process_at_its_exit(tmp_path: Path) -> None:
+    for names in on_ranks(threads_left, tmp_path / "run"):
+        assert names
+        assert not [name for name in names if "gloo" in name], names
+
+
 @pytest.mark.end_to_end
 def test_a_run_whose_ranks_are_killed_under_torchrun_comes_to_the_same_bits() -> None:
     kills = os.environ.get("KILLS", "2")
