@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tinycifar import augment, data
@@ -533,3 +534,12 @@ def test_a_hole_has_the_mean_colour_of_the_data() -> None:
     out = made.apply(torch.full((50, 3, 32, 32), 255, dtype=torch.uint8), made.draw(50, epoch_generator(0, 0)))
     levels = (255 * out).round().permute(0, 2, 3, 1).flatten(0, 2).unique(dim=0)
     assert [51, 102, 153] in levels.tolist()
+
+
+def test_a_reduced_image_is_that_of_pillow_with_a_bilinear_filter(photos: Tensor) -> None:
+    found = augment.reduced(photos[:4] / 255, 24)
+    for image, reduced in zip(photos[:4], found, strict=True):
+        for channel, values in zip(image.numpy(), reduced, strict=True):
+            picture = Image.fromarray(channel.astype(np.float32) / 255)
+            expected = np.asarray(picture.resize((24, 24), Image.Resampling.BILINEAR))
+            np.testing.assert_allclose(values.numpy(), expected, atol=1e-5)

@@ -275,24 +275,24 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
 @pytest.mark.parametrize(
     ("limit", "kept"),
     [
-        (["--max-parameters", "148304"], True),
-        (["--max-parameters", "148303"], False),
-        (["--max-macs", "20054656"], True),
-        (["--max-macs", "20054655"], False),
-        (["--max-macs", "20054656", "--max-parameters", "1"], False),
+        (["--max-parameters", "166240"], True),
+        (["--max-parameters", "166239"], False),
+        (["--max-macs", "12485088"], True),
+        (["--max-macs", "12485087"], False),
+        (["--max-macs", "12485088", "--max-parameters", "1"], False),
     ],
 )
 def test_models_within_limits_are_listed_and_no_others(tinycifar: Any, limit: list[str], kept: bool) -> None:
     found = tinycifar("models", "--json", *limit).json
-    assert ("minute" in found["shipped"], "whitenet" in found["architectures"]) == (kept, kept)
+    assert ("minute" in found["shipped"], "minutenet" in found["architectures"]) == (kept, kept)
     assert "c1c2c3c4o" not in found["architectures"]
-    assert ("whitenet" in tinycifar("models", *limit).out) == kept
+    assert ("minutenet" in tinycifar("models", *limit).out) == kept
 
 
 def test_models_are_listed_with_the_most_accurate_first_and_limits_that_none_keeps_get_a_line(tinycifar: Any) -> None:
     content, done = tinycifar("models", "--json").json, tinycifar("models")
     rows = [line.split()[:4] for line in done.out.splitlines()]
-    assert ["minute", "whitenet", "148,304", "20,054,656"] in rows
+    assert ["minute", "minutenet", "166,240", "12,485,088"] in rows
     assert ["c1c2c3c4o", "195,946", "195,946", "34,734,080"] in rows
     for kind in ("shipped", "architectures"):
         accuracies = [row["test_accuracy"] or 0 for row in content[kind].values()]
@@ -448,7 +448,7 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         (["summary", "nanonet", "--plot", "new/"], "new/ names a folder; name a file to write"),
         (["compare", trained, "--out", "new/"], "new/ names a folder; name a file to write"),
         (["serve", "new.onnx"], "new.onnx does not exist; name an ONNX file of tinycifar"),
-        (["summary", "resnet"], "resnet does not exist; name an architecture (c1c2c3c4o, whitenet, nanonet"),
+        (["summary", "resnet"], "resnet does not exist; name an architecture (c1c2c3c4o, minutenet, whitenet, nanonet"),
         (["bench", "step", "resnet"], "unknown model 'resnet'"),
         (["bench", "train", "resnet"], "unknown recipe 'resnet'"),
         (["bench", "train", "--steps", "1"], "1 is not in the range"),

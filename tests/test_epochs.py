@@ -46,3 +46,19 @@ def test_an_epoch_of_one_image_is_refused() -> None:
     with pytest.raises(ValueError, match="an epoch of 1 image is too small to train on"):
         plan(recipes.get("minute"), 1)
     assert plan(recipes.with_settings(recipes.get("minute"), ["skip_easiest=0.9"]), 5).images == [5, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("model", "image_size", "side"),
+    [("minutenet", 32, 24), ("minutenet", 64, 48), ("minutenet", 40, 24), ("minutenet", 24, 16), ("c1c2c3c4o", 32, 24)],
+)
+def test_the_first_steps_have_images_of_the_largest_side_up_to_three_quarters(
+    model: str, image_size: int, side: int
+) -> None:
+    settings = [f"model={model}", f"image_size={image_size}", "small_fraction=0.5", "batch_size=10"]
+    found = plan(recipes.with_settings(recipes.get("minute"), settings), 100)
+    assert (found.small_steps, found.small_side) == (5, side)
+
+
+def test_images_of_the_smallest_side_are_never_reduced() -> None:
+    assert plan(recipes.with_settings(recipes.get("minute"), ["image_size=16", "batch_size=10"]), 100).small_steps == 0

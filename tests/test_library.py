@@ -103,7 +103,7 @@ def test_a_recipe_comes_by_name_as_a_file_or_as_itself(tmp_path: Path) -> None:
     [
         ({"learning_rate": 0.1}, "unknown recipe field 'learning_rate'; allowed are: model, "),
         ({"epochs": 0}, "epochs must lie between 1 and 100000, not 0"),
-        ({"image_size": 33}, "image_size must lie between 16 and 64 in steps of 8 for whitenet, not be 33"),
+        ({"image_size": 33}, "image_size must lie between 16 and 64 in steps of 8 for minutenet, not be 33"),
         ({"data": "nowhere"}, "nowhere does not exist; allowed are cifar10, sample, a folder"),
         ({"init": "unknown"}, "unknown does not exist; name a run directory"),
         ({"max_parameters": 50_000, "width": 0.5}, "`max_parameters=` finds the width"),
@@ -341,7 +341,8 @@ def test_names_are_listed_and_limited() -> None:
     assert tinycifar.list_recipes() == list(recipes.RECIPES)
     assert tinycifar.list_models() == ["accurate", "nano", "minute"]
     assert tinycifar.list_models(max_parameters=77_472) == ["nano"]
-    assert tinycifar.list_models(max_macs=20_054_656) == ["nano", "minute"]
+    assert tinycifar.list_models(max_macs=12_485_088) == ["nano", "minute"]
+    assert tinycifar.list_models(max_macs=12_149_216) == ["nano"]
 
 
 def test_pictures_are_explained_and_runs_compared_without_overwriting(result: Result, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ def test_all_models_but_teachers_keep_to_the_budget_of_200_000_parameters(name: 
     assert (0 < sum(p.numel() for p in build(name).parameters()) < 200_000) == (name not in teachers)
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("whitenet", 294_304), ("c1c2c3c4o", 195_946)])
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("minutenet", 330_176), ("whitenet", 294_304), ("c1c2c3c4o", 195_946)]
+)
 def test_written_out_every_mirrored_filter_counts_twice(name: str, parameters: int) -> None:
     assert models.written_out(build(name)) == parameters
 

@@ -170,5 +170,5 @@ def test_the_widest_recipe_of_a_budget_fits_it_and_one_hundredth_more_does_not(n
 
 
 def test_a_budget_below_the_narrowest_model_is_refused_with_its_size() -> None:
-    with pytest.raises(ValueError, match=r"whitenet has at least 1,\d+ parameters with 10 classes, more than 1,000"):
+    with pytest.raises(ValueError, match=r"minutenet has at least 1,\d+ parameters with 10 classes, more than 1,000"):
         recipes.widest(recipes.get("minute"), 1_000)

@@ -111,7 +111,7 @@ def test_a_shipped_name_goes_before_a_folder_unless_it_is_written_as_a_path(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights.parent.rename("minute")
-    assert trained.load("minute").model_name == "whitenet"
+    assert trained.load("minute").model_name == "minutenet"
     assert trained.load("./minute").model_name == "c1c2c3c4o"
 
 
@@ -207,7 +207,7 @@ def test_a_start_takes_all_weights_for_the_same_classes_and_all_but_the_head_for
     known = trained.load("minute", "cpu")
     head = f"{len(known.model) - 1}.weight"
     for classes, taken in ((known.classes, True), (known.classes[::-1], False), (("a", "b", "c"), False)):
-        model = models.build("whitenet", num_classes=len(classes), image_size=48)
+        model = models.build("minutenet", num_classes=len(classes), image_size=48)
         drawn = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         assert trained.start_from(model, known, classes) == taken
         for name, tensor in model.state_dict().items():
@@ -215,10 +215,10 @@ def test_a_start_takes_all_weights_for_the_same_classes_and_all_but_the_head_for
             assert torch.equal(tensor, (known.model.state_dict() if from_known else drawn)[name]), name
 
 
-@pytest.mark.parametrize(("name", "width"), [("nanonet", 1.0), ("whitenet", 0.5)])
+@pytest.mark.parametrize(("name", "width"), [("nanonet", 1.0), ("minutenet", 0.5)])
 def test_a_start_from_another_architecture_or_width_is_refused_with_what_would_do(name: str, width: float) -> None:
     model = models.build(name, width=width)
-    with pytest.raises(ValueError, match=r"minute is a whitenet of width 1, .* `model=whitenet` and `width=1`, w"):
+    with pytest.raises(ValueError, match=r"minute is a minutenet of width 1, .* `model=minutenet` and `width=1`, w"):
         trained.start_from(model, trained.load("minute", "cpu"), CLASSES)
 
 

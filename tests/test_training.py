@@ -175,8 +175,24 @@ def test_later_epochs_leave_out_the_images_with_the_least_loss_in_the_epoch_befo
     assert record["images_per_second"] == pytest.approx(144 / record["train_seconds"])
 
 
+def test_the_first_steps_of_the_first_epoch_see_reduced_images_also_after_a_resume(tmp_path: Path) -> None:
+    sides: list[int] = []
+    forward = models.Classifier.forward
+
+    def watched(model: models.Classifier, images: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            sides.append(images.shape[-1])
+        return forward(model, images)
+
+    recipe = recipes.with_settings(MINUTE, ["epochs=2", "batch_size=20", "small_fraction=0.5", "skip_easiest=0"])
+    with mock.patch.object(models.Classifier, "forward", watched):
+        faults.interrupt(recipe, tmp_path / "run", 2, limit=80)
+        training.train(recipe, "sample", resume=tmp_path / "run", limit=80)
+    assert sides == [24, 24, 32, 32] + [32] * 4
+
+
 def test_preparation_counts_as_training_time(tmp_path: Path) -> None:
-    with mock.patch.object(models.WhiteNet, "prepare", side_effect=lambda *_: time.sleep(0.2)):
+    with mock.patch.object(models.MinuteNet, "prepare", side_effect=lambda *_: time.sleep(0.2)):
         record = training.train(MINUTE, data.sample(), out=tmp_path / "run", limit=32).record
     assert record["history"][0]["train_seconds"] >= 0.2
     assert record["train_seconds"] == sum(entry["train_seconds"] for entry in record["history"])

@@ -54,6 +54,11 @@ def flip(images: Tensor, flipped: Tensor) -> Tensor:
     return torch.where(flipped[:, None, None, None], images.flip(-1), images)
 
 
+def reduced(images: Tensor, side: int) -> Tensor:
+    """Resample float images (N, C, H, W) to (N, C, side, side) with a filter that keeps them free of aliasing."""
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+
+
 def affine(images: Tensor, matrices: Tensor) -> Tensor:
     """Resample float images (N, C, H, W) bilinearly through one matrix each; what comes from outside is 0.
 

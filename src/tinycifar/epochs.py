@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinycifar import models
 from tinycifar.augment import Augmentation, Parameters
 from tinycifar.recipes import Recipe
 from tinycifar.words import counted
 
 LEAST_LAST_BATCH = 0.25  # of a batch; with smaller ones accuracy suffers (docs/LOG.md, 2026-11-29)
+SMALL = 0.75  # of the side: what images are reduced to in the first steps of a recipe with `small_fraction`
 LEAST_SHARE = 2  # images of a batch for each process: batch normalisation needs more than one
 
 
@@ -23,11 +25,14 @@ class Plan(NamedTuple):
     """How many images each epoch has, in batches of which sizes, and the schedule.
 
     `schedule` maps a step, counted over all epochs, to the learning rate as a fraction of its maximum and the momentum.
+    The first `small_steps` steps see images reduced to `small_side` pixels a side.
     """
 
     images: list[int]
     batches: list[list[int]]
     schedule: Callable[[int], tuple[float, float]]
+    small_steps: int
+    small_side: int
 
     @property
     def steps(self) -> list[int]:
@@ -67,7 +72,15 @@ def plan(recipe: Recipe, images: int, ranks: int = 1) -> Plan:
         max_momentum=recipe.max_momentum,
         anneal=recipe.anneal,
     )
-    return Plan(images_by_epoch, batches, schedule)
+    side = small_side(recipe)
+    small_steps = int(recipe.small_fraction * len(batches[0])) if side < recipe.image_size else 0
+    return Plan(images_by_epoch, batches, schedule, small_steps, side)
+
+
+def small_side(recipe: Recipe) -> int:
+    """The side in pixels of reduced images: the largest that the model takes up to `SMALL`; if none, the whole one."""
+    sides = [side for side in models.image_sizes(recipe.model) if side <= SMALL * recipe.image_size]
+    return max(sides, default=recipe.image_size)
 
 
 def batch_sizes(images: int, batch_size: int, least: int = LEAST_SHARE) -> list[int]:

@@ -59,8 +59,8 @@ class MirroredConv(nn.Conv2d):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (N, in_channels, H, W) -> (N, out_channels, H, W)."""
-        weight = torch.cat([self.weight, self.weight.flip(3)[:, self.mirror]])
-        weight = weight.contiguous(memory_format=torch.channels_last)
+        mirrored = self.weight.flip(3).index_select(1, self.mirror)  # its gradient takes half the time of an index's
+        weight = torch.cat([self.weight, mirrored]).contiguous(memory_format=torch.channels_last)
         return functional.conv2d(inputs, weight, padding=self.padding)
 
 

@@ -119,6 +119,13 @@ class Recipe:
         0,
         0.9,
     )
+    small_fraction: float = _setting(
+        0.0,
+        "Fraction of the first epoch's steps, its first ones, that see images reduced to three quarters of their side, "
+        "which takes less time (progressive resizing, Tan & Le 2021, arXiv:2104.00298).",
+        0,
+        1,
+    )
     precision: str = _setting(
         "float32",
         "Precision of convolutions and matrix products: float32, bfloat16 (autocast), or auto, which is "

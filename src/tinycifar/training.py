@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinycifar import distill, optim, recording, setup
+from tinycifar import augment, distill, optim, recording, setup
 from tinycifar.data import Dataset
 from tinycifar.epochs import draw_epoch, hardest
 from tinycifar.labels import MOST_CONTRADICTED, PROBED, contradicted, is_due
@@ -114,7 +114,10 @@ def train(
                 own = ranks.share(rows)
                 drawn = {name: values[own].to(to) for name, values in parameters.items()}
                 rows, own = rows.to(to), own.to(to)
-                inputs = augmentation.apply(images[own], drawn).contiguous(memory_format=torch.channels_last)
+                inputs = augmentation.apply(images[own], drawn)
+                if state.step < plan.small_steps:
+                    inputs = augment.reduced(inputs, plan.small_side)
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
 
                 with torch.autocast(to.type, torch.bfloat16, enabled=job.precision == "bfloat16"):
                     logits = job.forward(inputs)

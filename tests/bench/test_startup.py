@@ -40,8 +40,8 @@ def printed_without_pytorch(commands: list[list[str]], *others: str) -> str:
         ("--help", "Usage: tinycifar"),
         ("recipes", "minute"),
         ("recipes --json", '"minute"'),
-        ("recipes show minute", 'model = "whitenet"'),
-        ("models", "whitenet"),
+        ("recipes show minute", 'model = "minutenet"'),
+        ("models", "minutenet"),
         ("predict a.png", "a.png"),
     ],
 )

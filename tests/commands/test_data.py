@@ -71,7 +71,7 @@ def test_only_cifar10_is_fetched(tinycifar: Any, own: Path, tmp_path: Path) -> N
 
 def test_the_summary_of_a_model_of_another_size_and_width_is_that_of_its_own(tinycifar: Any, own_run: Any) -> None:
     narrow = tinycifar("summary", own_run.directory, "--plot", "fields.png", "--json").json
-    assert narrow["parameters"] < tinycifar("summary", "whitenet", "--json").json["parameters"] / 2
+    assert narrow["parameters"] < tinycifar("summary", "minutenet", "--json").json["parameters"] / 2
     assert run.read_recipe(own_run.directory).image_size == 24
     with Image.open("fields.png") as drawn:
         assert min(drawn.size) > 500

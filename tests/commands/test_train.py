@@ -87,15 +87,15 @@ def test_impossible_wishes_are_refused_with_a_line_and_make_nothing(tinycifar: A
             ["--max-parameters", "50000", "--set", "width=0.5"],
             "--max-parameters finds the width: leave out the",
         ),
-        (["--max-parameters", "10"], "whitenet has at least"),
+        (["--max-parameters", "10"], "minutenet has at least"),
         (["--max-parameters", "0"], "0 is not in the range"),
         (["--data", own, "--init", "nowhere"], "nowhere does not exist"),
         (["--data", own, "--init", "nano"], "nano is a nanonet of width 1"),
-        (["--data", own, "--init", "minute", "--max-parameters", "50000"], "minute is a whitenet of width 1"),
+        (["--data", own, "--init", "minute", "--max-parameters", "50000"], "minute is a minutenet of width 1"),
         (["--data", own, "--set", "validation_images=5"], "has 15 validation images already"),
         (["--data", own, "--record"], "--record is for whole, unchanged recipes"),
         (["--init", "minute", "--record"], "--record is for whole, unchanged recipes"),
-        (["--max-parameters", "148304", "--record"], "--record is for whole, unchanged recipes"),
+        (["--max-parameters", "166240", "--record"], "--record is for whole, unchanged recipes"),
         (["missing.toml"], "missing.toml does not exist; `tinycifar recipes show NAME > missing.toml`"),
     ):
         refused = tinycifar(
