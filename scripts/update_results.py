@@ -561,6 +561,34 @@ def leaderboard() -> str:
     )
 
 
+def others() -> str:
+    """What other networks reach on the same cores, as `scripts/measure_others.py` measured it."""
+    record = read("others.json")
+    minute = record["rows"]["`minute`"]
+    rows = []
+    for name, row in sorted(record["rows"].items(), key=lambda item: -float(item[1]["test_accuracy"])):
+        images = row["images"] / record["train_images"]
+        epochs = f"{images:.1f} epochs" if images >= 1 else f"{100 * images:.0f}% of an epoch"
+        if row["seconds_to_target"] is not None:
+            until = f"{row['seconds_to_target']:.0f}"
+            if "recorded_epochs" in row:
+                until += f" ({row['recorded_epochs']} epochs)"
+        elif "whole_accuracy" in row:
+            until = f"not reached; {100 * row['whole_accuracy']:.2f}% after {row['whole_seconds']:.0f}"
+        else:
+            until = f"not trained so long; an epoch takes {row['seconds_an_epoch']:.0f}"
+        rows.append(
+            f"{name} | {row['parameters']:,} | {millions(row['macs'])} | {100 * row['test_accuracy']:.2f} ({epochs}) "
+            f"| {until}"
+        )
+    return table(
+        f"network | parameters | MACs | test % after {minute['train_seconds']:.0f} seconds "
+        f"| seconds until {100 * record['target']:.0f}%",
+        rows,
+        f"Measured on: {measured_on(record)}, {minute['precision']}.",
+    )
+
+
 def recipe_fields() -> str:
     """Every field of a recipe: its meaning, its allowed values and its default."""
     rows = []
@@ -718,7 +746,7 @@ TEXTS = {
     "docs/RESULTS.md": (results, frontier, own_images, outside, subsets, sources),
     "docs/EXPORT.md": (inference, exports),
     "docs/EMBEDDED.md": (boards, board_times),
-    "docs/LEADERBOARD.md": (leaderboard, processors),
+    "docs/LEADERBOARD.md": (leaderboard, processors, others),
     "docs/SCALE.md": (scale, many_users),
     "docs/RECIPES.md": (recipe_fields,),
     "docs/LOG.md": (log_index,),
