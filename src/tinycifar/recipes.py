@@ -48,8 +48,8 @@ _MINUTE = Recipe(
     final_div_factor=50.0,
     base_momentum=0.85,
     max_momentum=0.85,
-    expected_accuracy=0.8583,
-    expected_minutes=0.4,
+    expected_accuracy=0.8568,
+    expected_minutes=1.6,
 )
 
 _LONG = replace(
