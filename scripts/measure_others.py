@@ -26,6 +26,7 @@ from tinycifar.augment import Parameters, Translation
 from tinycifar.data import Dataset
 from tinycifar.recipes import Recipe
 
+ROOT = Path(__file__).resolve().parents[1]
 TARGET = 0.85
 TIMED_STEPS = 4
 
@@ -186,7 +187,7 @@ def measure(recipe: Recipe, dataset: Dataset, budget: float, give_up: float) -> 
     short = train(replace(recipe, epochs=epochs, watch_test=False), dataset, limit)
     row = described(short) | {"images": epochs * limit, "seconds_an_epoch": each * total, "seconds_to_target": None}
     if recipe.name == REFERENCE:
-        recorded = atomic.read_json(Path("results") / REFERENCE / "seed-0.json")["history"]
+        recorded = atomic.read_json(ROOT / "results" / REFERENCE / "seed-0.json")["history"]
         epoch = next(entry["epoch"] for entry in recorded if entry["test_accuracy"] >= TARGET)
         return row | {"seconds_to_target": epoch * each * total, "recorded_epochs": epoch}
     if each * total * recipe.epochs > give_up:

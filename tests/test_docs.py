@@ -71,6 +71,7 @@ ADDED = {
     "bench infer": "minute --rounds 1",
     "scripts/own_images.py": "--quick",
     "serve": "--port 0 --workers 1",
+    "scripts/measure_others.py": "--quick",
     "scripts/measure_scale.py": "--quick",
     "sweep": "--data sample --epochs 1 --trials 2 --validation-images 40",
 }
@@ -80,6 +81,7 @@ SLOW = (
     "evaluate RUN --robustness",
     "export",
     "scripts/own_images.py",
+    "scripts/measure_others.py",
     "scripts/measure_scale.py",
     "sweep",
     "serve",

@@ -112,6 +112,32 @@ def test_every_processor_that_was_measured_has_a_row_and_the_headline_is_of_that
     assert "8.3 minutes" in script.headline()
 
 
+def test_other_networks_have_what_they_reach_in_the_time_of_minute_and_when_they_pass_the_target(
+    script: ModuleType,
+) -> None:
+    path = script.RESULTS / "others.json"
+    common = {"parameters": 1_000_000, "macs": 557_000_000, "seconds_an_epoch": 1234.4}
+    rows = {
+        "`minute`": {"test_accuracy": 0.8568, "images": 117_500, "seconds_to_target": 99.7, "train_seconds": 99.7},
+        "small": {"test_accuracy": 0.5, "images": 25_000, "seconds_to_target": 2700.4, "recorded_epochs": 27},
+        "slow": {"test_accuracy": 0.3, "images": 2_500, "seconds_to_target": None},
+        "poor": {
+            "test_accuracy": 0.7, "images": 50_000, "seconds_to_target": None, "whole_accuracy": 0.84,
+            "whole_seconds": 500.2,
+        },
+    }  # fmt: skip
+    content = {name: common | {"precision": "float32"} | row for name, row in rows.items()}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rows": content}))
+    lines = script.others().splitlines()
+    assert "test % after 100 seconds | seconds until 85% |" in lines[0]
+    assert lines[2:6] == [
+        "| `minute` | 1,000,000 | 557.0M | 85.68 (2.4 epochs) | 100 |",
+        "| poor | 1,000,000 | 557.0M | 70.00 (1.0 epochs) | not reached; 84.00% after 500 |",
+        "| small | 1,000,000 | 557.0M | 50.00 (50% of an epoch) | 2700 (27 epochs) |",
+        "| slow | 1,000,000 | 557.0M | 30.00 (5% of an epoch) | not trained so long; an epoch takes 1234 |",
+    ]
+
+
 def records_of_a_student(script: ModuleType, accuracies: list[float]) -> None:
     shutil.rmtree(script.RESULTS / "nano", ignore_errors=True)
     (script.RESULTS / "nano").mkdir()
