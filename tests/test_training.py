@@ -130,7 +130,9 @@ def plain_muon_loop(
 
 def test_label_smoothing_and_muon_equal_a_plain_loop(tmp_path: Path) -> None:
     sample = data.sample().limit(20)
-    recipe = recipes.with_settings(MINUTE, ["batch_size=8", "skip_easiest=0", "augmentation=none", "hold_fraction=0"])
+    recipe = recipes.with_settings(
+        MINUTE, ["batch_size=8", "skip_easiest=0", "small_fraction=0", "augmentation=none", "hold_fraction=0"]
+    )
     with float64():
         result = training.train(recipe, "sample", out=tmp_path / "run", seed=5, limit=20, evaluate=False)
         assert distance(weights(result), plain_muon_loop(sample, recipe)) < EQUAL

@@ -165,10 +165,11 @@ def test_the_example_runs_clean_under_sanitizers_and_names_the_classes(
 def test_mirrored_filters_are_stored_once(network: integer.Network) -> None:
     shape = [(step.mirrored, step.weights.size) for step in network.steps if step.kind == "conv"]
     # The stem's halves are negatives of each other, and the first block sees the stem's own mirroring.
-    assert shape[:2] == [(False, 48 * 48), (False, 48 * 48 * 9)]
-    assert shape[2:] == [(True, count // 2) for count in (48 * 48 * 9, 48 * 64 * 9, 64 * 128 * 9, 128 * 128 * 9)]
+    assert shape[:2] == [(False, 48 * 48), (False, 48 * 32)]
+    pairs = ((32, 48), (48, 48), (48, 96), (96, 96), (96, 96), (96, 96))
+    assert shape[2:] == [(True, before * after * 9 // 2) for before, after in pairs]
     padding = c_source.OVERREAD * len(shape)
-    assert c_source.weight_bytes(network) == sum(count for _, count in shape) + padding + 2 * 10 * 128
+    assert c_source.weight_bytes(network) == sum(count for _, count in shape) + padding + 2 * 10 * 96
 
 
 def test_no_two_blocks_of_memory_that_are_needed_in_one_step_overlap(network: integer.Network) -> None:
@@ -179,7 +180,7 @@ def test_no_two_blocks_of_memory_that_are_needed_in_one_step_overlap(network: in
             (offsets[step], c_memory.scratch_bytes(step), step.output.first, step.output.first)
             for step in c_memory.convolutions(network)
         ),
-        (offsets[c_memory.SUMS], 4 * 128, len(network.steps), len(network.steps)),
+        (offsets[c_memory.SUMS], 4 * 96, len(network.steps), len(network.steps)),
         (offsets[c_memory.SCORES], 4 * 10, len(network.steps), len(network.steps)),
     ]
     assert len(blocks) == len(offsets)

@@ -26,7 +26,9 @@ from tinycifar.training import Result
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-RECIPE = replace(recipes.get("minute"), epochs=4, image_size=16, width=0.5, batch_size=20, precision="float32")
+RECIPE = replace(
+    recipes.get("minute"), max_learning_rate=0.5, epochs=4, image_size=16, width=0.5, batch_size=20, precision="float32"
+)
 VARY = ("learning_rate=0.01:10:log", "label_smoothing=0:0.2", "nesterov=true,false")
 STATES = ("complete", "pruned", "diverged")
 
