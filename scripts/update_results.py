@@ -235,8 +235,8 @@ def choices() -> str:
         )
     runs = few["init"]["runs"]
     rows += [
-        "my own classes | `tinycifar train --data photos --init accurate --set model=accuratenet --epochs 60` "
-        f"| {percent(accuracies(runs))}% on Fashion-MNIST from {few['images_a_class']} images per class "
+        "my own classes | `tinycifar train --data photos --init accurate --set model=accuratenet --set batch_size=256 "
+        f"--epochs 60` | {percent(accuracies(runs))}% on Fashion-MNIST from {few['images_a_class']} images per class "
         f"({len(runs)} seeds), {mean_of(runs, 'train_seconds'):.0f} s",
         "a web page that classifies | `tinycifar export nano --format web` | runs in the visitor's browser",
         "to know whether A beats B | `tinycifar compare RUN RUN` | a test on the same images, or over seeds",

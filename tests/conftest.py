@@ -189,11 +189,17 @@ class Own:
 
 @pytest.fixture(scope="session")
 def own_run(tmp_path_factory: pytest.TempPathFactory) -> Own:
-    """A run on images of 24x24 pixels in three classes, whose names are not in ASCII, with images held out."""
+    """A run on images of 24x24 pixels in three classes, whose names are not in ASCII, with images held out.
+
+    The classes can be learned (aircraft and ships, cars and trucks, animals), so that int8 files agree with the model.
+    """
+    import torch
+
     from tinycifar import data, recipes, training
     from tinycifar.report import run_page
 
     sample = data.sample(image_size=24)
+    groups = torch.tensor([0, 1, 2, 2, 2, 2, 2, 2, 0, 1])
     names = {
         split: tuple(f"{split}/käse/bild {index}.png" for index in range(len(labels)))
         for split, labels in (("train", sample.train_labels), ("test", sample.test_labels))
@@ -202,14 +208,13 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Own:
         "mine",
         ("käse", "größe <1>", "猫"),
         sample.train_images,
-        sample.train_labels % 3,
+        groups[sample.train_labels],
         sample.test_images,
-        sample.test_labels % 3,
+        groups[sample.test_labels],
         names=names,
     )
-    recipe = recipes.with_settings(
-        recipes.get("minute"), ["epochs=2", "image_size=24", "width=0.5", "validation_images=60"]
-    )
+    settings = ["epochs=8", "batch_size=64", "image_size=24", "width=0.5", "validation_images=60"]
+    recipe = recipes.with_settings(recipes.get("minute"), settings)
 
     def make(folder: Path) -> None:
         training.train(recipe, dataset, out=folder / "run")

@@ -68,7 +68,8 @@ def test_a_new_run_starts_from_the_weights_of_an_old_one(old: Path, tmp_path: Pa
 
 def test_a_sweep_adds_a_trial_to_an_old_study(old: Path, tinycifar: Any) -> None:
     fields = ["width=0.1", "precision=float32", "batch_size=40"]
-    fields += ["model=whitenet", "muon_momentum=0.7", "max_learning_rate=0.5", "small_fraction=0"]  # as `minute` was
+    fields += ["model=whitenet", "muon_learning_rate=0.1", "muon_momentum=0.7"]  # as `minute` was
+    fields += ["max_learning_rate=0.5", "small_fraction=0"]
     words = [word for field in fields for word in ("--set", field)]
     options = ["--epochs", "1", "--vary", "muon_learning_rate=0.05,0.2", "--out", old / "study", "--threads", "1"]
     done = tinycifar("sweep", "minute", "--data", "sample", "--trials", "3", *words, *options)

@@ -93,11 +93,11 @@ def plain_muon_loop(
     sample: data.Dataset, recipe: Recipe, *, smoothing: float = 0.05, muon_momentum: float | None = None
 ) -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
-    model = models.build("whitenet").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = models.build(recipe.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.prepare(sample.train_images)
     filters = [p for p in model.parameters() if p.requires_grad and p.dim() == 4]
     rest = [p for p in model.parameters() if p.requires_grad and p.dim() != 4]
-    sgd = torch.optim.SGD(rest, lr=0.5, momentum=0.85, nesterov=True)
+    sgd = torch.optim.SGD(rest, lr=recipe.max_learning_rate, momentum=0.85, nesterov=True)
     muon = optim.Muon(filters, lr=recipe.muon_learning_rate, momentum=muon_momentum or recipe.muon_momentum)
     clock = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -116,7 +116,7 @@ def plain_muon_loop(
 
     def step() -> None:
         factor = scheduler.get_last_lr()[0]
-        sgd.param_groups[0]["lr"] = 0.5 * factor
+        sgd.param_groups[0]["lr"] = recipe.max_learning_rate * factor
         muon.param_groups[0]["lr"] = recipe.muon_learning_rate * factor
         sgd.step()
         muon.step()

@@ -187,9 +187,8 @@ def test_a_run_on_own_data_is_reported_with_its_names_and_what_was_changed(own_r
     page = (own_run.directory / "report.html").read_text()
     assert "<dt>data</dt><dd>mine</dd>" in page
     assert "<dt>image size</dt><dd>24 x 24 pixels</dd>" in page
-    assert (
-        "Changed fields of the recipe minute: epochs = 2, width = 0.5, image_size = 24, validation_images = 60." in page
-    )
+    changed = "epochs = 8, width = 0.5, image_size = 24, batch_size = 64, validation_images = 60"
+    assert f"Changed fields of the recipe minute: {changed}." in page
     assert re.search(r"is (käse|größe &lt;1&gt;|猫) <span class=\"soft\">\(train/käse/bild 3[4-9]\d\.png\)", page)
     assert "größe <1>" not in page
     assert "CIFAR-10" not in page
