@@ -22,6 +22,7 @@ STAGES = [
         "evaluation",
         "heatmaps",
         "inference",
+        "job",
         "labels",
         "layers",
         "metrics",

@@ -32,8 +32,8 @@ from tinycifar import (
 )
 from tinycifar.data.dataset import CLASSES
 from tinycifar.epochs import hardest as hardest_of
+from tinycifar.job import balanced_weights
 from tinycifar.recipes import Recipe
-from tinycifar.setup import balanced_weights
 
 SMALL = recipes.with_settings(recipes.get("reference-30"), ["epochs=2", "batch_size=32", "augmentation=none"])
 

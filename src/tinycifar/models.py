@@ -205,7 +205,7 @@ class MinuteNet(MirroredNet):
 
 
 class WhiteNet(MirroredNet):
-    """The model of `minute` before 2026-11-30: five 3x3 convolutions, on 16x16, 8x8 and 4x4 pixels."""
+    """The former model of `minute`: five 3x3 convolutions, on 16x16, 8x8 and 4x4 pixels."""
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3) -> None:
         stem = whitening_stem(48, width, channels)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tinycifar import checkpoint, inference, labels, metrics, run, trained, typed
+from tinycifar.job import Job
 from tinycifar.scale import live
 from tinycifar.scores import Scores
-from tinycifar.setup import Job
 from tinycifar.words import counted
 
 HARDEST = 50  # training images that a run lists

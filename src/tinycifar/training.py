@@ -17,11 +17,11 @@ from torch.nn import functional
 from tinycifar import augment, distill, optim, recording, setup
 from tinycifar.data import Dataset
 from tinycifar.epochs import draw_epoch, hardest
+from tinycifar.job import Job, Options
 from tinycifar.labels import MOST_CONTRADICTED, PROBED, contradicted, is_due
 from tinycifar.recipes import Recipe
 from tinycifar.recording import Result as Result
 from tinycifar.scale import distributed
-from tinycifar.setup import Job
 from tinycifar.trained import Trained
 
 
@@ -71,7 +71,7 @@ def train(
     after it; checkpoint.SaveError if the disk fails; distributed.LostRankError if another process of the run has ended.
     Checkpoints then stay as they were.
     """
-    options = setup.Options(
+    options = Options(
         out=out,
         resume=resume,
         teachers=tuple(teachers),
