@@ -121,6 +121,7 @@ def averaging_halves(recipe: Recipe, weighted: bool = True) -> tuple[nn.Module, 
     optimizers = optim.build(model, recipe.optimizer, **settings)
     schedule = plan(recipe, len(images)).schedule
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    small_steps = int(recipe.small_fraction * len(images) / recipe.batch_size)
     last_losses, step = torch.zeros(len(images)), 0
     model.train()
     for epoch in range(recipe.epochs):
@@ -132,6 +133,8 @@ def averaging_halves(recipe: Recipe, weighted: bool = True) -> tuple[nn.Module, 
             for half in (rows[0::2], rows[1::2]):
                 statistics = [buffer.clone() for buffer in model.buffers()]
                 inputs = augmentation.apply(images[half], {name: values[half] for name, values in drawn.items()})
+                if step < small_steps:
+                    inputs = augment.reduced(inputs, 24)
                 logits = model(inputs.contiguous(memory_format=torch.channels_last))
                 smoothing = recipe.label_smoothing
                 losses = functional.cross_entropy(logits, labels[half], label_smoothing=smoothing, reduction="none")

@@ -224,7 +224,7 @@ def test_a_picture_gets_the_probabilities_that_predict_gives(running: Running, t
 def test_health_and_models_answer(running: Running) -> None:
     assert running.ask("GET", "/health")[:2] == (200, {"status": "ok", "waiting": 0})
     (model,) = running.ask("GET", "/models")[1]["models"]
-    assert (model["name"], model["model"], model["classes"]) == ("minute", "whitenet", list(CLASSES))
+    assert (model["name"], model["model"], model["classes"]) == ("minute", "minutenet", list(CLASSES))
 
 
 @pytest.mark.parametrize(
