@@ -3,9 +3,10 @@
 Each network trains in tinycifar's own loop and in the precision of `minute`: the reference, ResNet-18 as most tutorials
 train it (SGD, cosine, crops and flips), and a network like that of airbench94_muon. First `minute` is trained as it is.
 Then every other network gets as many images as it can take in the same time, with a whole schedule over them, and is
-tested. Last it is trained with its own schedule, and if it does not reach 85% then with one twice as long, tested after every
-epoch, to see when it passes 85%; a schedule that would take longer than `--give-up` seconds is not trained. The reference has records of its own schedule: the epoch in
-which they pass 85% and the time of an epoch here give the seconds.
+tested. Last it is trained with its own schedule, and if it does not reach 85% then with one twice as long, tested after
+every epoch, to see when it passes 85%; a schedule that would take longer than `--give-up` seconds is not trained. The
+reference has records of its own schedule: the epoch in which they pass 85% and the time of an epoch here give the
+seconds.
 """
 
 from __future__ import annotations
