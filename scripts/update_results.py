@@ -573,6 +573,8 @@ def others() -> str:
             until = f"{row['seconds_to_target']:.0f}"
             if "recorded_epochs" in row:
                 until += f" ({row['recorded_epochs']} epochs)"
+            elif "whole_accuracy" in row:
+                until += f"; {100 * row['whole_accuracy']:.2f}% in the end"
         elif "whole_accuracy" in row:
             until = f"not reached; {100 * row['whole_accuracy']:.2f}% after {row['whole_seconds']:.0f}"
         else:
