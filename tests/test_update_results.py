@@ -125,15 +125,20 @@ def test_other_networks_have_what_they_reach_in_the_time_of_minute_and_when_they
             "test_accuracy": 0.7, "images": 50_000, "seconds_to_target": None, "whole_accuracy": 0.84,
             "whole_seconds": 500.2,
         },
+        "large": {
+            "test_accuracy": 0.4, "images": 10_000, "seconds_to_target": 605.7, "whole_accuracy": 0.8782,
+            "whole_seconds": 605.7,
+        },
     }  # fmt: skip
     content = {name: common | {"precision": "float32"} | row for name, row in rows.items()}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rows": content}))
     lines = script.others().splitlines()
     assert "test % after 100 seconds | seconds until 85% |" in lines[0]
-    assert lines[2:6] == [
+    assert lines[2:7] == [
         "| `minute` | 1,000,000 | 557.0M | 85.68 (2.4 epochs) | 100 |",
         "| poor | 1,000,000 | 557.0M | 70.00 (1.0 epochs) | not reached; 84.00% after 500 |",
         "| small | 1,000,000 | 557.0M | 50.00 (50% of an epoch) | 2700 (27 epochs) |",
+        "| large | 1,000,000 | 557.0M | 40.00 (20% of an epoch) | 606; 87.82% in the end |",
         "| slow | 1,000,000 | 557.0M | 30.00 (5% of an epoch) | not trained so long; an epoch takes 1234 |",
     ]
 
