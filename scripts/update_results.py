@@ -656,7 +656,7 @@ def accuracy_against_seconds() -> Drawing:
     axes.axhline(85, color="grey", linewidth=1, linestyle=":", label="85%")
     set_logarithmic(axes, [10, 20, 50, 100, 200, 500, 1000, 2000], "{x:,.0f}")
     axes.set_xlim(10, 1.3 * curve[-1][0])
-    axes.legend(loc="lower right")
+    axes.legend(loc="center left")
     return figure, [title, ends, curve]
 
 
