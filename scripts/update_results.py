@@ -512,6 +512,7 @@ def scale() -> str:
         f"turn; {record['images']:,} images in batches of 250, none left out as easy, "
         f"in the precision that the recipe has here. The service decodes PNG files and is asked over HTTP "
         f"by clients on the other core. Measured on: {measured_on(record)}, {record['date'][:10]}.",
+        *["`whitenet` is the net that `minute` trained then."] * ("whitenet" in record["training"]),
     )
 
 
@@ -577,6 +578,8 @@ def others() -> str:
                 until += f"; {100 * row['whole_accuracy']:.2f}% in the end"
         elif "whole_accuracy" in row:
             until = f"not reached; {100 * row['whole_accuracy']:.2f}% after {row['whole_seconds']:.0f}"
+        elif "seconds_an_epoch" not in row:
+            until = "not reached"
         else:
             until = f"not trained so long; an epoch takes {row['seconds_an_epoch']:.0f}"
         rows.append(

@@ -35,7 +35,8 @@ class Limit(NamedTuple):
     all: float
 
 
-# `minute` as it was when its losses were recorded: the net has changed since, the code that trains it has not.
+# `minute` as it was when its losses were recorded. What its present net adds, reduced images, has tests in
+# test_training.py and test_augment.py.
 RECORDED_AS = {
     "minute": [
         "model=whitenet", "muon_learning_rate=0.1", "muon_momentum=0.7", "max_learning_rate=0.5", "small_fraction=0"

@@ -250,7 +250,7 @@ def test_filters_that_are_shared_count_once_as_parameters_and_as_often_as_they_a
     filters = sum(i * o * 9 for i, o, _ in blocks)
     assert summary.parameters == stem + filters // 2 + (48 + 48 + 64 + 128 + 128) // 2 + 64 * 10
     assert summary.macs == stem * 16**2 + sum(i * o * 9 * side**2 for i, o, side in blocks) + 64 * 10
-    assert stem + filters + (48 + 48 + 64 + 128 + 128) + 128 * 10 == 294_304  # unshared, as docs/LEADERBOARD.md says
+    assert stem + filters + (48 + 48 + 64 + 128 + 128) + 128 * 10 == 294_304  # unshared, as in catalog.py
 
 
 @every_model

@@ -188,7 +188,7 @@ def test_the_first_steps_of_the_first_epoch_see_reduced_images_also_after_a_resu
 
     recipe = recipes.with_settings(MINUTE, ["epochs=2", "batch_size=20", "small_fraction=0.5", "skip_easiest=0"])
     with mock.patch.object(models.Classifier, "forward", watched):
-        faults.interrupt(recipe, tmp_path / "run", 2, limit=80)
+        faults.interrupt(recipe, tmp_path / "run", 1, limit=80)
         training.train(recipe, "sample", resume=tmp_path / "run", limit=80)
     assert sides == [24, 24, 32, 32] + [32] * 4
 

@@ -121,8 +121,9 @@ class Recipe:
     )
     small_fraction: float = _setting(
         0.0,
-        "Fraction of the first epoch's steps, its first ones, that see images reduced to three quarters of their side, "
-        "which takes less time (progressive resizing, Tan & Le 2021, arXiv:2104.00298).",
+        "Fraction of the first epoch's steps, its first ones, that see reduced images, which takes less time: of the "
+        "largest side that the model takes up to three quarters of theirs, 24 for 32 pixels (progressive resizing, "
+        "Tan & Le 2021, arXiv:2104.00298).",
         0,
         1,
     )

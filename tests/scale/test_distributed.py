@@ -162,7 +162,8 @@ def latest(directory: Path) -> checkpoint.Checkpoint:
 
 
 # |ranks - alone| / |alone - initial| after 10 steps in float64 is at most 5e-15 on an AMD EPYC with AVX-512, AVX2 and
-# SSE4.1; if halves of 3 and of 2 images counted as much it would be 0.48 (minute) and 0.39 (reference-30).
+# SSE4.1; if halves of 3 and of 2 images counted as much it would be 0.48 (minute with its former net) and 0.39
+# (reference-30).
 LIMIT = 1e-9
 
 
