@@ -141,6 +141,10 @@ def test_other_networks_have_what_they_reach_in_the_time_of_minute_and_when_they
         "| large | 1,000,000 | 557.0M | 40.00 (20% of an epoch) | 606; 87.82% in the end |",
         "| slow | 1,000,000 | 557.0M | 30.00 (5% of an epoch) | not trained so long; an epoch takes 1234 |",
     ]
+    content["`minute`"]["seconds_to_target"] = None
+    del content["`minute`"]["seconds_an_epoch"]  # its record has none, as it always trains to its end
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rows": content}))
+    assert script.others().splitlines()[2].endswith("| 85.68 (2.4 epochs) | not reached |")
 
 
 def records_of_a_student(script: ModuleType, accuracies: list[float]) -> None:
