@@ -37,6 +37,7 @@ ARCHITECTURES = {
     "c1c2c3c4o": Architecture(195_946, 195_946, 34_734_080, range(17, MOST_PIXELS + 1)),
     "minutenet": Architecture(166_240, 330_176, 12_485_088, residual=(4, 6, 7, 8)),
     "whitenet": Architecture(148_304, 294_304, 20_054_656, residual=(6,)),
+    "micronet": Architecture(16_954, 31_604, 3_462_444, residual=(3, 5, 6, 7, 8)),
     "nanonet": Architecture(77_472, 151_872, 12_149_216, residual=(5, 7, 8)),
     "accuratenet": Architecture(179_328, 354_048, 25_657_824, residual=(5, 6, 8, 9)),
     "teachernet": Architecture(1_318_944, 2_634_816, 131_729_280, residual=(5, 7)),

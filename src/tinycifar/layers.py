@@ -64,6 +64,26 @@ class MirroredConv(nn.Conv2d):
         return functional.conv2d(inputs, weight, padding=self.padding)
 
 
+class MirroredDepthwise(nn.Conv2d):
+    """A convolution of each channel by itself; the filters of its second half are mirror images of the first."""
+
+    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+        half = channels // 2
+        super().__init__(half, half, kernel_size, padding=kernel_size // 2, groups=half, bias=False)
+        with torch.no_grad():  # near the identity
+            self.weight.mul_(0.3)
+            self.weight[:, :, kernel_size // 2, kernel_size // 2] += 1
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (N, channels, H, W) -> the same shape."""
+        weight = self.filters()
+        return functional.conv2d(inputs, weight, padding=self.padding, groups=len(weight))
+
+    def filters(self) -> Tensor:
+        """The filters of all channels (channels, 1, K, K)."""
+        return torch.cat([self.weight, self.weight.flip(3)])
+
+
 class MirroredNorm(nn.Module):
     """Batch normalisation behind a `MirroredConv`, with one learned shift for a channel and its mirror image.
 
@@ -141,6 +161,39 @@ class MirroredBottleneck(nn.Module):
         return activated
 
 
+class MirroredSeparable(nn.Module):
+    """A depthwise convolution, max-pooling by 2 where asked for, and a 1x1 convolution with normalisation and ReLU.
+
+    From MobileNets (Howard et al. 2017, arXiv:1704.04861), without normalisation and ReLU between the two convolutions.
+    With `residual` the input, of the same shape as the output, is added before the ReLU.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        pool: bool = False,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            MirroredDepthwise(in_channels, kernel_size),
+            *([nn.MaxPool2d(2)] if pool else []),
+            MirroredConv(in_channels, out_channels, 1),
+            MirroredNorm(out_channels),
+        )
+        self.activation = nn.ReLU(inplace=True)
+        self.residual = residual
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (N, in_channels, H, W) -> (N, out_channels, H, W), or half of H and W with pooling."""
+        outputs: Tensor = self.layers(inputs)
+        activated: Tensor = self.activation(outputs + inputs if self.residual else outputs)
+        return activated
+
+
 class MirroredLinear(nn.Linear):
     """A linear layer without bias on the sums of a channel and its mirror image, scaled by 1 / sqrt(in_features).
 
@@ -159,7 +212,7 @@ class MirroredLinear(nn.Linear):
 
 def written_out(model: nn.Module) -> int:
     """The number of parameters if those that a mirrored layer uses twice were there twice."""
-    mirrored = (MirroredConv, MirroredNorm, MirroredLinear)
+    mirrored = (MirroredConv, MirroredDepthwise, MirroredNorm, MirroredLinear)
     return sum(
         parameter.numel() * (2 if isinstance(module, mirrored) else 1)
         for module in model.modules()

@@ -19,8 +19,10 @@ from tinycifar.data.dataset import MEAN, STD
 from tinycifar.layers import MirroredBlock as MirroredBlock
 from tinycifar.layers import MirroredBottleneck as MirroredBottleneck
 from tinycifar.layers import MirroredConv as MirroredConv
+from tinycifar.layers import MirroredDepthwise as MirroredDepthwise
 from tinycifar.layers import MirroredLinear as MirroredLinear
 from tinycifar.layers import MirroredNorm as MirroredNorm
+from tinycifar.layers import MirroredSeparable as MirroredSeparable
 from tinycifar.layers import WhiteningStem as WhiteningStem
 from tinycifar.layers import written_out as written_out
 
@@ -222,6 +224,26 @@ class WhiteNet(MirroredNet):
         )
 
 
+class MicroNet(MirroredNet):
+    """The model of `micro`: below 32,000 parameters written out and 5 million multiply-accumulates."""
+
+    def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3) -> None:
+        stem = whitening_stem(48, width, channels)
+        narrow, wide = (scaled(count, width) for count in (40, 60))
+        super().__init__(
+            stem,
+            MirroredBlock(stem.out_channels, narrow, 1),
+            MirroredSeparable(narrow, narrow, 5, residual=True),
+            MirroredSeparable(narrow, wide, 5, pool=True),
+            MirroredSeparable(wide, wide, 5, residual=True),
+            MirroredSeparable(wide, wide, 5, residual=True),
+            MirroredSeparable(wide, wide, 5, residual=True),
+            MirroredSeparable(wide, wide, 5, residual=True),
+            features=wide,
+            num_classes=num_classes,
+        )
+
+
 class NanoNet(MirroredNet):
     """The model of `nano`: below 78,000 parameters and 12.5 million multiply-accumulates."""
 
@@ -286,6 +308,7 @@ MODELS: dict[str, type[Classifier]] = {
     "c1c2c3c4o": C1C2C3C4O,
     "minutenet": MinuteNet,
     "whitenet": WhiteNet,
+    "micronet": MicroNet,
     "nanonet": NanoNet,
     "accuratenet": AccurateNet,
     "teachernet": TeacherNet,

@@ -50,30 +50,31 @@ class NumpyModel:
         return result
 
     def _block(self, index: int, inputs: Array) -> Array:
-        """A `MirroredBlock` or `MirroredBottleneck` on (N, H, W, C)."""
+        """A `MirroredBlock`, `MirroredSeparable` or `MirroredBottleneck` on (N, H, W, C)."""
         prefix = f"{index}.layers."
-        numbers = sorted(int(name[len(prefix) :].partition(".")[0]) for name in self.tensors if name.startswith(prefix))
-        layers = dict.fromkeys(numbers)
-        values = inputs
-        for number, after in zip(layers, [*layers, None][1:], strict=True):
-            weight = self.tensors.get(f"{prefix}{number}.weight")
-            if weight is None:
-                continue
-            if number:
+        last = max(int(name[len(prefix) :].partition(".")[0]) for name in self.tensors if name.startswith(prefix))
+        values, normalized = inputs, False
+        for number in range(last + 1):
+            layer = {
+                name: self.tensors.get(f"{prefix}{number}.{name}")
+                for name in ("weight", "mirror", "shift", "running_mean", "running_var")
+            }
+            weight, shift = layer["weight"], layer["shift"]
+            if weight is not None:
+                mirrored = weight[..., ::-1] if layer["mirror"] is None else weight[..., ::-1][:, layer["mirror"]]
+                values = _convolve(values, np.concatenate([weight, mirrored]), padding=weight.shape[-1] // 2)
+            elif shift is not None:
+                mean, variance = (
+                    (part + np.roll(part, len(part) // 2)) / 2 for part in (layer["running_mean"], layer["running_var"])
+                )
+                values = (values - mean) / np.sqrt(variance + EPSILON) + np.concatenate([shift, shift])
+            elif normalized:
                 values = np.maximum(values, 0)
-            mirrored = weight[..., ::-1][:, self.tensors[f"{prefix}{number}.mirror"]]
-            values = _convolve(values, np.concatenate([weight, mirrored]), padding=weight.shape[-1] // 2)
-            assert after is not None, "a normalisation follows every convolution"
-            if after == number + 2:  # the layer between has no tensors: it is max-pooling by 2
+            else:  # of the layers without tensors, only max-pooling by 2 follows a convolution
                 n, height, width, channels = values.shape
                 values = values[:, : height // 2 * 2, : width // 2 * 2]
                 values = values.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
-            mean, variance = (
-                (part + np.roll(part, len(part) // 2)) / 2
-                for part in (self.tensors[f"{prefix}{after}.running_{name}"] for name in ("mean", "var"))
-            )
-            shift = self.tensors[f"{prefix}{after}.shift"]
-            values = (values - mean) / np.sqrt(variance + EPSILON) + np.concatenate([shift, shift])
+            normalized = shift is not None
         if index in self.residual:
             values = values + inputs
         result: Array = np.maximum(values, 0)
@@ -102,14 +103,18 @@ def load(name: str) -> NumpyModel:
 
 
 def _convolve(values: Array, weight: Array, *, padding: int, stride: int = 1) -> Array:
-    """Values (N, H, W, C) and filters (O, C, K, K) -> (N, H', W', O): one matrix product for each position of K x K."""
+    """Values (N, H, W, C) and filters (O, C, K, K) -> (N, H', W', O): one product for each position of K x K.
+
+    Filters (C, 1, K, K) are those of a depthwise convolution.
+    """
     n, height, width, channels = values.shape
-    filters, _, kernel, _ = weight.shape
+    filters, inputs, kernel, _ = weight.shape
     height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
     padded = np.pad(values, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     result = np.zeros((n * height * width, filters), np.float32)
     for row in range(kernel):
         for column in range(kernel):
             part = padded[:, row : row + stride * height : stride, column : column + stride * width : stride]
-            result += part.reshape(-1, channels) @ weight[:, :, row, column].T
+            rows, factors = part.reshape(-1, channels), weight[:, :, row, column].T
+            result += rows @ factors if inputs == channels else rows * factors
     return result.reshape(n, height, width, filters)

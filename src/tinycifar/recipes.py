@@ -73,6 +73,15 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         _MINUTE,
         replace(
+            _LONG,
+            name="micro",
+            model="micronet",
+            epochs=110,
+            augmentation="translate",
+            label_smoothing=0.05,
+            target_accuracy=0.885,
+        ),
+        replace(
             _STUDENT,
             name="nano",
             model="nanonet",

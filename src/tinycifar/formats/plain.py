@@ -14,8 +14,10 @@ from tinycifar.models import (
     MirroredBlock,
     MirroredBottleneck,
     MirroredConv,
+    MirroredDepthwise,
     MirroredLinear,
     MirroredNorm,
+    MirroredSeparable,
 )
 
 
@@ -77,9 +79,9 @@ def write_out(model: Classifier) -> Plain:
 def _plain(layers: Iterable[nn.Module]) -> list[nn.Module]:
     plain: list[nn.Module] = []
     for layer in layers:
-        if isinstance(layer, MirroredBlock) and layer.residual:
+        if isinstance(layer, (MirroredBlock, MirroredSeparable)) and layer.residual:
             plain.append(Residual(*_plain(layer.layers)))
-        elif isinstance(layer, MirroredBlock):
+        elif isinstance(layer, (MirroredBlock, MirroredSeparable)):
             plain += _plain([*layer.layers, layer.activation])
         elif isinstance(layer, MirroredBottleneck):
             plain.append(Residual(*_plain(layer.layers)))
@@ -89,7 +91,7 @@ def _plain(layers: Iterable[nn.Module]) -> list[nn.Module]:
             plain.append(Residual(*_plain(layer)))
         elif _is_a(layer, nn.Sequential):
             plain += _plain(layer)  # type: ignore[arg-type]
-        elif isinstance(layer, MirroredConv) or _is_a(layer, nn.Conv2d):
+        elif isinstance(layer, (MirroredConv, MirroredDepthwise)) or _is_a(layer, nn.Conv2d):
             plain.append(_convolution(layer))  # type: ignore[arg-type]
         elif isinstance(layer, (nn.BatchNorm2d, MirroredNorm)):
             if layer.running_mean is None:
@@ -114,17 +116,20 @@ def _is_a(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _convolution(layer: nn.Conv2d) -> nn.Conv2d:
-    weight = layer.weight
+    weight, in_channels, groups = layer.weight, layer.in_channels, layer.groups
     if isinstance(layer, MirroredConv):
         weight = torch.cat([weight, weight.flip(3)[:, layer.mirror]])
+    elif isinstance(layer, MirroredDepthwise):
+        weight = layer.filters()
+        in_channels = groups = len(weight)
     written = nn.Conv2d(
-        layer.in_channels,
+        in_channels,
         len(weight),
         layer.kernel_size,  # type: ignore[arg-type]
         layer.stride,  # type: ignore[arg-type]
         layer.padding,  # type: ignore[arg-type]
         layer.dilation,  # type: ignore[arg-type]
-        layer.groups,
+        groups,
         padding_mode=layer.padding_mode,
     )
     written.weight = nn.Parameter(weight.contiguous().clone())
