@@ -55,17 +55,16 @@ class NumpyModel:
         last = max(int(name[len(prefix) :].partition(".")[0]) for name in self.tensors if name.startswith(prefix))
         values, normalized = inputs, False
         for number in range(last + 1):
-            layer = {
-                name: self.tensors.get(f"{prefix}{number}.{name}")
-                for name in ("weight", "mirror", "shift", "running_mean", "running_var")
-            }
-            weight, shift = layer["weight"], layer["shift"]
+            at = f"{prefix}{number}."
+            weight, shift = self.tensors.get(f"{at}weight"), self.tensors.get(f"{at}shift")
             if weight is not None:
-                mirrored = weight[..., ::-1] if layer["mirror"] is None else weight[..., ::-1][:, layer["mirror"]]
+                mirror = self.tensors.get(f"{at}mirror")  # a depthwise convolution has none
+                mirrored = weight[..., ::-1] if mirror is None else weight[..., ::-1][:, mirror]
                 values = _convolve(values, np.concatenate([weight, mirrored]), padding=weight.shape[-1] // 2)
             elif shift is not None:
                 mean, variance = (
-                    (part + np.roll(part, len(part) // 2)) / 2 for part in (layer["running_mean"], layer["running_var"])
+                    (part + np.roll(part, len(part) // 2)) / 2
+                    for part in (self.tensors[f"{at}running_{name}"] for name in ("mean", "var"))
                 )
                 values = (values - mean) / np.sqrt(variance + EPSILON) + np.concatenate([shift, shift])
             elif normalized:

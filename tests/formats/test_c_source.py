@@ -92,35 +92,6 @@ def test_tables_are_constant_and_the_code_has_no_state(network: integer.Network,
     assert sizes[".rodata"] + sizes.get(".data.rel.ro.local", 0) >= c_source.constant_bytes(network)
 
 
-@needs_compiler
-@pytest.mark.parametrize("address", range(0, 8, 3))
-def test_memory_may_lie_at_any_address_and_not_a_byte_beyond_is_used(
-    network: integer.Network, exports: Path, tmp_path: Path, address: int
-) -> None:
-    program = tmp_path / "program"
-    (tmp_path / "main.c").write_text(
-        f"""#include <stdio.h>
-        #include <stdlib.h>
-        #include "minute.h"
-        int main(void) {{
-            uint8_t *block = (uint8_t *)malloc(MINUTE_MEMORY_BYTES + {address}), *memory = block + {address};
-            static uint8_t pixels[32 * 32 * 3];
-            int32_t scores[MINUTE_CLASSES];
-            for (int i = 0; i < MINUTE_MEMORY_BYTES; i++) memory[i] = (uint8_t)rand();
-            for (int i = 0; i < 32 * 32 * 3; i++) pixels[i] = (uint8_t)(i * i >> 4);
-            minute_scores(pixels, memory, scores);
-            for (int i = 0; i < MINUTE_CLASSES; i++) printf("%d\\n", (int)scores[i]);
-            free(block);
-        }}"""
-    )
-    files = [tmp_path / "main.c", exports / "c" / "minute.c"]
-    subprocess.run(["gcc", "-O1", *SANITIZED, "-I", exports / "c", "-o", program, *files], check=True)
-    done = subprocess.run([program], check=True, capture_output=True, text=True)
-    pixels = np.array([(i * i >> 4) % 256 for i in range(32 * 32 * 3)], np.uint8).reshape(1, 32, 32, 3)
-    expected = integer.scores(network, torch.from_numpy(pixels).permute(0, 3, 1, 2))[0].tolist()
-    assert [int(line) for line in done.stdout.split()] == expected
-
-
 def single(step: integer.Step) -> integer.Network:
     """A network of one convolution, from random pixels to three classes."""
     source, output = step.inputs[0], step.output
@@ -135,6 +106,40 @@ def single(step: integer.Step) -> integer.Network:
         generator.normal(size=3).astype(np.float32),
         {"classes": json.dumps(["a", "b", "c"]), "temperature": "2"},
     )
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["minute", "depthwise"])
+@pytest.mark.parametrize("address", range(0, 8, 3))
+def test_memory_may_lie_at_any_address_and_not_a_byte_beyond_is_used(
+    network: integer.Network, tmp_path: Path, address: int, kind: str
+) -> None:
+    if kind == "depthwise":  # three channels are read as four
+        network = single(convolution(np.random.default_rng(0), inputs=3, outputs=3, size=32, groups=3))
+    c_source.write(network, tmp_path, "model")
+    classes = len(network.head)
+    program = tmp_path / "program"
+    (tmp_path / "main.c").write_text(
+        f"""#include <stdio.h>
+        #include <stdlib.h>
+        #include "model.h"
+        int main(void) {{
+            uint8_t *block = (uint8_t *)malloc(MODEL_MEMORY_BYTES + {address}), *memory = block + {address};
+            static uint8_t pixels[32 * 32 * 3];
+            int32_t scores[MODEL_CLASSES];
+            for (int i = 0; i < MODEL_MEMORY_BYTES; i++) memory[i] = (uint8_t)rand();
+            for (int i = 0; i < 32 * 32 * 3; i++) pixels[i] = (uint8_t)(i * i >> 4);
+            model_scores(pixels, memory, scores);
+            for (int i = 0; i < {classes}; i++) printf("%d\\n", (int)scores[i]);
+            free(block);
+        }}"""
+    )
+    files = [tmp_path / "main.c", tmp_path / "model.c"]
+    subprocess.run(["gcc", "-O1", *SANITIZED, "-I", tmp_path, "-o", program, *files], check=True)
+    done = subprocess.run([program], check=True, capture_output=True, text=True)
+    pixels = np.array([(i * i >> 4) % 256 for i in range(32 * 32 * 3)], np.uint8).reshape(1, 32, 32, 3)
+    expected = integer.scores(network, torch.from_numpy(pixels).permute(0, 3, 1, 2))[0].tolist()
+    assert [int(line) for line in done.stdout.split()] == expected
 
 
 @needs_compiler
@@ -172,26 +177,44 @@ def test_mirrored_filters_are_stored_once(network: integer.Network) -> None:
     assert c_source.weight_bytes(network) == sum(count for _, count in shape) + padding + 2 * 10 * 96
 
 
-def test_no_two_blocks_of_memory_that_are_needed_in_one_step_overlap(network: integer.Network) -> None:
+def test_what_a_step_needs_does_not_overlap_in_memory_but_for_an_output_that_overwrites_an_input(
+    network: integer.Network,
+) -> None:
     offsets, needed = c_memory.plan(network)
-    blocks = [
-        *((offsets[item], item.bytes, item.first, item.last) for item in c_memory.maps(network)),
-        *(
-            (offsets[step], c_memory.scratch_bytes(step), step.output.first, step.output.first)
-            for step in c_memory.convolutions(network)
-        ),
-        (offsets[c_memory.SUMS], 4 * 96, len(network.steps), len(network.steps)),
-        (offsets[c_memory.SCORES], 4 * 10, len(network.steps), len(network.steps)),
+    end = len(network.steps)
+    blocks: list[tuple[object, int, int, int]] = [
+        *((item, item.bytes, item.first, item.last) for item in c_memory.maps(network)),
+        *((step, c_memory.scratch_bytes(step), *[step.output.first] * 2) for step in c_memory.convolutions(network)),
+        (c_memory.SUMS, 4 * 96, end, end),
+        (c_memory.SCORES, 4 * 10, end, end),
     ]
-    assert len(blocks) == len(offsets)
-    for index, (offset, size, first, last) in enumerate(blocks):
-        assert offset % c_memory.ALIGNMENT == 0
-        assert offset + size <= needed
+    assert {key for key, *_ in blocks} == set(offsets)
+    over = {(step.output, c_memory.overwritten(step)) for step in network.steps}
+    overlapping = set()
+    for index, (key, size, first, last) in enumerate(blocks):
+        assert offsets[key] % c_memory.ALIGNMENT == 0
+        assert offsets[key] + size <= needed
         for other, other_size, other_first, other_last in blocks[:index]:
             together = first <= other_last and other_first <= last
-            apart = offset + size <= other or other + other_size <= offset
-            assert apart or not together
-    assert network.features.last == len(network.steps)
+            if together and offsets[key] < offsets[other] + other_size and offsets[other] < offsets[key] + size:
+                assert offsets[key] == offsets[other]
+                overlapping.add((key, other))
+    assert overlapping == {(output, source) for output, source in over if source is not None}
+    assert len(overlapping) == 7  # of a 1x1 convolution, two poolings and four additions
+    assert network.features.last == end
+
+
+@needs_compiler
+@pytest.mark.parametrize("outputs", [8, 6, 10])
+def test_a_1x1_convolution_overwrites_its_input_unless_it_has_more_channels(outputs: int, tmp_path: Path) -> None:
+    network = single(convolution(np.random.default_rng(0), inputs=8, outputs=outputs, size=7, kernel=1, padding=0))
+    (step,) = network.steps
+    assert (c_memory.overwritten(step) is network.pixels) == (outputs <= 8)
+    offsets, _ = c_memory.plan(network)
+    assert (offsets[step.output] == offsets[network.pixels]) == (outputs <= 8)
+    _, source = c_source.write(network, tmp_path, "single")
+    images = torch.randint(256, (20, 8, 7, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert_same_bits(network, source, images)
 
 
 def test_another_onnx_file_is_refused(exports: Path, tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ SHAPES = [
     {"inputs": 4, "outputs": 3, "scale": 3.0},
     {"inputs": 4, "outputs": 3, "scale": 1e-12},
     {"inputs": 1, "outputs": 8, "kernel": 5, "padding": 2},
+    {"inputs": 12, "outputs": 12, "groups": 12, "mirrored": True, "kernel": 5, "padding": 2, "zeros": (123, 0)},
+    {"inputs": 9, "outputs": 9, "groups": 9, "dilation": 2, "padding": 1, "size": 8},
 ]
 
 

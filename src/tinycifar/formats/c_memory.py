@@ -23,6 +23,11 @@ def convolutions(network: Network) -> list[Step]:
     return [step for step in network.steps if step.kind == "conv"]
 
 
+def is_depthwise(step: Step) -> bool:
+    """Whether a convolution has one filter for each channel of its input."""
+    return 1 < step.groups == step.inputs[0].channels == step.output.channels
+
+
 def taps(step: Step) -> int:
     """Weights of a filter, or of half of a mirrored one, filled up to a multiple of four."""
     size = int(step.weights[0].size) // (2 if step.mirrored else 1)
@@ -30,40 +35,66 @@ def taps(step: Step) -> int:
 
 
 def scratch_bytes(step: Step) -> int:
-    """Bytes for one position outside of the map, and for a patch at two positions."""
-    inputs = step.inputs[0].channels // step.groups
+    """Bytes for one position outside of the map, and for a patch at two positions.
+
+    For a depthwise convolution that is a patch's offsets, as they are and flipped.
+    """
+    inputs = step.inputs[0].channels if is_depthwise(step) else step.inputs[0].channels // step.groups
+    outside = -(-inputs // 8) * 8
+    if is_depthwise(step):
+        return outside + 2 * 4 * step.kernel**2
     count = taps(step)
     vectors = -(-count // 16) * 16  # of int8 with MVE; otherwise int16
-    return -(-inputs // 8) * 8 + (2 if step.mirrored else 1) * max(4 * count, 2 * vectors)
+    return outside + (2 if step.mirrored else 1) * max(4 * count, 2 * vectors)
 
 
 @dataclass(frozen=True)
-class _Block:
-    """A part of the working memory and the steps from `first` to `last` that need it."""
+class _Part:
+    """A map or scratch, and the steps from `first` to `last` that need it."""
 
     key: object
     bytes: int
     first: int
     last: int
 
+    def meets(self, other: _Part) -> bool:
+        """Whether a step needs both."""
+        return self.first <= other.last and other.first <= self.last
 
+
+_Block = list[_Part]  # what lies at the same offset, one after the other
 SUMS, SCORES = "sums", "scores"
+
+
+def overwritten(step: Step) -> Map | None:
+    """The input that the output of a step may overwrite, value by value; None if there is none.
+
+    No later step needs that input, and the step reads a value before it writes to its place.
+    """
+    one_by_one = step.kind == "conv" and (step.kernel, step.stride, step.padding, step.groups) == (1, 1, 0, 1)
+    for item in step.inputs if one_by_one or step.kind in ("add", "pool") else []:
+        if item.last == step.output.first and step.output.channels <= item.channels:
+            return item
+    return None
 
 
 @functools.lru_cache(maxsize=8)
 def plan(network: Network) -> tuple[dict[object, int], int]:
     """Offsets of maps, of each convolution's scratch, by its step, of `SUMS` and `SCORES`; and the bytes needed.
 
-    Blocks that are needed in the same step do not overlap. Blocks are placed one after the other, each at the lowest
-    free offset; of several orders the one that needs least memory is taken.
+    What one step needs does not overlap, except for an output that overwrites an input. Blocks are placed one after
+    the other, each at the lowest free offset; of several orders the one that needs least memory is taken.
     """
     end = len(network.steps)
-    blocks = [_Block(item, item.bytes, item.first, item.last) for item in maps(network)]
-    blocks += [_Block(step, scratch_bytes(step), *[step.output.first] * 2) for step in convolutions(network)]
-    blocks += [_Block(SUMS, 4 * network.features.channels, end, end), _Block(SCORES, 4 * len(network.head), end, end)]
-    needed = max(sum(item.bytes for item in blocks if item.first <= step <= item.last) for step in range(end + 1))
+    blocks = _map_blocks(network)
+    blocks += [[_Part(step, scratch_bytes(step), *[step.output.first] * 2)] for step in convolutions(network)]
+    blocks += [[_Part(SUMS, 4 * network.features.channels, end, end)], [_Part(SCORES, 4 * len(network.head), end, end)]]
+    needed = max(
+        sum(max((part.bytes for part in block if part.first <= step <= part.last), default=0) for block in blocks)
+        for step in range(end + 1)
+    )
     generator = random.Random(0)
-    order = sorted(blocks, key=lambda item: -item.bytes)
+    order = sorted(blocks, key=lambda block: -max(part.bytes for part in block))
     best = _place(order)
     for _ in range(PLANS):
         if best[1] < needed + ALIGNMENT:  # no plan can be better
@@ -73,25 +104,39 @@ def plan(network: Network) -> tuple[dict[object, int], int]:
     return best
 
 
+def _map_blocks(network: Network) -> list[_Block]:
+    """The maps, those that overwrite each other in one block."""
+    blocks: list[_Block] = []
+    block_of: dict[Map | None, _Block] = {}
+    for item, source in zip(maps(network), [None, *map(overwritten, network.steps)], strict=True):
+        if source is None:
+            blocks.append([])
+        block_of[item] = block_of.get(source, blocks[-1])
+        block_of[item].append(_Part(item, item.bytes, item.first, item.last))
+    return blocks
+
+
 def _place(blocks: Sequence[_Block]) -> tuple[dict[object, int], int]:
     offsets: dict[object, int] = {}
-    placed: list[_Block] = []
+    placed: list[_Part] = []
     for block in blocks:
-        others = sorted(
-            (offsets[other.key], offsets[other.key] + other.bytes)
+        taken = [  # bytes of this block's part, and from where to where another lies that some step needs too
+            (part.bytes, offsets[other.key], offsets[other.key] + other.bytes)
             for other in placed
-            if other.first <= block.last and block.first <= other.last
+            for part in block
+            if part.meets(other)
+        ]
+        candidates = [0, *(-(-stop // ALIGNMENT) * ALIGNMENT for _, _, stop in taken)]
+        offset = min(
+            candidate
+            for candidate in candidates
+            if all(candidate + size <= start or stop <= candidate for size, start, stop in taken)
         )
-        offset = 0
-        for start, stop in others:
-            if offset + block.bytes <= start:
-                break
-            offset = max(offset, -(-stop // ALIGNMENT) * ALIGNMENT)
-        offsets[block.key] = offset
-        placed.append(block)
-    return offsets, max(offsets[block.key] + block.bytes for block in placed)
+        offsets |= {part.key: offset for part in block}
+        placed += block
+    return offsets, max(offsets[part.key] + part.bytes for part in placed)
 
 
 def memory_bytes(network: Network) -> int:
-    """Bytes of working memory at any address."""
-    return plan(network)[1] + ALIGNMENT - 1
+    """Bytes of working memory at any address, with those that depthwise convolutions read behind the last channel."""
+    return plan(network)[1] + ALIGNMENT - 1 + (3 if any(map(is_depthwise, convolutions(network))) else 0)

@@ -52,7 +52,8 @@ class Size:
 
 
 # What the code and its library functions take in flash, and the stack of a program that calls it in RAM: as
-# results/boards.json has it for nano, compiled by gcc 12.2 with -O2; the code is the same for every model.
+# results/boards.json has it for nano, compiled by gcc 12.2 with -O2; the code is the same for every model, but for that
+# of depthwise convolutions, as the file has it for micro.
 CORES = {
     "Cortex-M0": Size(4400, 560),
     "Cortex-M3": Size(3500, 560),
@@ -61,6 +62,7 @@ CORES = {
     "Cortex-M55": Size(2800, 560),
     "RV32IMC": Size(4300, 560),
 }
+DEPTHWISE_CODE_BYTES = 650
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
 def sizes(network: Network) -> dict[str, Size]:
     """What a model needs on each of `CORES`: about, as compilers differ."""
     flash, ram = constant_bytes(network), c_memory.memory_bytes(network) + network.pixels.bytes
+    flash += DEPTHWISE_CODE_BYTES * any(map(c_memory.is_depthwise, c_memory.convolutions(network)))
     return {name: Size(flash + code.flash_bytes, ram + code.ram_bytes) for name, code in CORES.items()}
 
 
@@ -200,8 +203,14 @@ def constant_bytes(network: Network) -> int:
 
 
 def _stored_weights(step: Step) -> Array:
-    """The filters as C stores them, int8 (stored filters, 1 or 2, taps), in one row, with `OVERREAD` zeros behind."""
+    """The filters as C stores them, int8, in one row, with `OVERREAD` zeros behind.
+
+    They are (stored filters, 1 or 2, taps), or of a depthwise convolution (stored filters / 4, taps, 4).
+    """
     weights = step.weights
+    if c_memory.is_depthwise(step):
+        fours = np.pad(weights.reshape(len(weights), -1), ((0, -len(weights) % 4), (0, 0)))
+        return np.pad(fours.reshape(-1, 4, step.kernel**2).transpose(0, 2, 1).flatten(), (0, OVERREAD))
     parts = [weights]
     if step.mirrored:
         half = weights.shape[3] // 2
@@ -236,7 +245,8 @@ def _calls(network: Network) -> Iterable[str]:
     for step in network.steps:
         inputs, output = [index[item] for item in step.inputs], index[step.output]
         if step.kind == "conv":
-            yield f"convolve(&conv_{convolutions.index(step)}, {inputs[0]}, {output}, start);"
+            name = "depthwise" if c_memory.is_depthwise(step) else "convolve"
+            yield f"{name}(&conv_{convolutions.index(step)}, {inputs[0]}, {output}, start);"
         elif step.kind == "pool":
             yield f"pool({inputs[0]}, {output}, start);"
         else:
@@ -262,6 +272,8 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
         "prefix": written[0].stem,
         "size": network.pixels.size,
         "kinds": {step.kind for step in network.steps},
+        "depthwise": any(map(c_memory.is_depthwise, c_memory.convolutions(network))),
+        "patches": not all(map(c_memory.is_depthwise, c_memory.convolutions(network))),
         "table": network.table.astype(np.int16) - 128,
         "layers": [_layer(step, offsets[step]) for step in c_memory.convolutions(network)],
         "head": integer.head(network),

@@ -166,10 +166,11 @@ def _convolution(
         raise ValueError(f"{_named(node)} has weights beyond 8 bits, for which there is no C")
     bias = bias.astype(np.int32)
     half, inputs = len(weights) // 2, weights.shape[1]
+    groups = attributes.get("group", 1)
+    depthwise = 1 < groups == len(weights) == source.channels
     mirrored = (
         len(weights) % 2 == 0
-        and inputs % 2 == 0
-        and attributes.get("group", 1) == 1
+        and (depthwise or (inputs % 2 == 0 and groups == 1))
         and bool((weights[half:] == np.roll(weights[:half, :, :, ::-1], inputs // 2, axis=1)).all())
         and bool((bias[half:] == bias[:half]).all())
         and bool((scales[half:] == scales[:half]).all())
@@ -182,7 +183,7 @@ def _convolution(
         stride=stride,
         padding=padding,
         dilation=dilation,
-        groups=attributes.get("group", 1),
+        groups=groups,
         mirrored=mirrored,
         weights=(weights[:half] if mirrored else weights).transpose(0, 2, 3, 1).astype(np.int8),
         bias=bias,

@@ -49,8 +49,8 @@ class Step:
     """A convolution ("conv"), 2x2 max-pooling ("pool") or addition ("add"): from which maps to which.
 
     `weights`, int8 (O, K, K, I), are all filters, or the first half if `mirrored`: the others are then mirror images
-    with the halves of their inputs exchanged, and have the same `bias`, int32 (O,), and `scales`, float32 (O,), by
-    which sums become values of the output map.
+    with the halves of their inputs exchanged (if each has one input, it is that of its own channel), and have the same
+    `bias`, int32 (O,), and `scales`, float32 (O,), by which sums become values of the output map.
     """
 
     kind: str

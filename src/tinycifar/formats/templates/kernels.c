@@ -1,8 +1,10 @@
+{% if patches %}
 /* A convolution gathers what its filters see at two neighbouring positions, a patch, and multiplies it by one filter
  * after the other. Mirrored filters come in pairs, and half of the multiplications give both: with the inputs p of the
  * first half of the channels, q of the second, flipped from left to right as their weights b are, and weights a of p,
  *     s = sum (a + b) * (p + q)    d = sum (a - b) * (p - q)
  * are the sum and the difference of the outputs sum a * p + b * q and sum a * q + b * p. */
+{% endif %}
 
 /* The values of a map at a position, from the group's first channel on; outside of the map those of `outside`. */
 static const int8_t *values_at(const map *from, const int8_t *values, const int8_t *outside, int y, int x)
@@ -13,6 +15,7 @@ static const int8_t *values_at(const map *from, const int8_t *values, const int8
 }
 
 #if defined(KERNELS_MVE)
+{% if patches %}
 /* A patch is p of the first position, its q if mirrored, and then those of the second position, of int8. Here p and q
  * are multiplied by a and b themselves: 16 products of int8 take no longer than 8 of p + q or p - q would. Each of them
  * is filled up with zeros to a multiple of 16, so what is read of weights behind a filter counts nothing. */
@@ -84,6 +87,7 @@ static void plain_sums(const int8_t *a, const int8_t *b, const patch_value *patc
     sums[0] = a0, sums[1] = b0, sums[8] = a1, sums[9] = b1;
 }
 
+{% endif %}
 /* At most four outputs, of filters from `filter` on. */
 static void rescale(const int32_t *sums, const filters *layer, int filter, int count, int zero, int8_t *result)
 {
@@ -96,6 +100,7 @@ static void rescale(const int32_t *sums, const filters *layer, int filter, int c
     vstrbq_p_s32(result, value, lanes);
 }
 #else
+{% if patches %}
 typedef int16_t patch_value;
 
 /* Where a patch holds value `item` of `width` of a tap; item is 2 * position + (0 for p + q, 1 for p - q) if mirrored,
@@ -109,6 +114,7 @@ static int place(int tap, int width, int item)
 #endif
 }
 
+{% endif %}
 #if defined(KERNELS_DSP)
 static int32_t word(const void *bytes)
 {
@@ -124,6 +130,7 @@ static int16x2_t odd(int32_t bytes)
 }
 #endif
 
+{% if patches %}
 static void gather(const filters *layer, const map *from, const int8_t *values, const int8_t *outside, int row,
                    int column, int position, int taps, patch_value *patch)
 {
@@ -225,6 +232,7 @@ static void plain_sums(const int8_t *a, const int8_t *b, const patch_value *patc
     sums[0] = a0, sums[1] = b0, sums[8] = a1, sums[9] = b1;
 }
 
+{% endif %}
 static void rescale(const int32_t *sums, const filters *layer, int filter, int count, int zero, int8_t *result)
 {
     for (int i = 0; i < count; i++, filter++) {
@@ -234,6 +242,7 @@ static void rescale(const int32_t *sums, const filters *layer, int filter, int c
 }
 #endif
 
+{% if patches %}
 static void convolve(const filters *layer, const map *from, const map *to, int8_t *memory)
 {
     const int inputs = from->channels / layer->groups, outputs = to->channels / layer->groups;
@@ -271,3 +280,66 @@ static void convolve(const filters *layer, const map *from, const map *to, int8_
                 }
             }
 }
+{% endif %}
+{% if depthwise %}
+
+/* Four outputs of a depthwise convolution, of neighbouring channels; the values of its taps lie at `offsets`. */
+static void depthwise_sums(const int8_t *weights, const int8_t *values, const uint32_t *offsets, int taps, int32_t *sums)
+{
+#if defined(KERNELS_MVE)
+    int32x4_t total = vdupq_n_s32(0);
+    for (int tap = 0; tap < taps; tap++, weights += 4)
+        total = vaddq_s32(total, vmulq_s32(vldrbq_s32(values + offsets[tap]), vldrbq_s32(weights)));
+    vstrwq_s32(sums, total);
+#else
+    int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+    for (const uint32_t *end = offsets + taps; offsets < end; offsets++, weights += 4) {
+        const int8_t *v = values + *offsets;
+#if defined(KERNELS_DSP)
+        const int32_t vv = word(v), ww = word(weights);
+        s0 = __smlabb(__sxtb16(vv), __sxtb16(ww), s0);
+        s2 = __smlatt(__sxtb16(vv), __sxtb16(ww), s2);
+        s1 = __smlabb(odd(vv), odd(ww), s1);
+        s3 = __smlatt(odd(vv), odd(ww), s3);
+#else
+        s0 += v[0] * weights[0];
+        s1 += v[1] * weights[1];
+        s2 += v[2] * weights[2];
+        s3 += v[3] * weights[3];
+#endif
+    }
+    sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
+#endif
+}
+
+/* One filter for each channel. Four channels are computed at once; where there are less, what is read behind them counts
+ * nothing. Of mirrored filters the second half of the channels has those of the first, flipped from left to right. */
+static void depthwise(const filters *layer, const map *from, const map *to, int8_t *memory)
+{
+    const int channels = to->channels, stored = layer->mirrored ? channels / 2 : channels;
+    const int kernel = layer->kernel, taps = kernel * kernel;
+    int8_t *outside = memory + layer->scratch; /* values that stand for 0 */
+    uint32_t *offsets = (uint32_t *)(void *)(outside + (channels + 7) / 8 * 8), *flipped = offsets + taps;
+    int8_t *result = memory + to->offset;
+    int32_t sums[4];
+    memset(outside, from->zero, (size_t)channels);
+
+    for (int row = 0; row < to->size; row++)
+        for (int column = 0; column < to->size; column++, result += channels) {
+            for (int i = 0; i < kernel; i++)
+                for (int j = 0; j < kernel; j++) {
+                    const int y = row * layer->stride - layer->padding + i * layer->dilation;
+                    const int x = column * layer->stride - layer->padding + j * layer->dilation;
+                    const int8_t *values = values_at(from, memory + from->offset, outside, y, x);
+                    offsets[i * kernel + j] = flipped[(i + 1) * kernel - 1 - j] = (uint32_t)(values - memory);
+                }
+            for (int start = 0; start < channels; start += stored) {
+                const int8_t *weights = layer->weights;
+                for (int i = 0; i < stored; i += 4, weights += 4 * taps) {
+                    depthwise_sums(weights, memory + start + i, start ? flipped : offsets, taps, sums);
+                    rescale(sums, layer, i, stored - i < 4 ? stored - i : 4, to->zero, result + start + i);
+                }
+            }
+        }
+}
+{% endif %}

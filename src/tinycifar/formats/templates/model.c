@@ -24,7 +24,7 @@ typedef struct {
 /* Filters by output, row, column, input, each filled up with zeros to a multiple of four weights. Of mirrored filters
  * the second half is stored nowhere: filter n + count / 2 is filter n flipped from left to right, with the two halves of
  * its inputs exchanged. They are stored as the weights of the first half of the inputs, and then those of the second
- * half, flipped from left to right. */
+ * half, flipped from left to right. Filters of a depthwise convolution lie by four outputs, row, column, output. */
 typedef struct {
     const int8_t *weights;
     const int32_t *bias;        /* per stored filter */
