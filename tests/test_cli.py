@@ -438,7 +438,7 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
     """Commands that must be refused, and what the message must say."""
     sample: list[str | Path] = ["train", "reference-30", "--data", "sample"]
     return [
-        (["train", "resnet"], "unknown recipe 'resnet'; allowed are: minute, nano"),
+        (["train", "resnet"], "unknown recipe 'resnet'; allowed are: minute, micro, nano"),
         (["export", "minute", "--int8", "u8u8"], "--int8 is for the format onnx-int8"),
         (
             ["export", "minute", "--format", "h5"],
@@ -448,7 +448,10 @@ def refusals(trained: Path) -> list[tuple[list[str | Path], str]]:
         (["summary", "nanonet", "--plot", "new/"], "new/ names a folder; name a file to write"),
         (["compare", trained, "--out", "new/"], "new/ names a folder; name a file to write"),
         (["serve", "new.onnx"], "new.onnx does not exist; name an ONNX file of tinycifar"),
-        (["summary", "resnet"], "resnet does not exist; name an architecture (c1c2c3c4o, minutenet, whitenet, nanonet"),
+        (
+            ["summary", "resnet"],
+            "resnet does not exist; name an architecture (c1c2c3c4o, minutenet, whitenet, micronet, nanonet",
+        ),
         (["bench", "step", "resnet"], "unknown model 'resnet'"),
         (["bench", "train", "resnet"], "unknown recipe 'resnet'"),
         (["bench", "train", "--steps", "1"], "1 is not in the range"),

@@ -339,10 +339,10 @@ def test_every_public_name_and_every_submodule_is_there_after_a_plain_import() -
 
 def test_names_are_listed_and_limited() -> None:
     assert tinycifar.list_recipes() == list(recipes.RECIPES)
-    assert tinycifar.list_models() == ["accurate", "nano", "minute"]
-    assert tinycifar.list_models(max_parameters=77_472) == ["nano"]
-    assert tinycifar.list_models(max_macs=12_485_088) == ["nano", "minute"]
-    assert tinycifar.list_models(max_macs=12_149_216) == ["nano"]
+    assert tinycifar.list_models() == ["accurate", "nano", "micro", "minute"]
+    assert tinycifar.list_models(max_parameters=77_472) == ["nano", "micro"]
+    assert tinycifar.list_models(max_macs=12_485_088) == ["nano", "micro", "minute"]
+    assert tinycifar.list_models(max_macs=12_149_216) == ["nano", "micro"]
 
 
 def test_pictures_are_explained_and_runs_compared_without_overwriting(result: Result, tmp_path: Path) -> None:

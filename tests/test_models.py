@@ -1,7 +1,5 @@
 """Architectures: what goes in, what comes out, and what the reference fixes."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -210,7 +208,7 @@ def test_blocks_that_add_their_input_give_it_back_if_their_filters_are_zero() ->
     for block in (
         models.MirroredBlock(8, 8, residual=True),
         models.MirroredBottleneck(8, 4),
-        models.MirroredSeparable(8, 8, residual=True),
+        models.MirroredBlock(8, 8, residual=True, separable=True),
     ):
         with torch.no_grad():
             for layer in block.layers:
@@ -219,10 +217,10 @@ def test_blocks_that_add_their_input_give_it_back_if_their_filters_are_zero() ->
             assert torch.equal(block.eval()(inputs), inputs.relu()), "added before the activation"
 
 
-@pytest.mark.parametrize("kind", [models.MirroredBlock, models.MirroredSeparable])
-def test_a_pooling_block_takes_the_largest_of_four_behind_its_first_convolution(kind: Any) -> None:
+@pytest.mark.parametrize("separable", [False, True])
+def test_a_pooling_block_takes_the_largest_of_four_behind_its_first_convolution(separable: bool) -> None:
     torch.manual_seed(0)
-    block = kind(4, 6, pool=True).eval()
+    block = models.MirroredBlock(4, 6, pool=True, separable=separable).eval()
     inputs = torch.randn(2, 4, 6, 6)
     conv, _, *rest = block.layers
     with torch.no_grad():

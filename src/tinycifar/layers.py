@@ -113,7 +113,9 @@ class MirroredBlock(nn.Module):
     """A mirrored convolution, max-pooling by 2 where asked for, normalisation and ReLU, in this order.
 
     Pooling first leaves a quarter of the work to the rest. With `residual` the input, of the same shape as the output,
-    is added before the ReLU. Filters start as the identity as far as there are input channels.
+    is added before the ReLU. With `separable` there are two convolutions, a depthwise one and, behind the pooling, one
+    of 1x1, as in MobileNets (Howard et al. 2017, arXiv:1704.04861) but with nothing else between them. Filters start as
+    the identity as far as there are input channels, depthwise ones near it.
     """
 
     def __init__(
@@ -124,10 +126,16 @@ class MirroredBlock(nn.Module):
         *,
         pool: bool = False,
         residual: bool = False,
+        separable: bool = False,
     ) -> None:
         super().__init__()
-        conv = MirroredConv(in_channels, out_channels, kernel_size)
-        self.layers = nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), MirroredNorm(out_channels))
+        pooling = [nn.MaxPool2d(2)] if pool else []
+        if separable:
+            depthwise = MirroredDepthwise(in_channels, kernel_size)
+            convolutions = [depthwise, *pooling, MirroredConv(in_channels, out_channels, 1)]
+        else:
+            convolutions = [MirroredConv(in_channels, out_channels, kernel_size), *pooling]
+        self.layers = nn.Sequential(*convolutions, MirroredNorm(out_channels))
         self.activation = nn.ReLU(inplace=True)
         self.residual = residual
 
@@ -158,39 +166,6 @@ class MirroredBottleneck(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (N, channels, H, W) -> the same shape."""
         activated: Tensor = self.activation(self.layers(inputs) + inputs)
-        return activated
-
-
-class MirroredSeparable(nn.Module):
-    """A depthwise convolution, max-pooling by 2 where asked for, and a 1x1 convolution with normalisation and ReLU.
-
-    From MobileNets (Howard et al. 2017, arXiv:1704.04861), without normalisation and ReLU between the two convolutions.
-    With `residual` the input, of the same shape as the output, is added before the ReLU.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 3,
-        *,
-        pool: bool = False,
-        residual: bool = False,
-    ) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            MirroredDepthwise(in_channels, kernel_size),
-            *([nn.MaxPool2d(2)] if pool else []),
-            MirroredConv(in_channels, out_channels, 1),
-            MirroredNorm(out_channels),
-        )
-        self.activation = nn.ReLU(inplace=True)
-        self.residual = residual
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (N, in_channels, H, W) -> (N, out_channels, H, W), or half of H and W with pooling."""
-        outputs: Tensor = self.layers(inputs)
-        activated: Tensor = self.activation(outputs + inputs if self.residual else outputs)
         return activated
 
 

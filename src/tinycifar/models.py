@@ -22,7 +22,6 @@ from tinycifar.layers import MirroredConv as MirroredConv
 from tinycifar.layers import MirroredDepthwise as MirroredDepthwise
 from tinycifar.layers import MirroredLinear as MirroredLinear
 from tinycifar.layers import MirroredNorm as MirroredNorm
-from tinycifar.layers import MirroredSeparable as MirroredSeparable
 from tinycifar.layers import WhiteningStem as WhiteningStem
 from tinycifar.layers import written_out as written_out
 
@@ -233,12 +232,12 @@ class MicroNet(MirroredNet):
         super().__init__(
             stem,
             MirroredBlock(stem.out_channels, narrow, 1),
-            MirroredSeparable(narrow, narrow, 5, residual=True),
-            MirroredSeparable(narrow, wide, 5, pool=True),
-            MirroredSeparable(wide, wide, 5, residual=True),
-            MirroredSeparable(wide, wide, 5, residual=True),
-            MirroredSeparable(wide, wide, 5, residual=True),
-            MirroredSeparable(wide, wide, 5, residual=True),
+            MirroredBlock(narrow, narrow, 5, separable=True, residual=True),
+            MirroredBlock(narrow, wide, 5, separable=True, pool=True),
+            MirroredBlock(wide, wide, 5, separable=True, residual=True),
+            MirroredBlock(wide, wide, 5, separable=True, residual=True),
+            MirroredBlock(wide, wide, 5, separable=True, residual=True),
+            MirroredBlock(wide, wide, 5, separable=True, residual=True),
             features=wide,
             num_classes=num_classes,
         )

@@ -50,7 +50,7 @@ class NumpyModel:
         return result
 
     def _block(self, index: int, inputs: Array) -> Array:
-        """A `MirroredBlock`, `MirroredSeparable` or `MirroredBottleneck` on (N, H, W, C)."""
+        """A `MirroredBlock` or `MirroredBottleneck` on (N, H, W, C)."""
         prefix = f"{index}.layers."
         last = max(int(name[len(prefix) :].partition(".")[0]) for name in self.tensors if name.startswith(prefix))
         values, normalized = inputs, False

@@ -61,7 +61,7 @@ def test_no_help_loads_pytorch() -> None:
 def test_importing_the_package_loads_neither_pytorch_nor_matplotlib_nor_numpy() -> None:
     program = "import sys, tinycifar as t; print({'torch', 'matplotlib', 'numpy'} & set(sys.modules), t.list_models())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "set() ['accurate', 'nano', 'minute']\n"
+    assert done.stdout == "set() ['accurate', 'nano', 'micro', 'minute']\n"
 
 
 def test_every_command_exists_and_its_line_in_the_help_fits() -> None:

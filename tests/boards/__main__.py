@@ -41,6 +41,11 @@ def nano() -> Trained:
     return trained.load("nano", "cpu")
 
 
+def micro() -> Trained:
+    """The smallest shipped model, with depthwise convolutions."""
+    return trained.load("micro", "cpu")
+
+
 def plainnet() -> Trained:
     """The model of docs/EXTENDING.md, trained for an epoch on the sample."""
     import tinycifar
@@ -73,7 +78,7 @@ def grey() -> Trained:
     return dataclasses.replace(nano(), model=model.eval(), channels=1)
 
 
-MODELS = {"nano": nano, "plainnet": plainnet, "thousand": thousand, "grey": grey}
+MODELS = {"nano": nano, "micro": micro, "plainnet": plainnet, "thousand": thousand, "grey": grey}
 
 
 def network(model: Trained) -> Network:
@@ -124,7 +129,9 @@ def main() -> int:
     """Measure, print, and with --record write."""
     parser = argparse.ArgumentParser(prog="make boards", description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=20, help="images of the packaged sample")
-    parser.add_argument("--core", action="append", choices=CORES, help="default: all for nano, four for the others")
+    parser.add_argument(
+        "--core", action="append", choices=CORES, help="default: all for nano and micro, four for the others"
+    )
     parser.add_argument("--model", action="append", choices=MODELS, help="default: all")
     parser.add_argument("--record", action="store_true", help="write results/boards.json")
     options = parser.parse_args()
@@ -138,7 +145,7 @@ def main() -> int:
         for name in options.model or MODELS:
             model = MODELS[name]()
             built, images = network(model), emulate.example_images(options.images, channels=model.channels)
-            cores = options.core or (CORES if name == "nano" else IN_CI)
+            cores = options.core or (CORES if name in ("nano", "micro") else IN_CI)
             measured = [emulate.measure(built, CORES[core], images, Path(folder) / core) for core in cores]
             rows += [(name, built.macs, row) for row in measured]
             wrong += [line for row in measured for line in failures(name, row)]

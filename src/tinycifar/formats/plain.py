@@ -17,7 +17,6 @@ from tinycifar.models import (
     MirroredDepthwise,
     MirroredLinear,
     MirroredNorm,
-    MirroredSeparable,
 )
 
 
@@ -79,9 +78,9 @@ def write_out(model: Classifier) -> Plain:
 def _plain(layers: Iterable[nn.Module]) -> list[nn.Module]:
     plain: list[nn.Module] = []
     for layer in layers:
-        if isinstance(layer, (MirroredBlock, MirroredSeparable)) and layer.residual:
+        if isinstance(layer, MirroredBlock) and layer.residual:
             plain.append(Residual(*_plain(layer.layers)))
-        elif isinstance(layer, (MirroredBlock, MirroredSeparable)):
+        elif isinstance(layer, MirroredBlock):
             plain += _plain([*layer.layers, layer.activation])
         elif isinstance(layer, MirroredBottleneck):
             plain.append(Residual(*_plain(layer.layers)))
