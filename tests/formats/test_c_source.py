@@ -177,6 +177,19 @@ def test_mirrored_filters_are_stored_once(network: integer.Network) -> None:
     assert c_source.weight_bytes(network) == sum(count for _, count in shape) + padding + 2 * 10 * 96
 
 
+def test_mirrored_depthwise_filters_are_stored_once_and_by_four_channels(tmp_path: Path) -> None:
+    onnx_file.to_int8(trained.load("micro", "cpu"), tmp_path / "int8.onnx", variant="u8u8")
+    network = c_source.read(tmp_path / "int8.onnx")
+    depthwise = [step for step in network.steps if c_memory.is_depthwise(step)]
+    assert [step.weights.shape for step in depthwise] == [(20, 5, 5, 1)] * 2 + [(30, 5, 5, 1)] * 4
+    assert all(step.mirrored for step in depthwise)
+    last = depthwise[-1].weights[:, :, :, 0]
+    stored = c_source._stored_weights(depthwise[-1])
+    assert stored.size == 32 * 25 + c_source.OVERREAD
+    assert stored[4 * 7 + 2] == last[2, 1, 2]  # of the first four filters, the eighth weight
+    assert not stored[-c_source.OVERREAD - 2 :].any()  # the last four are two
+
+
 def test_what_a_step_needs_does_not_overlap_in_memory_but_for_an_output_that_overwrites_an_input(
     network: integer.Network,
 ) -> None:

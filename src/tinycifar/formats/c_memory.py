@@ -94,8 +94,8 @@ def plan(network: Network) -> tuple[dict[object, int], int]:
         for step in range(end + 1)
     )
     generator = random.Random(0)
-    order = sorted(blocks, key=lambda block: -max(part.bytes for part in block))
-    best = _place(order)
+    apart = [[part] for block in blocks for part in block]  # rarely better: one offset need not suit a whole block
+    best = min((_place(sorted(order, key=_bytes)) for order in (blocks, apart)), key=lambda result: result[1])
     for _ in range(PLANS):
         if best[1] < needed + ALIGNMENT:  # no plan can be better
             break
@@ -114,6 +114,11 @@ def _map_blocks(network: Network) -> list[_Block]:
         block_of[item] = block_of.get(source, blocks[-1])
         block_of[item].append(_Part(item, item.bytes, item.first, item.last))
     return blocks
+
+
+def _bytes(block: _Block) -> int:
+    """A key that puts large blocks first."""
+    return -max(part.bytes for part in block)
 
 
 def _place(blocks: Sequence[_Block]) -> tuple[dict[object, int], int]:
