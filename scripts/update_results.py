@@ -146,7 +146,7 @@ def measured_on(run: dict[str, Any]) -> str:
     """Device, instruction set, threads and version of a measurement."""
     instruction_set = f", {run['instruction_set']}" if run.get("instruction_set") else ""
     device = run["device"].removeprefix("cpu: ")
-    return f"{device}{instruction_set}, {run['threads']} threads, torch {run['torch_version']}"
+    return f"{device}{instruction_set}, {counted(run['threads'], 'thread')}, torch {run['torch_version']}"
 
 
 def rounded(value: float) -> str:
@@ -714,13 +714,18 @@ def pareto() -> Drawing:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.draw_without_rendering()  # the layout, on which the room for names depends
     for axes, named in labels.items():
-        name_points(axes, named)
+        name_points(axes, named, shared if axes is panels[0] else [])
     return figure, [title, ours, shared, theirs]
 
 
-def name_points(axes: Axes, points: list[tuple[str, float, float, str]]) -> None:
-    """Write the name of each point, with its x, y and colour, beside it, if possible where nothing else is."""
-    taken = []
+def name_points(
+    axes: Axes, points: list[tuple[str, float, float, str]], lines: Sequence[tuple[float, float, float]] = ()
+) -> None:
+    """Write the name of each point, with its x, y and colour, beside it, if possible where nothing else is.
+
+    `lines` are horizontal ones, from x to x at y.
+    """
+    taken = [Bbox(axes.transData.transform([(left, y), (right, y)])).padded(2) for left, right, y in lines]
     for _, x, y, _ in points:
         left, low = axes.transData.transform((x, y))
         taken.append(Bbox.from_bounds(left - 6, low - 6, 12, 12))
