@@ -180,7 +180,7 @@ def test_mirrored_filters_are_stored_once(network: integer.Network) -> None:
 def test_mirrored_depthwise_filters_are_stored_once_and_by_four_channels(tmp_path: Path) -> None:
     onnx_file.to_int8(trained.load("micro", "cpu"), tmp_path / "int8.onnx", variant="u8u8")
     network = c_source.read(tmp_path / "int8.onnx")
-    depthwise = [step for step in network.steps if c_memory.is_depthwise(step)]
+    depthwise = [step for step in network.steps if step.depthwise]
     assert [step.weights.shape for step in depthwise] == [(20, 5, 5, 1)] * 2 + [(30, 5, 5, 1)] * 4
     assert all(step.mirrored for step in depthwise)
     last = depthwise[-1].weights[:, :, :, 0]

@@ -11,6 +11,7 @@ from tinycifar.formats.integer import Map, Network, Step
 
 ALIGNMENT = 8  # bytes
 PLANS = 300  # of memory that are tried
+OVERREAD = 3  # bytes behind the last channel, as depthwise convolutions read four channels at a time
 
 
 def maps(network: Network) -> list[Map]:
@@ -23,9 +24,9 @@ def convolutions(network: Network) -> list[Step]:
     return [step for step in network.steps if step.kind == "conv"]
 
 
-def is_depthwise(step: Step) -> bool:
-    """Whether a convolution has one filter for each channel of its input."""
-    return 1 < step.groups == step.inputs[0].channels == step.output.channels
+def has_depthwise(network: Network) -> bool:
+    """Whether one of its convolutions is depthwise."""
+    return any(step.depthwise for step in network.steps)
 
 
 def taps(step: Step) -> int:
@@ -39,9 +40,9 @@ def scratch_bytes(step: Step) -> int:
 
     For a depthwise convolution that is a patch's offsets, as they are and flipped.
     """
-    inputs = step.inputs[0].channels if is_depthwise(step) else step.inputs[0].channels // step.groups
+    inputs = step.inputs[0].channels if step.depthwise else step.inputs[0].channels // step.groups
     outside = -(-inputs // 8) * 8
-    if is_depthwise(step):
+    if step.depthwise:
         return outside + 2 * 4 * step.kernel**2
     count = taps(step)
     vectors = -(-count // 16) * 16  # of int8 with MVE; otherwise int16
@@ -143,5 +144,5 @@ def _place(blocks: Sequence[_Block]) -> tuple[dict[object, int], int]:
 
 
 def memory_bytes(network: Network) -> int:
-    """Bytes of working memory at any address, with those that depthwise convolutions read behind the last channel."""
-    return plan(network)[1] + ALIGNMENT - 1 + (3 if any(map(is_depthwise, convolutions(network))) else 0)
+    """Bytes of working memory at any address."""
+    return plan(network)[1] + ALIGNMENT - 1 + (OVERREAD if has_depthwise(network) else 0)

@@ -141,7 +141,7 @@ def export_c(trained: Trained, folder: Path, dataset: Dataset | None = None) -> 
 def sizes(network: Network) -> dict[str, Size]:
     """What a model needs on each of `CORES`: about, as compilers differ."""
     flash, ram = constant_bytes(network), c_memory.memory_bytes(network) + network.pixels.bytes
-    flash += DEPTHWISE_CODE_BYTES * any(map(c_memory.is_depthwise, c_memory.convolutions(network)))
+    flash += DEPTHWISE_CODE_BYTES * c_memory.has_depthwise(network)
     return {name: Size(flash + code.flash_bytes, ram + code.ram_bytes) for name, code in CORES.items()}
 
 
@@ -208,7 +208,7 @@ def _stored_weights(step: Step) -> Array:
     They are (stored filters, 1 or 2, taps), or of a depthwise convolution (stored filters / 4, taps, 4).
     """
     weights = step.weights
-    if c_memory.is_depthwise(step):
+    if step.depthwise:
         fours = np.pad(weights.reshape(len(weights), -1), ((0, -len(weights) % 4), (0, 0)))
         return np.pad(fours.reshape(-1, 4, step.kernel**2).transpose(0, 2, 1).flatten(), (0, OVERREAD))
     parts = [weights]
@@ -245,7 +245,7 @@ def _calls(network: Network) -> Iterable[str]:
     for step in network.steps:
         inputs, output = [index[item] for item in step.inputs], index[step.output]
         if step.kind == "conv":
-            name = "depthwise" if c_memory.is_depthwise(step) else "convolve"
+            name = "depthwise" if step.depthwise else "convolve"
             yield f"{name}(&conv_{convolutions.index(step)}, {inputs[0]}, {output}, start);"
         elif step.kind == "pool":
             yield f"pool({inputs[0]}, {output}, start);"
@@ -272,8 +272,8 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
         "prefix": written[0].stem,
         "size": network.pixels.size,
         "kinds": {step.kind for step in network.steps},
-        "depthwise": any(map(c_memory.is_depthwise, c_memory.convolutions(network))),
-        "patches": not all(map(c_memory.is_depthwise, c_memory.convolutions(network))),
+        "depthwise": c_memory.has_depthwise(network),
+        "patches": not all(step.depthwise for step in c_memory.convolutions(network)),
         "table": network.table.astype(np.int16) - 128,
         "layers": [_layer(step, offsets[step]) for step in c_memory.convolutions(network)],
         "head": integer.head(network),

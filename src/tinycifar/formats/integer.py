@@ -66,6 +66,11 @@ class Step:
     bias: Array = field(default_factory=lambda: np.zeros(0, np.int32))
     scales: Array = field(default_factory=lambda: np.zeros(0, np.float32))
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether it is a convolution with one filter for each channel of its input."""
+        return 1 < self.groups == self.inputs[0].channels == self.output.channels
+
 
 @dataclass(eq=False)
 class Network:
