@@ -109,6 +109,7 @@ def test_a_restricted_processor_is_named_and_used_as_what_it_computes_with(
     ("flags", "aten", "instruction_set", "precision"),
     [
         ((*AVX512, "avx512_bf16", "avx512_fp16", "amx_bf16"), "AVX512", "amx_bf16", "bfloat16"),
+        ((*AVX512, "avx512_bf16", "avx512_fp16"), "AVX512", "avx512_fp16", "float32"),  # slower in bfloat16
         (AVX512, "AVX512", "avx512_vnni", "float32"),
         (("sse4_1", "avx", "avx2", "avx_vnni"), "AVX2", "avx2_vnni", "float32"),
         (("neon", "bf16", "sve", "sve_bf16"), "SVE256", "sve_bf16", "float32"),
@@ -142,6 +143,7 @@ ONEDNN_SAYS = {
     "avx512": "Intel AVX-512 with AVX512BW, AVX512VL, and AVX512DQ extensions",
     "avx512_vnni": "Intel AVX-512 with Intel DL Boost",
     "avx512_bf16": "Intel AVX-512 with Intel DL Boost and bfloat16 support",
+    "avx512_fp16": "Intel AVX 10.1",
 }
 
 

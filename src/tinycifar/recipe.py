@@ -130,7 +130,7 @@ class Recipe:
     precision: str = _setting(
         "float32",
         "Precision of convolutions and matrix products: float32, bfloat16 (autocast), or auto, which is "
-        "bfloat16 on machines that multiply it natively and float32 on others.",
+        "bfloat16 on machines that are faster with it and float32 on others.",
         choices=("float32", "bfloat16", "auto"),
     )
 
