@@ -73,12 +73,13 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         _MINUTE,
         replace(
-            _LONG,
+            _STUDENT,
             name="micro",
             model="micronet",
             epochs=110,
             augmentation="translate",
-            label_smoothing=0.05,
+            teacher_views=8,
+            muon_learning_rate=0.1,
             target_accuracy=0.885,
             expected_accuracy=0.8739,
             expected_minutes=84.5,
