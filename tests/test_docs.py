@@ -67,6 +67,7 @@ ADDED = {
     "train": "--data sample --limit 64 --epochs 1",
     "train teacher": "--set validation_images=40",
     "train nano --teacher": "--set teacher_views=1",
+    "train micro --teacher": "--set teacher_views=1",
     "evaluate RUN --robustness": "--images 20",
     "bench infer": "minute --rounds 1",
     "scripts/own_images.py": "--quick",
@@ -88,6 +89,7 @@ SLOW = (
     "train --data",
     "train --seeds",
     "train --epochs",
+    "train micro",
     "train minute",
     "train nano",
     "train teacher",
@@ -247,6 +249,7 @@ THINGS: dict[str, Callable[[Path], None]] = {
     "photos": lambda place: write_pictures(place, train=24),
     "my.toml": lambda place: place.write_text(recipes.to_toml(recipes.get("minute"))) and None,
     "--teacher teacher": lambda place: a_run(place / "seed-0", "teacher"),
+    "--teacher results/teacher": lambda place: a_run(place / "seed-2", "teacher"),
 }
 
 
