@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from ship import PATHS, ROOT
-
 from tinycifar import atomic, recipes, run, typed
 
 FILES = ("recipe.json", "metrics.jsonl", "evaluation.json", "model.safetensors", run.SEEN)

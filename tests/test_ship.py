@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from tinycifar import atomic, catalog, data, inference, recipes, run, trained, training
+from tinycifar import atomic, catalog, data, distill, inference, recipes, run, trained, training
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+import keep_run
 import ship
 
 SHORT = recipes.with_settings(recipes.get("minute"), ["epochs=4", "batch_size=64"])
@@ -78,3 +79,28 @@ def test_runs_that_are_not_fit_are_refused(
     with pytest.raises(ValueError, match=message):
         ship.ship(*runs)
     assert not catalog.WEIGHTS.exists()
+
+
+def test_a_kept_run_can_be_used_like_any_other_and_says_nothing_of_the_machines_folders(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keep_run, "ROOT", tmp_path)
+    kept = keep_run.keep(runs[0])
+    assert kept == tmp_path / "results" / "minute" / "seed-0"
+    assert run.read_environment(kept).command == ()
+    assert str(tmp_path) not in (kept / "environment.json").read_text()
+    (model,) = distill.load(kept.parent)
+    original = trained.load(runs[0])
+    assert (model.sha256, model.seen() is None) == (original.sha256, original.seen() is None)
+    change(runs[0] / "evaluation.json", accuracy=0.99)
+    with pytest.raises(ValueError, match="does not have the accuracy of its record"):
+        keep_run.keep(runs[0])
+
+
+def test_the_kept_teacher_has_the_accuracy_of_its_record_and_may_teach_a_recorded_run() -> None:
+    results = Path(__file__).parents[1] / "results" / "teacher"
+    teachers = distill.load(results)
+    distill.check_record(recipes.get("micro"), teachers)
+    records = [atomic.read_json(Path(f"{teacher.run}.json")) for teacher in teachers]
+    accuracies = [run.read_evaluation(teacher.run).accuracy for teacher in teachers if teacher.run]
+    assert accuracies == [record["validation_accuracy"] for record in records]
