@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# ema-pytorch averages weights by factors that depend on the step. `PostHocEMA` and `KarrasEMA` take the factor (1 -
-# 1/t)^(gamma + 1) of Karras et al. (2024), which gives the weights of step t a share that grows as t^gamma, with
+# ema-pytorch averages weights by factors that depend on the step. `PostHocEMA` and `KarrasEMA` take the factor
+# (1-1/t)^(gamma+1) of Karras et al. (2024), which gives the weights of step t a share that grows as t^gamma, with
 # `sigma_rel` as its standard deviation in units of the whole training; `EMA` with inv_gamma=1 and power=1 is, by its
 # documentation, a simple average. All count every step, but with update_every=k, "to save on compute", they apply the
-# factor of one step at each k-th step alone. gamma + 1 becomes (gamma + 1) / k in effect: the average stays where
+# factor of one step at each k-th step alone. In effect gamma + 1 becomes (gamma + 1) / k: the average stays where
 # training began, and checkpoints are combined for profiles that they do not have. The README's example has
 # update_every=10, `KarrasEMA` 100 by default and `EMA` 10. With update_every=1 everything is right.
 # The fork nitrous-ema has an option against this, step_size_correction; ema-pytorch says nothing of it.

@@ -3,10 +3,10 @@
 # known image at a distance d from the center of its class costs max(0, d^2 - r^2), nothing within the radius, and an
 # outlier max(0, (r + m)^2 - d^2) for each center, so that it is pushed out to a distance of r + m. The distances that
 # the loss is given are squared already, as its method `distance` returns them. It subtracts r instead of r^2, so that
-# the spheres end at the root of r; and it squares the distances of outliers once more and leaves r out, max(0, m^2 -
-# d^4), which ends at the root of m. With r=3 and m=1 known images are left alone up to 1.73, and outliers from 1.00 on:
-# the term that should keep them apart lets outliers stay inside the spheres. radius=r^2 and margin=(r + m)^2 put both
-# limits where the documentation has them (the last line, for r=3 and m=1).
+# the spheres end at the root of r; and it squares the distances of outliers once more and leaves r out, max(0,
+# m^2-d^4), which ends at the root of m. With r=3 and m=1 known images are left alone up to 1.73, and outliers from 1.00
+# on: the term that should keep them apart lets outliers stay inside the spheres. radius=r^2 and margin=(r + m)^2 put
+# both limits where the documentation has them (the last line, for r=3 and m=1).
 # PyTorch-OOD imports torchvision for other parts, which is replaced by empty modules here.
 #
 # Seen with pytorch-ood 0.4.0 and torch 2.13.0, Python 3.11; the distances where each term becomes more than 0 and where
