@@ -2,8 +2,8 @@
 
 `learning.json` holds the losses of 20 steps on the first 64 images of the sample, computed by one processor and by the
 same one restricted to less capable instruction sets (tests/processors.py). They differ by rounding alone, which grows:
-`minute` by at most 2e-3 in the first 4 steps and 4e-2 in all, in bfloat16 by 6e-3 and 9e-3; the reference by 2e-6 in
-the first 5 steps and 1e-3 in all.
+in `minute` to at most 5e-4 in the first 3 steps, 1.5e-3 on another processor and already 6e-3 in the fourth step there,
+and 4e-2 in all; in bfloat16 to 3e-3 and 9e-3; in the reference to 2e-6 in the first 5 steps and 1e-3 in all.
 `python tests/test_learning.py NAME` records this processor's losses as NAME.
 """
 
@@ -46,8 +46,8 @@ RECORDED_AS = {
 
 # Muon lets rounding grow the most: it makes small parts of a gradient as large as the others.
 LIMITS = {
-    "minute float32": Limit(4, 6e-3, 8e-2),
-    "minute bfloat16": Limit(4, 1.2e-2, 8e-2),
+    "minute float32": Limit(3, 6e-3, 8e-2),
+    "minute bfloat16": Limit(3, 1.2e-2, 8e-2),
     "reference-30 float32": Limit(5, 1e-4, 5e-3),
 }
 
