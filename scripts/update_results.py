@@ -300,7 +300,7 @@ def frontier() -> str:
             minutes = sum(teacher["train_seconds"] for teacher in teachers) / 60
             size = sum(parameter.numel() for parameter in build(RECIPES[recipe.teacher].model).parameters())
             line += (
-                f", after {minutes:.0f} minutes for its teachers: {len(teachers)} models of {size:,} parameters with "
+                f", after {minutes:.0f} minutes for {counted(len(teachers), 'teacher')} of {size:,} parameters with "
                 f"{percent([teacher['accuracy'] for teacher in teachers])}% on held-out training images"
             )
         lines.append(f"{line}. Measured on: {measured_on(first)}.")

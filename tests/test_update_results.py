@@ -165,7 +165,7 @@ def test_the_frontier_tells_one_run_as_one_run_and_what_it_learned_from(script: 
         "- `nano`: 90.00% with 77,472 parameters and 12.1M multiply-accumulates an image (",
         "one run, 95% interval over the test images 89.40 to 90.57",
         "151,872 parameters if mirrored filters were written out",
-        "Training: 10 minutes, after 20 minutes for its teachers: 2 models of 1,318,944 parameters with 93.00",
+        "Training: 10 minutes, after 20 minutes for 2 teachers of 1,318,944 parameters with 93.00",
     ):
         assert words in line
     assert "**" not in line  # one seed is no headline
