@@ -60,7 +60,6 @@ sys.meta_path.append(Unused())
 from pytorch_ood.loss import MCHADLoss
 
 
-
 def package(radius, margin, label):
     """A function from an image's distance to its center to one term of the loss; the other center is far away."""
     known = float(label >= 0)

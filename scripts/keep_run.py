@@ -1,7 +1,7 @@
 """Keep a recorded run in the repository, so that it can teach without being trained again: `keep_run.py RUN`.
 
 It goes to `results/RECIPE/seed-N/`, without checkpoints and without what says where things lay on the machine. Refused
-unless it is a whole run of an unchanged recipe that gives what its record in `results/` says.
+unless its recipe is unchanged and its accuracy that of its record in `results/`, which only whole runs have.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ X86 = ("sse41", "avx", "avx2", "avx2_vnni", *AVX512, "amx_bf16", "amx_fp16")
 FASTER_IN_BFLOAT16 = ("avx512_bf16", "amx_bf16", "amx_fp16")
 """Those that train faster in bfloat16 than in float32.
 
-`avx512_fp16` multiplies bfloat16 too, but there a step takes 1.4 times as long: Intel's processors since Sapphire
-Rapids, if AMX is hidden from a virtual machine. AMD's have `avx512_bf16` and gain.
+`avx512_fp16` is missing because bfloat16 took 1.4 times as long there, on Emerald Rapids in a virtual machine that
+hides AMX. AMD's Zen 4, which has `avx512_bf16`, gained.
 """
 ARM = ("neon", "sve", "sve2", "sve_bf16")
 FLAGS = {"sse41": "sse4_1", "avx2_vnni": "avx_vnni", "avx512": "avx512_vl"}
