@@ -320,7 +320,6 @@ def served(words: list[str], host: str = "127.0.0.1") -> Iterator[int]:
         process = subprocess.Popen(
             [*TINYCIFAR, *words], stdout=log, stderr=subprocess.PIPE, text=True, env={**os.environ, "BROWSER": "true"}
         )
-    assert process.stderr is not None
     try:
         line = process.stderr.readline()
         found = re.search(r":(\d+)/ \(Ctrl-C ends it\)$", line)
@@ -457,7 +456,6 @@ def test_the_code_of_a_document_runs_from_top_to_bottom(
 def test_the_example_of_the_package_is_what_its_functions_take() -> None:
     import tinycifar
 
-    assert tinycifar.__doc__ is not None
     functions = [name for name in tinycifar.__all__ if inspect.isfunction(getattr(tinycifar, name))]
     assert len(functions) == len(tinycifar.__all__) - 3
     for name in functions:

@@ -92,8 +92,6 @@ def test_a_kept_run_can_be_used_like_any_other_and_does_not_say_by_which_command
     original = trained.load(runs[0])
     assert model.sha256 == original.sha256
     seen, seen_by_original = model.seen(), original.seen()
-    assert seen is not None
-    assert seen_by_original is not None
     assert (seen == seen_by_original).all()
     change(runs[0] / "evaluation.json", accuracy=0.99)
     with pytest.raises(ValueError, match="does not have the accuracy of its record"):

@@ -141,7 +141,6 @@ def test_pictures_that_cannot_be_decoded_are_listed_and_nothing_is_kept(tmp_path
     assert found.unreadable["picture 04"] == "Permission denied"
     assert list(tmp_path.iterdir()) == []
     path = decoded.write_unreadable(tmp_path, "ab" * 32, found.unreadable)
-    assert path is not None
     assert len(path.read_text().splitlines()) == 10
     assert decoded.read_unreadable(tmp_path, "ab" * 32) == found.unreadable
     assert decoded.read_unreadable(tmp_path, "ab" * 8 + "0" * 48) == {}
@@ -223,7 +222,6 @@ def start(cache: Path, seconds: float) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_ctrl_c_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     process = start(tmp_path, 0.3)  # 15 seconds in all with two threads
-    assert process.stdout is not None
     process.stdout.readline()
     time.sleep(0.3)
     began = time.monotonic()

@@ -35,7 +35,6 @@ def load(source: Path | str, image_size: int = 8) -> Dataset:
 
 def layout(source: Path | str) -> str:
     contents = data.examine(source)
-    assert contents is not None
     return contents.layout
 
 
@@ -63,8 +62,6 @@ def test_a_folder_of_pictures_is_loaded_with_classes_by_name(tmp_path: Path) -> 
     loaded = load(own)
     assert (loaded.name, loaded.path, loaded.classes) == ("own", str(own), ("ant", "cat"))
     assert (loaded.notes, len(loaded.digest)) == ((), 64)
-    assert loaded.validation_images is not None
-    assert loaded.validation_labels is not None
     for name, folder, images, labels in (
         ("train", "train", loaded.train_images, loaded.train_labels),
         ("validation", "val", loaded.validation_images, loaded.validation_labels),
@@ -108,7 +105,6 @@ def test_any_first_or_last_images_have_each_class_in_proportion(tmp_path: Path) 
     loaded = load(tmp_path / "own")
     assert loaded.limit(10).train_labels.bincount().tolist() == [4, 4, 2]
     parts = loaded.split(25)
-    assert parts.validation_labels is not None
     assert parts.validation_labels.bincount().tolist() == [10, 10, 5]
     assert parts.names["validation"] == loaded.names["train"][-25:]
 

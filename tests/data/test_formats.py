@@ -57,7 +57,6 @@ def test_a_table_may_give_splits_and_groups(tmp_path: Path) -> None:
         f"{k},{k % 2},{'train' if k < 6 else 'Validation' if k < 8 else 'testing'},p{k}\n" for k in range(10)
     )
     loaded = load(table(tmp_path / "own", text))
-    assert loaded.validation_images is not None
     assert [len(loaded.train_images), len(loaded.validation_images), len(loaded.test_images)] == [6, 2, 2]
     assert loaded.notes == ("10 groups, none of which lies on both sides of a split",)
     (tmp_path / "own/labels.csv").write_text(text.replace("p9", "p0"))

@@ -104,7 +104,6 @@ def test_compared_curves_name_the_split_of_each() -> None:
     runs = [(0, "A", "test", HISTORY), (1, "B", "train", HISTORY), (1, "B", "train", HISTORY)]
     figure = plots.compared_curves(runs)
     legend = figure.axes[0].get_legend()
-    assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["A, test", "B, training"]
     drawn = [list(line.get_ydata()) for line in figure.axes[0].lines]  # type: ignore[arg-type]
     assert drawn == [[30, 50], [25, 45], [25, 45]]

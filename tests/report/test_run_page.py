@@ -77,7 +77,6 @@ def test_the_gallery_shows_the_most_confident_mistakes_first(finished: Path) -> 
     gallery = page[page.index("Its most confident mistakes") : page.index("Check these labels first")]
     assert [int(index) for index in re.findall(r"\(#(\d+)\)", gallery)] == expected
     first = re.search(r"<b>(\w+)</b> ([\d.]+) %<br>is (\w+)", page)
-    assert first is not None
     assert first.group(1) == CLASSES[predicted[expected[0]]]
     assert float(first.group(2)) == pytest.approx(100 * float(confidence[expected[0]]), abs=0.06)
     assert first.group(3) == CLASSES[labels[expected[0]]]

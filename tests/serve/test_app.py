@@ -81,7 +81,6 @@ class Running(Client):
         """Send a signal; gives the exit code."""
         self.process.send_signal(number)
         code = self.process.wait(30)
-        assert self.process.stderr is not None
         self.process.stderr.close()
         return code
 
@@ -117,7 +116,6 @@ def start(model: Path, log: Path, *options: str) -> Running:
     command = [sys.executable, "-m", "tinycifar", "serve", model, "--port", "0", "--workers", "2", *options]
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
     line = process.stderr.readline()
     address = re.fullmatch(r"Serving \S+ at http://[\w.]+:(\d+)/ \(Ctrl-C ends it\)\n", line)
     assert address is not None, line

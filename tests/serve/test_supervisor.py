@@ -88,7 +88,6 @@ def test_it_runs_where_a_file_is_named_as_a_module_of_python_and_a_hangup_ends_i
     )
     words = ["serve", exports / "minute.onnx", "--port", "0", "--workers", "1"]
     process = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
     assert process.stderr.readline().startswith("Serving minute at")
     process.send_signal(signal.SIGHUP)  # as a terminal does that is closed
     assert process.communicate(timeout=30)[1] == ""
