@@ -155,7 +155,6 @@ def trained(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> TrainBen
     class Learner:
         def __init__(self, model_name: str, precision: str) -> None:
             self.seconds = {"float32": 3.0, "bfloat16": 2.0}[precision]
-            self.warm = 0
 
         def step(self, images: Tensor, labels: Tensor) -> tuple[float, float, float]:
             events.append(self.seconds)
