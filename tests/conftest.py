@@ -86,8 +86,6 @@ def distance(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> float:
 def load_script(name: str) -> ModuleType:
     """A program in `scripts/` as a module."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -228,9 +226,6 @@ def grey_run(tmp_path_factory: pytest.TempPathFactory) -> Own:
     """A run of one channel and `fit=pad` on pictures with colours, 24 pixels a side; `log` has what was printed."""
     from dataclasses import replace
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from tinycifar import data, recipes, training
 
     sample = data.sample(24)
@@ -243,10 +238,10 @@ def grey_run(tmp_path_factory: pytest.TempPathFactory) -> Own:
     )
     changes = ["epochs=2", "image_size=24", "width=0.5", "validation_images=60", "channels=1", "fit=pad"]
     folder = tmp_path_factory.mktemp("grey")
-    with (folder / "log").open("w") as log:
-        display = Progress(console=Console(file=log, soft_wrap=True), disable=True)
-        recipe = recipes.with_settings(recipes.get("minute"), changes)
-        training.train(recipe, dataset, out=folder / "run", display=display)
+    display, output = shown()
+    recipe = recipes.with_settings(recipes.get("minute"), changes)
+    training.train(recipe, dataset, out=folder / "run", display=display)
+    (folder / "log").write_text(output.getvalue())
     return Own(folder / "run", dataset)
 
 

@@ -17,7 +17,7 @@ import tinycifar
 from conftest import Own
 from tinycifar import data, inference, models, predictions, recipes, summary, trained, training
 from tinycifar.data import pictures
-from tinycifar.data.dataset import Dataset, to_grey
+from tinycifar.data.dataset import to_grey
 from tinycifar.evaluation import corruptions
 from tinycifar.formats import c_source, onnx_file, tflite
 from tinycifar.report import run_page
@@ -53,12 +53,6 @@ def test_data_in_grey_is_the_same_data_with_a_third_of_the_bytes_and_says_that_t
     assert (mean, std) == (pytest.approx(values.mean().item()), pytest.approx(values.std(correction=0).item()))
     with pytest.raises(ValueError, match=r"channels must be 1 \(grey\) or 3 \(red, green and blue\), not 2"):
         colour.with_channels(2)
-
-
-def test_images_of_two_channels_are_refused() -> None:
-    images, labels = torch.zeros(4, 2, 8, 8, dtype=torch.uint8), torch.arange(4) % 2
-    with pytest.raises(ValueError, match="in three colours or one channel of grey, square"):
-        Dataset("mine", ("a", "b"), images, labels, images, labels)
 
 
 def test_a_run_of_one_channel_has_a_first_layer_of_one_and_says_so_everywhere(grey_run: Own) -> None:

@@ -120,6 +120,7 @@ def test_classes_that_lose_all_their_images_are_told() -> None:
         ({"train_labels": torch.zeros(3, dtype=torch.int64)}, "there are 4 train images, but 3 labels"),
         ({"test_images": torch.zeros(2, 3, 16, 16, dtype=torch.uint8)}, "all of one size"),
         ({"train_images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, "in three colours"),
+        ({"train_images": torch.zeros(4, 2, 8, 8, dtype=torch.uint8)}, "or one channel of grey, square"),
         ({"train_images": torch.zeros(4, 3, 8, 16, dtype=torch.uint8)}, "square"),
         ({"test_images": torch.zeros(0, 3, 8, 8, dtype=torch.uint8)}, "one at least"),
         ({"validation_images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "give both or neither"),

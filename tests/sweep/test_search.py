@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import torch
 
-from tinycifar import atomic, cli, data, recipes, run, training, typed
+from tinycifar import atomic, data, recipes, run, training, typed
 from tinycifar.recipes import Recipe
 from tinycifar.sweep import outcome as sweep_outcome
 from tinycifar.sweep import ranges, search
@@ -447,27 +447,17 @@ WORDS = ["sweep", "minute", "--data", "sample", "--epochs", "2", "--set", "batch
 WORDS += ["--set", "image_size=16", "--vary", "learning_rate=0.1:1:log", "--out", "a"]
 
 
-def command(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*WORDS, *words])
-    return int(ended.value.code or 0)
-
-
-def test_the_command_prints_one_json_object(quick: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("--trials", "2", "--json") == 0
-    printed = capsys.readouterr()
-    assert [trial["number"] for trial in json.loads(printed.out)["trials"]] == [0, 1]
-    assert command("--trials", "3") == 0
-    printed = capsys.readouterr()
-    assert "Trial 2: " in printed.out
-    assert "Trial 1: " not in printed.out
-    assert "Train it with: tinycifar train a/best.toml --data sample (which evaluates" in printed.out
-    assert command("--trials", "3", "--vary", "weight_decay=0:0.1") == 2
-    assert "a holds another sweep: --vary is" in capsys.readouterr().err
+def test_the_command_prints_one_json_object(quick: list[tuple[str, int]], tinycifar: Any) -> None:
+    assert [trial["number"] for trial in tinycifar(*WORDS, "--trials", "2", "--json").json["trials"]] == [0, 1]
+    done = tinycifar(*WORDS, "--trials", "3")
+    assert (done.code, "Trial 2: " in done.out, "Trial 1: " in done.out) == (0, True, False)
+    assert "Train it with: tinycifar train a/best.toml --data sample (which evaluates" in done.out
+    other = tinycifar(*WORDS, "--trials", "3", "--vary", "weight_decay=0:0.1")
+    assert (other.code, "a holds another sweep: --vary is" in other.err) == (2, True)
 
 
 def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: list[tuple[str, int]]
+    monkeypatch: pytest.MonkeyPatch, tinycifar: Any, quick: list[tuple[str, int]]
 ) -> None:
     train = training.train
 
@@ -477,46 +467,40 @@ def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(
         return train(*arguments, **options)
 
     monkeypatch.setattr(training, "train", interrupted)
-    assert command("--trials", "3") == 130
-    printed = capsys.readouterr().out
-    assert "Best of 2 trials (1 complete, 1 running)" in printed
-    assert "--trials 3 --jobs 1 --epochs 2 --data sample --device cpu --out a" in printed.splitlines()[-1]
+    done = tinycifar(*WORDS, "--trials", "3")
+    assert (done.code, "Best of 2 trials (1 complete, 1 running)" in done.out) == (130, True)
+    assert "--trials 3 --jobs 1 --epochs 2 --data sample --device cpu --out a" in done.out.splitlines()[-1]
     monkeypatch.setattr(training, "train", train)
-    assert command("--trials", "3") == 0
+    assert tinycifar(*WORDS, "--trials", "3").code == 0
 
 
 def test_a_sweep_without_a_result_ends_with_1_and_one_under_torchrun_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: list[tuple[str, int]]
+    monkeypatch: pytest.MonkeyPatch, tinycifar: Any, quick: list[tuple[str, int]]
 ) -> None:
     monkeypatch.setattr(training, "train", mock.Mock(side_effect=FloatingPointError("the loss is nan")))
-    assert command("--trials", "2") == 1
-    assert "No trial was complete (2 diverged)" in capsys.readouterr().out
+    done = tinycifar(*WORDS, "--trials", "2")
+    assert (done.code, "No trial was complete (2 diverged)" in done.out) == (1, True)
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
-    assert command("--trials", "2") == 2
-    assert "start it without torchrun, with --jobs" in capsys.readouterr().err
+    refused = tinycifar(*WORDS, "--trials", "2")
+    assert (refused.code, "start it without torchrun, with --jobs" in refused.err) == (2, True)
 
 
-def test_trials_that_another_process_trains_are_counted(
-    capsys: pytest.CaptureFixture[str], quick: list[tuple[str, int]]
-) -> None:
-    assert command("--trials", "1") == 0
+def test_trials_that_another_process_trains_are_counted(tinycifar: Any, quick: list[tuple[str, int]]) -> None:
+    assert tinycifar(*WORDS, "--trials", "1").code == 0
     started = begin(sweep_study.read(Path("a")), 2)
-    capsys.readouterr()
-    assert command("--trials", "2") == 0
-    assert "Another process runs 1 of the trials" in capsys.readouterr().out
+    done = tinycifar(*WORDS, "--trials", "2")
+    assert (done.code, "Another process runs 1 of the trials" in done.out) == (0, True)
     started.lock.release()
 
 
-def test_without_the_extra_one_line_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tinycifar: Any) -> None:
     for name in ("search", "trials"):
         monkeypatch.delitem(sys.modules, f"tinycifar.sweep.{name}")
         monkeypatch.delattr(f"tinycifar.sweep.{name}")
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert command() == 2
-    assert 'pip install "tinycifar[sweep]"' in capsys.readouterr().err
+    refused = tinycifar(*WORDS)
+    assert (refused.code, 'pip install "tinycifar[sweep]"' in refused.err) == (2, True)
 
 
 # --- processes ----------------------------------------------------------------------------------------------------
