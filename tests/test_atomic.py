@@ -1,14 +1,11 @@
 import os
-from pathlib import Path
 
 import pytest
 
 from tinycifar import atomic
 
 
-def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(tmp_path, monkeypatch):
     path = tmp_path / "evaluation.json"
     atomic.write_json(path, {"accuracy": 0.5})
 
@@ -23,7 +20,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "is missing"), ("{", "is not valid JSON")])
-def test_a_missing_or_broken_json_file_is_named(tmp_path: Path, content: str | None, message: str) -> None:
+def test_a_missing_or_broken_json_file_is_named(tmp_path, content, message):
     path = tmp_path / "recipe.json"
     if content is not None:
         path.write_text(content)

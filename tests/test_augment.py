@@ -161,27 +161,25 @@ def kolmogorov_smirnov(ours: np.ndarray, theirs: np.ndarray) -> float:
 # --- Names and what they need ---------------------------------------------------------------------------------------
 
 
-def test_an_unknown_name_is_answered_with_the_choices() -> None:
+def test_an_unknown_name_is_answered_with_the_choices():
     with pytest.raises(ValueError, match="'mixup'") as raised:
         build("mixup")
     assert all(name in str(raised.value) for name in AUGMENTATIONS)
 
 
-def test_without_albumentations_the_message_is_one_line_that_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_albumentations_the_message_is_one_line_that_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "albumentations", None)
     with pytest.raises(ValueError, match=r"^.*pip install albumentations==2\.0\.8 opencv-python-headless$"):
         build("albumentations")
 
 
-def test_another_version_of_albumentations_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_albumentations_is_refused(monkeypatch):
     monkeypatch.setattr(pytest.importorskip("albumentations"), "__version__", "1.4.0")
     with pytest.raises(ValueError, match=r"2\.0\.8, not 1\.4\.0"):
         build("albumentations-as-run")
 
 
-def test_the_tensor_pipelines_need_no_albumentations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tensor_pipelines_need_no_albumentations(monkeypatch):
     monkeypatch.setitem(sys.modules, "albumentations", None)
     fresh = runpy.run_path(augment.__file__)
     for name in TENSOR_NAMES:
@@ -192,7 +190,7 @@ def test_the_tensor_pipelines_need_no_albumentations(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_uint8_images_become_float_images_from_0_to_1_in_steps_of_a_255th(name: str, photos: Tensor) -> None:
+def test_uint8_images_become_float_images_from_0_to_1_in_steps_of_a_255th(name, photos):
     augmentation = make(name)
     result = augmentation.apply(photos, augmentation.draw(len(photos), seeded(3)))
     assert result.dtype == torch.float32
@@ -205,7 +203,7 @@ def test_uint8_images_become_float_images_from_0_to_1_in_steps_of_a_255th(name: 
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_equal_seeds_draw_equal_parameters_and_other_seeds_others(name: str) -> None:
+def test_equal_seeds_draw_equal_parameters_and_other_seeds_others(name):
     first, again, other = (make(name).draw(50, seeded(seed)) for seed in (4, 4, 5))
     assert all(len(value) == 50 for value in first.values())
     for key in first:
@@ -214,7 +212,7 @@ def test_equal_seeds_draw_equal_parameters_and_other_seeds_others(name: str) -> 
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_an_image_depends_on_its_own_row_alone(name: str, photos: Tensor) -> None:
+def test_an_image_depends_on_its_own_row_alone(name, photos):
     augmentation = make(name)
     images = photos[:37]  # no multiple of the processor's vector width
     parameters = augmentation.draw(len(images), seeded(6))
@@ -230,7 +228,7 @@ def test_an_image_depends_on_its_own_row_alone(name: str, photos: Tensor) -> Non
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_no_global_random_state_is_read_or_moved(name: str, photos: Tensor) -> None:
+def test_no_global_random_state_is_read_or_moved(name, photos):
     augmentation = make(name)
     results = []
     for seed in (8, 9):
@@ -247,7 +245,7 @@ def global_random_states() -> bytes:
     return pickle.dumps((torch.get_rng_state().numpy(), random.getstate(), np.random.get_state()))
 
 
-def test_every_translation_is_a_window_of_the_reflected_image_and_all_are_as_likely(photos: Tensor) -> None:
+def test_every_translation_is_a_window_of_the_reflected_image_and_all_are_as_likely(photos):
     augmentation = build("translate")
     drawn = augmentation.draw(5000, seeded(1))
     shifts, counts = drawn["shift"].unique(dim=0, return_counts=True)
@@ -262,7 +260,7 @@ def test_every_translation_is_a_window_of_the_reflected_image_and_all_are_as_lik
         np.testing.assert_array_equal(result.numpy(), expected)
 
 
-def test_the_hole_in_a_translated_image_is_square_in_the_mean_colour_and_cut_by_the_border(photos: Tensor) -> None:
+def test_the_hole_in_a_translated_image_is_square_in_the_mean_colour_and_cut_by_the_border(photos):
     augmentation = build("translate-hole")
     drawn = augmentation.draw(20_000, seeded(1))
     top, left, bottom, right = drawn["holes"][:, 0].unbind(1)
@@ -283,19 +281,19 @@ def test_the_hole_in_a_translated_image_is_square_in_the_mean_colour_and_cut_by_
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_the_images_given_are_left_as_they_were(name: str, photos: Tensor) -> None:
+def test_the_images_given_are_left_as_they_were(name, photos):
     augmentation = make(name)
     images = photos[:20].clone()
     augmentation.apply(images, augmentation.draw(20, seeded(11)))
     assert torch.equal(images, photos[:20])
 
 
-def test_no_augmentation_is_division_by_255(photos: Tensor) -> None:
+def test_no_augmentation_is_division_by_255(photos):
     assert torch.equal(build("none").apply(photos, {}), photos / 255)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_gives_the_same_images_within_one_level(photos: Tensor) -> None:
+def test_a_gpu_gives_the_same_images_within_one_level(photos):
     for augmentation in map(build, TENSOR_NAMES):
         parameters = augmentation.draw(len(photos), seeded(12))
         on_cpu = augmentation.apply(photos, parameters)
@@ -307,26 +305,26 @@ def test_a_gpu_gives_the_same_images_within_one_level(photos: Tensor) -> None:
 # --- The functions --------------------------------------------------------------------------------------------------
 
 
-def test_flip_mirrors_the_chosen_images_left_and_right() -> None:
+def test_flip_mirrors_the_chosen_images_left_and_right():
     images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
     result = flip(images, torch.tensor([True, False]))
     assert torch.equal(result[0], images[0, :, :, [4, 3, 2, 1, 0]])
     assert torch.equal(result[1], images[1])
 
 
-def test_the_identity_matrix_gives_every_pixel_back(photos: Tensor) -> None:
+def test_the_identity_matrix_gives_every_pixel_back(photos):
     identity = torch.eye(2, 3).expand(len(photos), -1, -1)
     assert torch.equal(affine(photos.float(), identity).round(), photos.float())
 
 
-def test_an_offset_of_one_pixel_moves_the_image_one_pixel_and_black_comes_in(photos: Tensor) -> None:
+def test_an_offset_of_one_pixel_moves_the_image_one_pixel_and_black_comes_in(photos):
     matrices = torch.tensor([[1, 0, -2 / 32], [0, 1, 0.0]]).expand(len(photos), -1, -1)
     result = affine(photos.float(), matrices).round()
     assert torch.equal(result[..., 1:], photos[..., :-1].float())
     assert not result[..., 0].any()
 
 
-def test_holes_are_filled_from_top_left_to_before_bottom_right() -> None:
+def test_holes_are_filled_from_top_left_to_before_bottom_right():
     images = torch.ones(2, 3, 6, 8)
     holes = torch.tensor([[[1, 2, 3, 5], [2, 4, 6, 8]], [[0, 0, 0, 0], [5, 7, 6, 8]]])
     expected = images.clone()
@@ -347,7 +345,7 @@ def whole_part(low: float, high: float) -> dict[int, float]:
     return {value: part for value, part in parts.items() if part > 0}
 
 
-def test_shifts_and_hole_sizes_have_the_probabilities_that_follow_from_their_limits() -> None:
+def test_shifts_and_hole_sizes_have_the_probabilities_that_follow_from_their_limits():
     parameters = build("reference-as-run").draw(50_000, seeded(13))
     warps, holes = of_warps(parameters), of_holes(parameters)
     reach = 32 * augment.SHIFT_LIMIT
@@ -361,7 +359,7 @@ def test_shifts_and_hole_sizes_have_the_probabilities_that_follow_from_their_lim
             assert abs((drawn == value).mean() - probability) < SIGMAS * error, (quantity, value)
 
 
-def test_the_intended_hole_is_one_of_16_by_16_in_the_mean_colour_anywhere_inside(photos: Tensor) -> None:
+def test_the_intended_hole_is_one_of_16_by_16_in_the_mean_colour_anywhere_inside(photos):
     augmentation = build("reference")
     parameters = augmentation.draw(20_000, seeded(14))
     assert parameters["holes"].shape == (20_000, 1, 4)
@@ -377,9 +375,7 @@ def test_the_intended_hole_is_one_of_16_by_16_in_the_mean_colour_anywhere_inside
 
 
 @pytest.mark.parametrize("quantities", [of_images, of_warps, of_holes])
-def test_every_quantity_is_distributed_as_in_albumentations(
-    pair: Pair, quantities: Callable[[Parameters], dict[str, np.ndarray]]
-) -> None:
+def test_every_quantity_is_distributed_as_in_albumentations(pair, quantities):
     ours, theirs = quantities(pair.ours), quantities(pair.theirs)
     for quantity in ours:
         if quantity in ("angle", "x scale", "y scale"):
@@ -389,7 +385,7 @@ def test_every_quantity_is_distributed_as_in_albumentations(
 
 
 @pytest.mark.parametrize("side", ["ours", "theirs"])
-def test_what_is_drawn_for_one_thing_says_nothing_about_another(pair: Pair, side: str) -> None:
+def test_what_is_drawn_for_one_thing_says_nothing_about_another(pair, side):
     parameters: Parameters = getattr(pair, side)
     size_and_place = of_holes(parameters)
     independent_holes = {key: size_and_place[key] for key in ("height", "width") if np.ptp(size_and_place[key])}
@@ -401,7 +397,7 @@ def test_what_is_drawn_for_one_thing_says_nothing_about_another(pair: Pair, side
         assert worst * math.sqrt(len(next(iter(quantities.values())))) < SIGMAS, list(quantities)
 
 
-def test_two_holes_of_an_image_are_drawn_independently(pair: Pair) -> None:
+def test_two_holes_of_an_image_are_drawn_independently(pair):
     for parameters in (pair.ours, pair.theirs):
         holes = parameters["holes"]
         two = holes[holes.any(dim=2).sum(dim=1) == 2].numpy()
@@ -412,7 +408,7 @@ def test_two_holes_of_an_image_are_drawn_independently(pair: Pair) -> None:
                 assert abs(np.corrcoef(first, second)[0, 1]) * math.sqrt(len(two)) < SIGMAS
 
 
-def test_the_mean_image_and_the_variance_of_every_pixel_are_those_of_albumentations(pair: Pair) -> None:
+def test_the_mean_image_and_the_variance_of_every_pixel_are_those_of_albumentations(pair):
     mean, variance, error_of_mean, error_of_variance = zip(
         *(moments(images) for images in (pair.our_images, pair.their_images)), strict=True
     )
@@ -430,7 +426,7 @@ def moments(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images.double().mean(dim=0), variance, (variance / len(images)).sqrt(), error_of_variance
 
 
-def test_both_backends_follow_the_limits_of_the_module(photos: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_backends_follow_the_limits_of_the_module(photos, monkeypatch):
     monkeypatch.setattr(augment, "SHIFT_LIMIT", 0.2)
     monkeypatch.setattr(augment, "SCALE_LIMIT", 0.3)
     monkeypatch.setattr(augment, "ROTATE_LIMIT", 40)
@@ -472,7 +468,7 @@ def compared(request: pytest.FixtureRequest, photos: Tensor) -> Compared:
     )
 
 
-def test_with_equal_parameters_the_pixels_are_those_of_albumentations(compared: Compared) -> None:
+def test_with_equal_parameters_the_pixels_are_those_of_albumentations(compared):
     apart = compared.levels_apart(compared.parameters)
     warped = of_images(compared.parameters)["warped"] > 0
     assert apart[~warped].max() < 0.01
@@ -508,14 +504,14 @@ MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_the_comparison_by_pixels_would_notice(mistake: Callable[[Tensor], Tensor], compared: Compared) -> None:
+def test_the_comparison_by_pixels_would_notice(mistake, compared):
     warped = of_images(compared.parameters)["warped"] > 0
     mistaken = compared.parameters | {"matrices": mistake(compared.parameters["matrices"])}
     assert compared.levels_apart(mistaken)[warped].mean() > 2 * MEAN_LEVELS
 
 
 @pytest.mark.parametrize("name", [name for name in augment.AUGMENTATIONS if name != "none"])
-def test_augmentations_of_larger_images_move_and_cover_them_in_proportion(name: str) -> None:
+def test_augmentations_of_larger_images_move_and_cover_them_in_proportion(name):
     """What changes of an image of twice the size is as much as of a small one."""
     changed = {}
     for size in (32, 64):
@@ -527,14 +523,14 @@ def test_augmentations_of_larger_images_move_and_cover_them_in_proportion(name: 
     assert changed[64] == pytest.approx(changed[32], rel=0.35)
 
 
-def test_a_hole_has_the_mean_colour_of_the_data() -> None:
+def test_a_hole_has_the_mean_colour_of_the_data():
     made = augment.build("reference", 32, mean=(0.2, 0.4, 0.6))
     out = made.apply(torch.full((50, 3, 32, 32), 255, dtype=torch.uint8), made.draw(50, epoch_generator(0, 0)))
     levels = (255 * out).round().permute(0, 2, 3, 1).flatten(0, 2).unique(dim=0)
     assert [51, 102, 153] in levels.tolist()
 
 
-def test_a_reduced_image_is_that_of_pillow_with_a_bilinear_filter(photos: Tensor) -> None:
+def test_a_reduced_image_is_that_of_pillow_with_a_bilinear_filter(photos):
     found = augment.reduced(photos[:4] / 255, 24)
     for image, reduced in zip(photos[:4], found, strict=True):
         for channel, values in zip(image.numpy(), reduced, strict=True):

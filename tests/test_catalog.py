@@ -8,7 +8,7 @@ from tinycifar.summary import summarize
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_the_catalog_has_the_size_of_every_model(name: str) -> None:
+def test_the_catalog_has_the_size_of_every_model(name):
     model = models.build(name)
     size = summarize(model)
     residual = [
@@ -21,16 +21,16 @@ def test_the_catalog_has_the_size_of_every_model(name: str) -> None:
     )
 
 
-def test_the_catalog_has_the_names_of_all_models_and_augmentations_in_their_order() -> None:
+def test_the_catalog_has_the_names_of_all_models_and_augmentations_in_their_order():
     assert tuple(catalog.ARCHITECTURES) == tuple(models.MODELS)
     assert tuple(augment.AUGMENTATIONS) == catalog.AUGMENTATIONS
 
 
-def test_the_catalog_has_the_types_of_numbers_in_int8_files() -> None:
+def test_the_catalog_has_the_types_of_numbers_in_int8_files():
     assert tuple(onnx_file.VARIANTS) == catalog.INT8_VARIANTS
 
 
-def test_a_recipe_may_name_models_and_augmentations_that_a_program_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_may_name_models_and_augmentations_that_a_program_adds(monkeypatch):
     class Small(models.NanoNet):
         IMAGE_SIZES = range(16, 33, 16)
 

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 import tinycifar
-from conftest import Own
 from tinycifar import data, inference, models, predictions, recipes, summary, trained, training
 from tinycifar.data import pictures
 from tinycifar.data.dataset import to_grey
@@ -30,7 +29,7 @@ def pillow_grey(images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.stack(grey)[:, None])
 
 
-def test_grey_is_that_of_pillow_in_every_shade() -> None:
+def test_grey_is_that_of_pillow_in_every_shade():
     levels = torch.arange(256, dtype=torch.uint8)
     shades = torch.cartesian_prod(levels[::5], levels[::5], levels[::5]).T.reshape(3, 52, -1)[None].contiguous()
     assert torch.equal(to_grey(shades), pillow_grey(shades))
@@ -38,11 +37,11 @@ def test_grey_is_that_of_pillow_in_every_shade() -> None:
     assert torch.equal(to_grey(alike)[0, 0, 0], levels)
 
 
-def test_data_in_grey_is_the_same_data_with_a_third_of_the_bytes_and_says_that_there_were_colours() -> None:
+def test_data_in_grey_is_the_same_data_with_a_third_of_the_bytes_and_says_that_there_were_colours():
     colour, grey = data.sample(), data.load("sample", channels=1)
     assert (grey.channels, grey.known) == (1, "sample")
     assert torch.equal(grey.train_images, pillow_grey(colour.train_images))
-    assert torch.equal(grey.split(60).images("validation"), grey.train_images[-60:])  # type: ignore[arg-type]
+    assert torch.equal(grey.split(60).images("validation"), grey.train_images[-60:])
     assert grey.split(60).known == "sample"
     assert grey.notes == ("The pictures have colours; channels=1 converts them to grey",)
     again = grey.with_channels(3)
@@ -55,7 +54,7 @@ def test_data_in_grey_is_the_same_data_with_a_third_of_the_bytes_and_says_that_t
         colour.with_channels(2)
 
 
-def test_a_run_of_one_channel_has_a_first_layer_of_one_and_says_so_everywhere(grey_run: Own) -> None:
+def test_a_run_of_one_channel_has_a_first_layer_of_one_and_says_so_everywhere(grey_run):
     model = trained.load(grey_run.directory, "cpu")
     assert model.channels == model.model.channels == 1
     assert tuple(model.model.get_parameter("0.weight").shape) == (24, 1, 4, 4)
@@ -67,14 +66,14 @@ def test_a_run_of_one_channel_has_a_first_layer_of_one_and_says_so_everywhere(gr
     assert tinycifar.load(grey_run.directory)(torch.rand(2, 1, 24, 24)).shape == (2, 3)
 
 
-def test_the_report_of_a_run_of_one_channel_has_its_pictures(grey_run: Own) -> None:
+def test_the_report_of_a_run_of_one_channel_has_its_pictures(grey_run):
     page = run_page.write(grey_run.directory, grey_run.dataset).read_text()
     assert page.count("data:image/png;base64,") > 20
     assert "channels" in page
 
 
 @pytest.mark.parametrize("name", ["micronet", "minutenet", "whitenet", "nanonet", "accuratenet", "c1c2c3c4o"])
-def test_a_model_of_one_channel_has_a_third_of_the_multiplications_in_its_first_layer(name: str) -> None:
+def test_a_model_of_one_channel_has_a_third_of_the_multiplications_in_its_first_layer(name):
     grey, colour = (summary.summarize(models.build(name, channels=channels)) for channels in (1, 3))
     first, other = (next(layer for layer in table.layers if layer.macs) for table in (grey, colour))
     filters = (first.output_shape[0], other.output_shape[0])
@@ -84,14 +83,14 @@ def test_a_model_of_one_channel_has_a_third_of_the_multiplications_in_its_first_
     assert grey.input_mb * 3 == pytest.approx(colour.input_mb)
 
 
-def test_the_largest_width_of_a_budget_is_that_of_the_channels() -> None:
+def test_the_largest_width_of_a_budget_is_that_of_the_channels():
     recipe = recipes.with_settings(recipes.get("minute"), ["channels=1"])
     widest = recipes.widest(recipe, 50_000)
     count = summary.summarize(widest.build()).parameters
     assert count <= 50_000 < summary.summarize(replace(widest, width=widest.width + 0.01).build()).parameters
 
 
-def test_other_channels_are_refused_in_one_line(tmp_path: Path, grey_run: Own) -> None:
+def test_other_channels_are_refused_in_one_line(tmp_path, grey_run):
     with pytest.raises(ValueError, match=r"channels must be 1 \(grey\) or 3 \(red, green and blue\), not 2"):
         recipes.with_settings(recipes.get("minute"), ["channels=2"])
     recipe = recipes.with_settings(recipes.get("minute"), ["epochs=1", "image_size=24", "width=0.5"])
@@ -103,7 +102,7 @@ def test_other_channels_are_refused_in_one_line(tmp_path: Path, grey_run: Own) -
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_of_ones_own_without_channels_takes_colours_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_ones_own_without_channels_takes_colours_only(monkeypatch):
     class Own(models.WhiteNet):
         def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
             super().__init__(num_classes, width)
@@ -118,14 +117,14 @@ def test_a_model_of_ones_own_without_channels_takes_colours_only(monkeypatch: py
     "augmentation",
     ["none", "translate", "translate-hole", "reference", "reference-as-run", "albumentations", "albumentations-as-run"],
 )
-def test_every_augmentation_takes_one_channel(augmentation: str, tmp_path: Path) -> None:
+def test_every_augmentation_takes_one_channel(augmentation, tmp_path):
     recipe = recipes.with_settings(recipes.get("minute"), ["channels=1", f"augmentation={augmentation}", "epochs=1"])
     training.train(recipe, data.sample().limit(64), out=tmp_path / "run", evaluate=False)
     assert trained.load(tmp_path / "run", "cpu").channels == 1
 
 
 @pytest.mark.parametrize("name", corruptions.CORRUPTIONS)
-def test_grey_images_are_corrupted_as_pictures_are(name: str) -> None:
+def test_grey_images_are_corrupted_as_pictures_are(name):
     images = data.sample(channels=1).test_images[:4]
     expected = to_grey(corruptions.corrupt(images.expand(-1, 3, -1, -1).contiguous(), name, 3))
     assert torch.equal(corruptions.corrupt(images, name, 3), expected)
@@ -140,7 +139,7 @@ def forms(image: np.ndarray[Any, Any], folder: Path) -> list[Any]:
     return [folder / "a.png", content.getvalue(), picture, image, tensor, tensor.numpy(), image / 255]
 
 
-def test_pictures_in_every_form_are_seen_in_grey(grey_run: Own, tmp_path: Path, tinycifar: Any) -> None:
+def test_pictures_in_every_form_are_seen_in_grey(grey_run, tmp_path, tinycifar):
     model = trained.load(grey_run.directory, "cpu")
     rng = np.random.default_rng(0)
     image = np.array(Image.fromarray(rng.integers(0, 256, (8, 11, 3), np.uint8)).resize((110, 80)))
@@ -155,7 +154,7 @@ def test_pictures_in_every_form_are_seen_in_grey(grey_run: Own, tmp_path: Path, 
     assert float(row["probability_1"]) == pytest.approx(max(expected.values()), abs=1e-5)
 
 
-def test_grey_arrays_are_taken_by_models_of_one_channel_and_of_three(grey_run: Own) -> None:
+def test_grey_arrays_are_taken_by_models_of_one_channel_and_of_three(grey_run):
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (24, 24, 1), np.uint8)
     for source in (grey_run.directory, "minute"):
@@ -172,9 +171,7 @@ def test_grey_arrays_are_taken_by_models_of_one_channel_and_of_three(grey_run: O
         tinycifar.predict("minute", np.zeros((24, 24, 2), np.uint8))
 
 
-def test_a_heat_map_and_receptive_fields_are_drawn_for_one_channel(
-    grey_run: Own, tmp_path: Path, tinycifar: Any
-) -> None:
+def test_a_heat_map_and_receptive_fields_are_drawn_for_one_channel(grey_run, tmp_path, tinycifar):
     pictures.to_image(data.sample().test_images[0]).save(tmp_path / "a.png")
     assert tinycifar("explain", tmp_path / "a.png", "--model", grey_run.directory, "--out", tmp_path / "e").code == 0
     assert (tmp_path / "e" / "a-explained.png").stat().st_size > 1000
@@ -183,7 +180,7 @@ def test_a_heat_map_and_receptive_fields_are_drawn_for_one_channel(
 
 
 @pytest.mark.parametrize("int8", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_the_onnx_files_of_one_channel_agree_and_say_so(int8: bool, grey_run: Own, tmp_path: Path) -> None:
+def test_the_onnx_files_of_one_channel_agree_and_say_so(int8, grey_run, tmp_path):
     model = trained.load(grey_run.directory, "cpu")
     write = onnx_file.to_int8 if int8 else onnx_file.to_onnx
     exported = write(model, tmp_path / "grey.onnx", grey_run.dataset)  # of three channels: it is converted
@@ -196,13 +193,13 @@ def test_the_onnx_files_of_one_channel_agree_and_say_so(int8: bool, grey_run: Ow
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_the_tflite_files_of_one_channel_agree(int8: bool, grey_run: Own, tmp_path: Path) -> None:
+def test_the_tflite_files_of_one_channel_agree(int8, grey_run, tmp_path):
     exported = tflite.to_tflite(trained.load(grey_run.directory, "cpu"), tmp_path / "a", grey_run.dataset, int8=int8)
     assert exported.parity.images == 200
 
 
 @pytest.mark.usefixtures("compiler")
-def test_c_of_one_channel_takes_a_byte_a_pixel_and_says_so(grey_run: Own, tmp_path: Path) -> None:
+def test_c_of_one_channel_takes_a_byte_a_pixel_and_says_so(grey_run, tmp_path):
     exported = c_source.export_c(trained.load(grey_run.directory, "cpu"), tmp_path, grey_run.dataset)
     header = exported.header.read_text()
     assert exported.not_compiled is None
@@ -216,7 +213,7 @@ def test_c_of_one_channel_takes_a_byte_a_pixel_and_says_so(grey_run: Own, tmp_pa
         assert line in header
 
 
-def test_the_service_answers_in_grey_as_predict_does(grey_run: Own, tmp_path: Path) -> None:
+def test_the_service_answers_in_grey_as_predict_does(grey_run, tmp_path):
     exported = onnx_file.to_onnx(trained.load(grey_run.directory, "cpu"), tmp_path / "g.onnx", grey_run.dataset)
     service = app.Service(served.open_model(str(exported.path)))
     about = service.model.about

@@ -36,9 +36,7 @@ def short(name: str, *settings: str) -> Recipe:
         *(("reference-30", "none", batch) for batch in (2, 3, 4)),  # 3 steps are an epoch
     ],
 )
-def test_a_run_goes_on_to_the_same_bits_with_every_optimizer_and_augmentation(
-    tmp_path: Path, name: str, augmentation: str, batch: int
-) -> None:
+def test_a_run_goes_on_to_the_same_bits_with_every_optimizer_and_augmentation(tmp_path, name, augmentation, batch):
     recipe = short(name, f"augmentation={augmentation}", "skip_easiest=0")
     training.train(recipe, "sample", out=tmp_path / "whole", limit=60)
     faults.interrupt(recipe, tmp_path / "parts", batch, limit=60)
@@ -47,7 +45,7 @@ def test_a_run_goes_on_to_the_same_bits_with_every_optimizer_and_augmentation(
     assert faults.fingerprint(tmp_path / "parts") == faults.fingerprint(tmp_path / "whole")
 
 
-def test_a_run_may_be_interrupted_after_every_step(tmp_path: Path) -> None:
+def test_a_run_may_be_interrupted_after_every_step(tmp_path):
     recipe = short("minute", "batch_size=30")
     training.train(recipe, "sample", out=tmp_path / "whole", limit=90)
     faults.interrupt(recipe, tmp_path / "parts", 1, limit=90)
@@ -58,14 +56,14 @@ def test_a_run_may_be_interrupted_after_every_step(tmp_path: Path) -> None:
     assert faults.fingerprint(tmp_path / "parts") == faults.fingerprint(tmp_path / "whole")
 
 
-def test_a_checkpoint_in_mid_epoch_changes_nothing_but_that_it_is_there(tmp_path: Path) -> None:
+def test_a_checkpoint_in_mid_epoch_changes_nothing_but_that_it_is_there(tmp_path):
     recipe = short("minute")
     training.train(recipe, "sample", out=tmp_path / "seldom", limit=60)
     training.train(recipe, "sample", out=tmp_path / "often", limit=60, checkpoint_seconds=0)
     assert faults.fingerprint(tmp_path / "seldom") == faults.fingerprint(tmp_path / "often")
 
 
-def test_a_run_cannot_be_resumed_to_stop_before_where_it_is(tmp_path: Path) -> None:
+def test_a_run_cannot_be_resumed_to_stop_before_where_it_is(tmp_path):
     recipe = short("minute")
     training.train(recipe, "sample", out=tmp_path / "run", limit=60)
     environment = run.read_environment(tmp_path / "run")
@@ -79,14 +77,14 @@ def test_a_run_cannot_be_resumed_to_stop_before_where_it_is(tmp_path: Path) -> N
         training.train(short("reference-30"), "sample", resume=tmp_path / "later", limit=60, stop_after_epoch=1)
 
 
-def test_the_last_two_checkpoints_are_kept_in_numeric_order(tmp_path: Path) -> None:
+def test_the_last_two_checkpoints_are_kept_in_numeric_order(tmp_path):
     recipe = short("reference-30", "epochs=4", "batch_size=20")
     training.train(recipe, "sample", out=tmp_path / "run", limit=60)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step-12.json", "step-12.safetensors", "step-9.json", "step-9.safetensors"]
 
 
-def test_a_run_without_a_checkpoint_yet_starts_over(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_yet_starts_over(tmp_path):
     recipe = short("minute")
     whole = training.train(recipe, "sample", out=tmp_path / "whole", limit=60)
     environment = run.read_environment(whole.directory)
@@ -96,7 +94,7 @@ def test_a_run_without_a_checkpoint_yet_starts_over(tmp_path: Path) -> None:
     assert faults.fingerprint(tmp_path / "begun") == faults.fingerprint(tmp_path / "whole")
 
 
-def test_a_finished_run_that_is_resumed_stays_what_it_is(tmp_path: Path) -> None:
+def test_a_finished_run_that_is_resumed_stays_what_it_is(tmp_path):
     recipe = short("minute")
     training.train(recipe, "sample", out=tmp_path / "run", limit=60)
     before = faults.fingerprint(tmp_path / "run")
@@ -104,7 +102,7 @@ def test_a_finished_run_that_is_resumed_stays_what_it_is(tmp_path: Path) -> None
     assert faults.fingerprint(tmp_path / "run") == before
 
 
-def test_what_differs_from_the_run_is_refused_by_name(tmp_path: Path) -> None:
+def test_what_differs_from_the_run_is_refused_by_name(tmp_path):
     recipe = short("minute")
     training.train(recipe, "sample", out=tmp_path / "run", limit=60)
     other = recipes.with_settings(recipe, ["epochs=3", "weight_decay=0.1"])
@@ -118,7 +116,7 @@ def test_what_differs_from_the_run_is_refused_by_name(tmp_path: Path) -> None:
             training.train(changed, "sample", resume=tmp_path / "run", **arguments)
 
 
-def test_another_thread_count_is_warned_about_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_thread_count_is_warned_about_and_recorded(tmp_path, capsys):
     recipe = short("minute")
     faults.interrupt(recipe, tmp_path / "run", 2, limit=60)
     environment = run.read_environment(tmp_path / "run")
@@ -135,7 +133,7 @@ def test_another_thread_count_is_warned_about_and_recorded(tmp_path: Path, capsy
     assert run.read_environment(tmp_path / "run") == resumed
 
 
-def test_a_run_that_names_neither_family_nor_instruction_set_is_resumed_without_a_warning(tmp_path: Path) -> None:
+def test_a_run_that_names_neither_family_nor_instruction_set_is_resumed_without_a_warning(tmp_path):
     faults.interrupt(short("minute"), tmp_path / "run", 2, limit=60)
     environment = run.read_environment(tmp_path / "run")
     now = replace(environment, device="cpu: AMD EPYC (Zen 4, family 25 model 17)")
@@ -149,7 +147,7 @@ def test_a_run_that_names_neither_family_nor_instruction_set_is_resumed_without_
     assert [change.split(" was ")[0] for change in changes] == ["device"]
 
 
-def test_a_second_process_cannot_train_the_same_run(tmp_path: Path) -> None:
+def test_a_second_process_cannot_train_the_same_run(tmp_path):
     recipe = short("minute")
     training.train(recipe, "sample", out=tmp_path / "run", limit=60)
     with run.only_one(tmp_path / "run"), pytest.raises(ValueError, match="another process is training"):
@@ -182,7 +180,7 @@ def saved(tmp_path: Path) -> Saved:
     return Saved(tmp_path)
 
 
-def test_no_truncation_and_no_flipped_bit_is_loaded_and_the_one_before_is_used_and_named(saved: Saved) -> None:
+def test_no_truncation_and_no_flipped_bit_is_loaded_and_the_one_before_is_used_and_named(saved):
     before, newest = saved.paths
     contents = {path: path.read_bytes() for path in (newest, newest.with_suffix(".json"))}
     chance = random.Random(0)
@@ -205,7 +203,7 @@ def test_no_truncation_and_no_flipped_bit_is_loaded_and_the_one_before_is_used_a
     assert (found.path, problems) == (newest, [])
 
 
-def test_what_was_not_finished_is_put_aside_and_named(saved: Saved) -> None:
+def test_what_was_not_finished_is_put_aside_and_named(saved):
     before, newest = saved.paths
     newest.with_suffix(".json").unlink()
     (saved.directory / "checkpoints" / ".step-3.safetensors.abcdefgh").write_bytes(b"begun")
@@ -216,7 +214,7 @@ def test_what_was_not_finished_is_put_aside_and_named(saved: Saved) -> None:
     assert names == {"step-1.safetensors", "step-1.json", "step-2.safetensors.damaged"}
 
 
-def test_where_none_is_whole_a_run_starts_over_only_if_no_epoch_was_finished(saved: Saved) -> None:
+def test_where_none_is_whole_a_run_starts_over_only_if_no_epoch_was_finished(saved):
     for path in saved.paths:
         path.write_bytes(b"")
     run.append_metrics(saved.directory, {"epoch": 1})
@@ -234,7 +232,7 @@ def test_where_none_is_whole_a_run_starts_over_only_if_no_epoch_was_finished(sav
 
 
 @pytest.mark.parametrize("loss", ["all checkpoints", "the folder", "a file in its place"])
-def test_a_finished_run_without_checkpoints_is_left_as_it_is(tmp_path: Path, loss: str) -> None:
+def test_a_finished_run_without_checkpoints_is_left_as_it_is(tmp_path, loss):
     recipe = short("minute")
     training.train(recipe, "sample", out=tmp_path / "run", limit=60)
     folder = tmp_path / "run" / "checkpoints"
@@ -250,7 +248,7 @@ def test_a_finished_run_without_checkpoints_is_left_as_it_is(tmp_path: Path, los
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
-def test_no_step_is_saved_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_step_is_saved_twice(tmp_path, monkeypatch):
     steps: list[int] = []
     save = checkpoint.save
 
@@ -264,7 +262,7 @@ def test_no_step_is_saved_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert steps == list(range(1, 10))
 
 
-def test_a_file_with_a_fitting_manifest_that_is_no_checkpoint_is_refused(saved: Saved) -> None:
+def test_a_file_with_a_fitting_manifest_that_is_no_checkpoint_is_refused(saved):
     for metadata in (None, {"tinycifar": "[]"}, {"tinycifar": "{"}, {"tinycifar": '{"about": {}, "strides": {}}'}):
         path = saved.paths[1]
         save_file({"x": torch.zeros(2)}, path, metadata)
@@ -273,7 +271,7 @@ def test_a_file_with_a_fitting_manifest_that_is_no_checkpoint_is_refused(saved: 
             checkpoint.read(path)
 
 
-def test_a_checkpoint_of_another_model_does_not_fit(saved: Saved) -> None:
+def test_a_checkpoint_of_another_model_does_not_fit(saved):
     with pytest.raises(ValueError, match=r"step-2\.safetensors does not fit this model"):
         checkpoint.restore(faults.newest(saved.directory), build("c1c2c3c4o"), saved.optimizers, CPU)
 
@@ -282,7 +280,7 @@ CALLS = ["os.open", "os.fdopen", "os.fsync", "pathlib.Path.chmod", "pathlib.Path
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_whatever_call_of_a_save_fails_a_checkpoint_that_can_be_loaded_remains(saved: Saved, call: str) -> None:
+def test_whatever_call_of_a_save_fails_a_checkpoint_that_can_be_loaded_remains(saved, call):
     owner, _, name = call.rpartition(".")
     place: Any = os if owner == "os" else Path
     real = getattr(place, name)
@@ -313,7 +311,7 @@ def test_whatever_call_of_a_save_fails_a_checkpoint_that_can_be_loaded_remains(s
         raise AssertionError("no save came to its end")
 
 
-def test_a_training_whose_disk_failed_can_go_on(tmp_path: Path) -> None:
+def test_a_training_whose_disk_failed_can_go_on(tmp_path):
     recipe = short("minute")
     training.train(recipe, "sample", out=tmp_path / "whole", limit=60)
     real, calls = os.fsync, 0
@@ -336,7 +334,7 @@ def test_a_training_whose_disk_failed_can_go_on(tmp_path: Path) -> None:
     assert faults.fingerprint(tmp_path / "run") == faults.fingerprint(tmp_path / "whole")
 
 
-def test_no_pickle_is_written_or_read(tmp_path: Path) -> None:
+def test_no_pickle_is_written_or_read(tmp_path):
     with (
         mock.patch.object(torch, "load", side_effect=AssertionError),
         mock.patch.object(torch, "save", side_effect=AssertionError),
@@ -350,7 +348,7 @@ def test_no_pickle_is_written_or_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_signal_leaves_at_once_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
+def test_a_second_signal_leaves_at_once_with_the_last_checkpoint_whole(tmp_path):
     words = ["train", "--data", "sample", "--epochs", "1000", "--out", str(tmp_path / "run")]
     with faults.started(faults.tinycifar(*words)) as process:
         output = faults.wait_for(process, "Epoch 2/")
@@ -364,7 +362,7 @@ def test_a_second_signal_leaves_at_once_with_the_last_checkpoint_whole(tmp_path:
 
 
 @pytest.mark.end_to_end
-def test_a_stopped_run_says_how_to_go_on_and_that_command_does(tmp_path: Path) -> None:
+def test_a_stopped_run_says_how_to_go_on_and_that_command_does(tmp_path):
     directory = tmp_path / "a run"
     words = ["train", "--data", "sample", "--epochs", "40", "--set", "batch_size=40", "--out", str(directory)]
     with faults.started(faults.tinycifar(*words)) as process:

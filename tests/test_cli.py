@@ -34,7 +34,7 @@ TRAIN = ["train", "--data", "sample", "--limit", "64"]
 ONE_EPOCH = [*TRAIN, "--epochs", "1"]
 
 
-def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, tmp_path: Path) -> None:
+def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar, tmp_path):
     done = tinycifar("train", "reference-30", "--data", "sample", "--epochs", "2", "--limit", "64", "--out", "run")
     assert done.code == 0
     pattern = (
@@ -48,9 +48,7 @@ def test_training_prints_a_line_an_epoch_and_a_closing_summary(tinycifar: Any, t
     assert {"loss.png", "accuracy.png", "model.safetensors", "report.html"} <= found
 
 
-def test_every_command_with_json_prints_one_json_object_and_nothing_else(
-    tinycifar: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_with_json_prints_one_json_object_and_nothing_else(tinycifar, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "bench_step", partial(timing.bench_step, steps=1, batch_size=8))
     Image.new("RGB", (40, 40)).save(tmp_path / "image.png")
     for words, key in [
@@ -70,7 +68,7 @@ def test_every_command_with_json_prints_one_json_object_and_nothing_else(
         assert key in tinycifar(*words, "--json").json
 
 
-def test_bench_train_prints_the_ratio_and_writes_its_record(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_train_prints_the_ratio_and_writes_its_record(tinycifar, monkeypatch):
     measured = timing.TrainBench(
         ratio=60.0,
         ratios={"float32": 60.0},
@@ -109,9 +107,7 @@ def test_bench_train_prints_the_ratio_and_writes_its_record(tinycifar: Any, monk
     assert "exists already: move this record away first" in refused.err
 
 
-def test_a_benchmark_that_a_signal_ends_says_so_and_gives_its_exit_code(
-    tinycifar: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_benchmark_that_a_signal_ends_says_so_and_gives_its_exit_code(tinycifar, monkeypatch):
     def stopped(*_: Any, **__: Any) -> None:
         raise timing.Stopped(signal.SIGTERM)
 
@@ -122,9 +118,7 @@ def test_a_benchmark_that_a_signal_ends_says_so_and_gives_its_exit_code(
     assert done.err == "tinycifar: stopped; nothing was recorded\n"
 
 
-def test_help_fits_a_small_terminal_and_hidden_options_are_in_the_documents_alone(
-    tinycifar: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_fits_a_small_terminal_and_hidden_options_are_in_the_documents_alone(tinycifar, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     documents = (ROOT / "docs/CONTRIBUTING.md").read_text() + (ROOT / "docs/DATA.md").read_text()
     hidden = set()
@@ -140,7 +134,7 @@ def test_help_fits_a_small_terminal_and_hidden_options_are_in_the_documents_alon
     assert {"--record", "--stop-after-epoch", "--checkpoint-seconds"} < hidden
 
 
-def test_evaluate_prints_scores_by_class_and_the_confusion_matrix(tinycifar: Any, trained: Path) -> None:
+def test_evaluate_prints_scores_by_class_and_the_confusion_matrix(tinycifar, trained):
     content = tinycifar("evaluate", trained, "--json").json
     lines = tinycifar("evaluate", trained).out.splitlines()
     assert any("no temperature: it is fitted on validation images only" in line for line in lines)
@@ -150,7 +144,7 @@ def test_evaluate_prints_scores_by_class_and_the_confusion_matrix(tinycifar: Any
         assert confusion[1:] == [str(count) for count in counts]
 
 
-def test_robustness_is_told_for_every_corruption_and_severity(tinycifar: Any, trained: Path) -> None:
+def test_robustness_is_told_for_every_corruption_and_severity(tinycifar, trained):
     words = ["evaluate", trained, "--robustness", "--images", "4"]
     found = tinycifar(*words, "--json").json["robustness"]
     assert found["images"] == 4
@@ -162,9 +156,7 @@ def test_robustness_is_told_for_every_corruption_and_severity(tinycifar: Any, tr
     assert json.loads((trained / "evaluation.json").read_text())["robustness"] == found
 
 
-def test_predict_works_straight_after_the_install_on_folders_and_skips_what_it_cannot_read(
-    tinycifar: Any, tmp_path: Path
-) -> None:
+def test_predict_works_straight_after_the_install_on_folders_and_skips_what_it_cannot_read(tinycifar, tmp_path):
     folder = tmp_path / "pictures" / "deep"
     folder.mkdir(parents=True)
     pictures.to_image(data.sample().test_images[0]).save(folder / "a cat, asleep.png")
@@ -183,7 +175,7 @@ def test_predict_works_straight_after_the_install_on_folders_and_skips_what_it_c
     assert content["predictions"][0]["classes"][0]["probability"] == pytest.approx(float(line[2]), abs=1e-6)
 
 
-def test_a_shipped_model_is_evaluated_on_test_images_at_the_temperature_of_its_twin(tinycifar: Any) -> None:
+def test_a_shipped_model_is_evaluated_on_test_images_at_the_temperature_of_its_twin(tinycifar):
     done = tinycifar("evaluate", "minute", "--data", "sample")
     assert done.code == 0
     assert "Test accuracy: " in done.out
@@ -194,7 +186,7 @@ def test_a_shipped_model_is_evaluated_on_test_images_at_the_temperature_of_its_t
     }
 
 
-def test_a_run_is_exported_as_onnx_with_the_parity_told(tinycifar: Any, trained: Path, tmp_path: Path) -> None:
+def test_a_run_is_exported_as_onnx_with_the_parity_told(tinycifar, trained, tmp_path):
     done = tinycifar("export", trained, "--out", "model.onnx")
     assert done.code == 0
     assert re.fullmatch(
@@ -205,9 +197,7 @@ def test_a_run_is_exported_as_onnx_with_the_parity_told(tinycifar: Any, trained:
     assert onnx_file.logits(Path("model.onnx"), data.sample().test_images).shape == (200, 10)
 
 
-def test_an_export_never_writes_over_the_weights_or_into_what_is_of_another_kind(
-    tinycifar: Any, trained: Path, tmp_path: Path
-) -> None:
+def test_an_export_never_writes_over_the_weights_or_into_what_is_of_another_kind(tinycifar, trained, tmp_path):
     shutil.copyfile(trained / "model.safetensors", "mine.safetensors")
     before = Path("mine.safetensors").read_bytes()
     done = tinycifar("export", "mine.safetensors", "--out", "mine.safetensors")
@@ -219,9 +209,7 @@ def test_an_export_never_writes_over_the_weights_or_into_what_is_of_another_kind
         assert (done.code, done.err) == (2, f"tinycifar: --out {out} must be a {must} for the format {kind}\n")
 
 
-def test_exports_of_several_seeds_are_told_apart(
-    tinycifar: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exports_of_several_seeds_are_told_apart(tinycifar, trained, monkeypatch):
     def written(_: object, path: Path, __: object) -> parity.Exported:
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -234,7 +222,7 @@ def test_exports_of_several_seeds_are_told_apart(
     assert {path.name for path in Path("exports").iterdir()} == {"one-seed-0.onnx", "two-seed-0.onnx"}
 
 
-def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_in_c_tells_flash_and_ram(tinycifar, exports, monkeypatch):
     monkeypatch.setattr(
         onnx_file, "to_int8", lambda _, path, *__, **___: shutil.copyfile(exports / "minute-int8.onnx", path)
     )
@@ -281,14 +269,14 @@ def test_an_export_in_c_tells_flash_and_ram(tinycifar: Any, exports: Path, monke
         (["--max-macs", "12485088", "--max-parameters", "1"], False),
     ],
 )
-def test_models_within_limits_are_listed_and_no_others(tinycifar: Any, limit: list[str], kept: bool) -> None:
+def test_models_within_limits_are_listed_and_no_others(tinycifar, limit, kept):
     found = tinycifar("models", "--json", *limit).json
     assert ("minute" in found["shipped"], "minutenet" in found["architectures"]) == (kept, kept)
     assert "c1c2c3c4o" not in found["architectures"]
     assert ("minutenet" in tinycifar("models", *limit).out) == kept
 
 
-def test_models_are_listed_with_the_most_accurate_first_and_limits_that_none_keeps_get_a_line(tinycifar: Any) -> None:
+def test_models_are_listed_with_the_most_accurate_first_and_limits_that_none_keeps_get_a_line(tinycifar):
     content, done = tinycifar("models", "--json").json, tinycifar("models")
     rows = [line.split()[:4] for line in done.out.splitlines()]
     assert ["minute", "minutenet", "166,240", "12,485,088"] in rows
@@ -301,7 +289,7 @@ def test_models_are_listed_with_the_most_accurate_first_and_limits_that_none_kee
     assert (none.code, none.out.count("is within these limits")) == (0, 2)
 
 
-def test_explain_draws_one_picture_each_into_a_folder(tinycifar: Any, tmp_path: Path) -> None:
+def test_explain_draws_one_picture_each_into_a_folder(tinycifar, tmp_path):
     pictures.to_image(data.sample().test_images[0]).save(tmp_path / "cat.png")
     (tmp_path / "broken.png").write_text("no picture")
     done = tinycifar("explain", "cat.png", "broken.png", "--out", "drawn")
@@ -314,9 +302,7 @@ def test_explain_draws_one_picture_each_into_a_folder(tinycifar: Any, tmp_path: 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such names there")
-def test_names_with_dollar_signs_other_letters_line_breaks_and_stray_bytes_are_shown_with_escapes(
-    tinycifar: Any, tmp_path: Path
-) -> None:
+def test_names_with_dollar_signs_other_letters_line_breaks_and_stray_bytes_are_shown_with_escapes(tinycifar, tmp_path):
     names = [b"a$\\frac$.png", "猫.png".encode(), b"two\nlines.png", b"stray\xff.png", b"\x1b[31mred.png"]
     (tmp_path / "in").mkdir()
     for name in names:
@@ -333,7 +319,7 @@ def test_names_with_dollar_signs_other_letters_line_breaks_and_stray_bytes_are_s
     assert len(list((tmp_path / "out").iterdir())) == len(names)
 
 
-def test_several_seeds_are_runs_of_their_own_with_one_summary(tinycifar: Any, trained: Path) -> None:
+def test_several_seeds_are_runs_of_their_own_with_one_summary(tinycifar, trained):
     done = tinycifar(*ONE_EPOCH, "--seeds", "3", "--seed", "4", "--out", "many")
     assert done.code == 0
     assert re.search(r"^3 seeds of minute, test accuracy:\nmean \d", done.out, re.MULTILINE)
@@ -350,7 +336,7 @@ def test_several_seeds_are_runs_of_their_own_with_one_summary(tinycifar: Any, tr
     assert Path("page.html").exists()
 
 
-def test_a_seed_that_diverges_costs_the_others_nothing(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_that_diverges_costs_the_others_nothing(tinycifar, monkeypatch):
     train = training.train
 
     def diverging(*arguments: Any, seed: int, **options: Any) -> training.Result:
@@ -364,7 +350,7 @@ def test_a_seed_that_diverges_costs_the_others_nothing(tinycifar: Any, monkeypat
     assert json.loads(Path("many/summary.json").read_text())["finished"] == [0, 2]
 
 
-def test_a_signal_at_the_end_of_a_seed_begins_no_other_one(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_at_the_end_of_a_seed_begins_no_other_one(tinycifar, monkeypatch):
     evaluate = inference.evaluate
 
     def interrupted(*arguments: Any) -> inference.Evaluation:
@@ -379,7 +365,7 @@ def test_a_signal_at_the_end_of_a_seed_begins_no_other_one(tinycifar: Any, monke
 
 
 @pytest.mark.slow
-def test_the_same_command_goes_on_with_the_seeds_of_a_folder_and_another_recipe_is_refused(tinycifar: Any) -> None:
+def test_the_same_command_goes_on_with_the_seeds_of_a_folder_and_another_recipe_is_refused(tinycifar):
     words = ["train", "--data", "sample", "--epochs", "2", "--limit", "32", "--out", "many"]
     whole = tinycifar(*words[:-1], "whole", "--seeds", "3", "--json").json
     assert tinycifar(*words[:-1], "many/seed-0", "--seed", "0").code == 0
@@ -400,7 +386,7 @@ def test_the_same_command_goes_on_with_the_seeds_of_a_folder_and_another_recipe_
         assert (done.code, told in done.err) == (2, True)
 
 
-def test_an_evaluation_is_saved_even_if_its_reader_goes_away(trained: Path) -> None:
+def test_an_evaluation_is_saved_even_if_its_reader_goes_away(trained):
     (trained / "evaluation.json").unlink()
     command = [sys.executable, "-m", "tinycifar", "evaluate", str(trained)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -408,7 +394,7 @@ def test_an_evaluation_is_saved_even_if_its_reader_goes_away(trained: Path) -> N
     assert run.read_evaluation(trained).images == 200
 
 
-def test_a_report_can_be_written_anew(tinycifar: Any, trained: Path) -> None:
+def test_a_report_can_be_written_anew(tinycifar, trained):
     (trained / "report.html").unlink()
     done = tinycifar("report", trained)
     assert (done.code, done.out) == (0, f"Report: {trained / 'report.html'}\n")
@@ -418,14 +404,14 @@ def test_a_report_can_be_written_anew(tinycifar: Any, trained: Path) -> None:
     assert (trained / "report.html").read_text() == page
 
 
-def test_summary_prints_the_table_whatever_the_case_of_the_name_and_draws_receptive_fields(tinycifar: Any) -> None:
+def test_summary_prints_the_table_whatever_the_case_of_the_name_and_draws_receptive_fields(tinycifar):
     upper, lower = tinycifar("summary", "C1C2C3C4O", "--plot", "fields.png"), tinycifar("summary", "c1c2c3c4o")
     assert upper.out == lower.out
     assert "195,946" in upper.out
     assert Path("fields.png").exists()
 
 
-def test_an_incomplete_cache_fails_its_check_with_exit_code_1(tinycifar: Any) -> None:
+def test_an_incomplete_cache_fails_its_check_with_exit_code_1(tinycifar):
     done = tinycifar("data", "verify")
     assert done.code == 1
     assert done.out.count("missing") == 6
@@ -551,9 +537,7 @@ def refusals(trained: Path, own: Path, folder: Path) -> list[tuple[list[str | Pa
     ]
 
 
-def test_bad_input_gets_one_line_and_exit_code_2_and_makes_nothing(
-    tinycifar: Any, trained: Path, own: Path, tmp_path: Path
-) -> None:
+def test_bad_input_gets_one_line_and_exit_code_2_and_makes_nothing(tinycifar, trained, own, tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("text", "python", "train-images-idx3-ubyte"):
         (tmp_path / "folder" / name).write_text("nothing")
@@ -575,9 +559,7 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_makes_nothing(
         (12, 1, "what was saved before is as it was"),  # after the first epoch
     ],
 )
-def test_a_full_disk_is_told_in_one_line(
-    tinycifar: Any, monkeypatch: pytest.MonkeyPatch, writes: int, code: int, message: str
-) -> None:
+def test_a_full_disk_is_told_in_one_line(tinycifar, monkeypatch, writes, code, message):
     real, left = os.fsync, iter(range(writes))
 
     def full(descriptor: int) -> None:
@@ -591,9 +573,7 @@ def test_a_full_disk_is_told_in_one_line(
     assert message in failed.err
 
 
-def test_a_report_that_cannot_be_written_costs_nothing_but_the_report(
-    tinycifar: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_that_cannot_be_written_costs_nothing_but_the_report(tinycifar, monkeypatch):
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -603,16 +583,14 @@ def test_a_report_that_cannot_be_written_costs_nothing_but_the_report(
     assert "Test accuracy" in done.out
 
 
-def test_a_name_like_markup_is_printed_as_it_is_and_skipping_says_on_which_images_the_train_accuracy_is(
-    tinycifar: Any,
-) -> None:
+def test_a_name_like_markup_is_printed_as_it_is_and_skipping_says_on_which_images_the_train_accuracy_is(tinycifar):
     done = tinycifar(*TRAIN, "--epochs", "2", "--out", "x[red]y:smile:[b]")
     assert done.code == 0
     assert done.out.count("x[red]y:smile:[b]") == 2
     assert "(on the augmented images trained on, 45% of all)" in done.out
 
 
-def test_evaluating_on_other_data_leaves_the_evaluation_of_the_run_alone(tinycifar: Any, trained: Path) -> None:
+def test_evaluating_on_other_data_leaves_the_evaluation_of_the_run_alone(tinycifar, trained):
     before = (trained / "evaluation.json").read_text()
     (trained / "evaluation.json").write_text("mine")
     assert tinycifar("evaluate", trained, "--data", "sample").code == 0
@@ -624,7 +602,7 @@ def test_evaluating_on_other_data_leaves_the_evaluation_of_the_run_alone(tinycif
     assert again | {"images_per_second": 0} == json.loads(before) | {"images_per_second": 0}
 
 
-def test_a_record_is_written_for_a_whole_recipe(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_is_written_for_a_whole_recipe(tinycifar, monkeypatch):
     whole = recipes.with_settings(recipes.get("reference-30"), ["epochs=1"])
     sample = data.sample().limit(32)
     monkeypatch.setitem(recipes.RECIPES, "reference-30", whole)
@@ -637,7 +615,7 @@ def test_a_record_is_written_for_a_whole_recipe(tinycifar: Any, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_them(tinycifar: Any) -> None:
+def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_them(tinycifar):
     short = ["--data", "sample", "--epochs", "1", "--limit", "90"]
     held_out = ["--set", "validation_images=30"]
     assert tinycifar("train", "teacher", *short, *held_out, "--seeds", "2", "--out", "teacher").code == 0
@@ -665,7 +643,7 @@ def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_th
     assert (other.code, "trained with different settings: teachers was" in other.err) == (2, True)
 
 
-def test_a_record_needs_a_teacher_of_an_unchanged_recipe(tinycifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_needs_a_teacher_of_an_unchanged_recipe(tinycifar, monkeypatch):
     monkeypatch.setattr(machine, "git_revision", lambda: "0123abcd")
     short = ["--data", "sample", "--epochs", "1", "--limit", "90", "--set", "validation_images=30"]
     assert tinycifar("train", "teacher", *short, "--out", "teacher").code == 0
@@ -679,9 +657,7 @@ def test_a_record_needs_a_teacher_of_an_unchanged_recipe(tinycifar: Any, monkeyp
     )
 
 
-def test_without_a_teacher_nothing_is_fetched_before_the_recipe_is_refused(
-    tinycifar: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_teacher_nothing_is_fetched_before_the_recipe_is_refused(tinycifar, monkeypatch):
     monkeypatch.setattr(data, "load", lambda *arguments: pytest.fail("data was loaded"))
     assert tinycifar("train", "nano").code == 2
 
@@ -698,7 +674,7 @@ def training_after_its_first_epoch(out: Path) -> Iterator[subprocess.Popen[str]]
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_costs_no_finished_epoch(tmp_path: Path) -> None:
+def test_a_reader_that_goes_away_costs_no_finished_epoch(tmp_path):
     with training_after_its_first_epoch(tmp_path / "run") as process:
         process.stdout.close()
         assert process.wait() == 1
@@ -708,7 +684,7 @@ def test_a_reader_that_goes_away_costs_no_finished_epoch(tmp_path: Path) -> None
 
 @pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
 @pytest.mark.slow
-def test_a_narrow_terminal_without_colours_and_without_a_home_is_enough(tmp_path: Path) -> None:
+def test_a_narrow_terminal_without_colours_and_without_a_home_is_enough(tmp_path):
     import fcntl
     import pty
     import struct
@@ -735,7 +711,7 @@ def test_a_narrow_terminal_without_colours_and_without_a_home_is_enough(tmp_path
 
 
 @pytest.mark.slow
-def test_without_a_terminal_there_are_no_control_codes_and_no_folder_is_needed_but_the_runs(tmp_path: Path) -> None:
+def test_without_a_terminal_there_are_no_control_codes_and_no_folder_is_needed_but_the_runs(tmp_path):
     words = ["train", "--data", "sample", "--epochs", "1", "--limit", "64", "--out", str(tmp_path / "run")]
     surroundings = {**os.environ, "HOME": "/nonexistent"}
     done = subprocess.run(
@@ -746,7 +722,7 @@ def test_without_a_terminal_there_are_no_control_codes_and_no_folder_is_needed_b
 
 
 @pytest.mark.skipif(os.name == "nt", reason="descriptors are inherited otherwise there")
-def test_a_closed_standard_output_is_no_error(tmp_path: Path) -> None:
+def test_a_closed_standard_output_is_no_error(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     command = [sys.executable, "-m", "tinycifar", "predict", "x.png"]
     done = subprocess.run(command, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1), check=False)
@@ -754,7 +730,7 @@ def test_a_closed_standard_output_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_with_exit_code_130_and_says_where_things_lie(tmp_path: Path) -> None:
+def test_an_interrupt_ends_with_exit_code_130_and_says_where_things_lie(tmp_path):
     with training_after_its_first_epoch(tmp_path / "run") as process:
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
@@ -765,7 +741,7 @@ def test_an_interrupt_ends_with_exit_code_130_and_says_where_things_lie(tmp_path
 
 
 @pytest.mark.full_data
-def test_the_users_cache_verifies(tinycifar: Any) -> None:
+def test_the_users_cache_verifies(tinycifar):
     if not (cifar10.cache_directory() / cifar10.FOLDER).exists():
         pytest.skip("CIFAR-10 is not in the cache")
     done = tinycifar("data", "verify", "--json")
@@ -775,8 +751,8 @@ def test_the_users_cache_verifies(tinycifar: Any) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_that_a_library_turns_into_another_error_still_ends_the_command_as_interrupted(
-    number: int, code: int, monkeypatch: pytest.MonkeyPatch, tinycifar: Any
-) -> None:
+    number, code, monkeypatch, tinycifar
+):
     def interrupted(*_: object, **__: object) -> None:
         try:
             signals.end(number, None)

@@ -41,7 +41,7 @@ def users(tmp_path: Path) -> Path:
 
 
 @pytest.mark.end_to_end
-def test_every_test_is_collected_without_playwright_and_programs(tmp_path: Path) -> None:
+def test_every_test_is_collected_without_playwright_and_programs(tmp_path):
     done = without_programs(tmp_path, "--collect-only", "--quiet", TESTS)
     assert done.returncode == 0, done.stdout + done.stderr
     collected = set(re.findall(r"^tests/(\S+\.py)::", done.stdout, re.M))
@@ -49,13 +49,13 @@ def test_every_test_is_collected_without_playwright_and_programs(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_test_of_a_program_that_is_missing_is_skipped_with_a_reason(users: Path, tmp_path: Path) -> None:
+def test_a_test_of_a_program_that_is_missing_is_skipped_with_a_reason(users, tmp_path):
     done = without_programs(tmp_path, "-p", "conftest", users)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(re.findall(r"^SKIPPED \[1\] \S+ (.*)$", done.stdout, re.M)) == set(REASONS.values())
 
 
-def test_a_browser_without_playwright_is_not_enough(users: Path, tmp_path: Path) -> None:
+def test_a_browser_without_playwright_is_not_enough(users, tmp_path):
     (tmp_path / "chromium").symlink_to("/bin/false")
     done = without_programs(tmp_path, "-p", "conftest", users, "-k", "chromium")
     assert "playwright, which drives Chromium, is not installed" in done.stdout
@@ -63,7 +63,7 @@ def test_a_browser_without_playwright_is_not_enough(users: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_program_that_is_required_is_not_skipped(users: Path, tmp_path: Path) -> None:
+def test_a_program_that_is_required_is_not_skipped(users, tmp_path):
     required = {f"REQUIRE_{name}": "1" for name in ("CHROMIUM", "COMPILER", "NPM")}
     done = without_programs(tmp_path, "-p", "conftest", users, **required)
     assert done.returncode == 1
@@ -72,7 +72,7 @@ def test_a_program_that_is_required_is_not_skipped(users: Path, tmp_path: Path) 
     assert "skipped" not in done.stdout
 
 
-def test_ci_requires_every_program_that_tests_are_skipped_without() -> None:
+def test_ci_requires_every_program_that_tests_are_skipped_without():
     named = {name for file in TESTS.rglob("*.py") for name in re.findall(r'\bskip\("([A-Z_]+)"', file.read_text())}
     required = set(re.findall(r"REQUIRE_(\w+)=1", (TESTS.parent / ".ci" / "run").read_text()))
     assert named == required >= {"CHROMIUM", "FASHION_MNIST", "COMPILER", "NPM"}

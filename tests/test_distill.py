@@ -2,7 +2,6 @@ import os
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ def plain_distillation(
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Weights, and the loss of each epoch against the labels."""
     torch.manual_seed(5)
-    model = models.build("nanonet").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = models.build("nanonet").to(memory_format=torch.channels_last)
     model.prepare(sample.train_images)
     optimizers = optim.build(
         model,
@@ -55,14 +54,12 @@ def plain_distillation(
     return model.state_dict(), label_losses
 
 
-def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_softened_answers(
-    tmp_path: Path,
-) -> None:
+def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_softened_answers(tmp_path):
     sample, teachers = data.sample().limit(16), [trained.load("minute"), trained.load("minute")]
     for teacher in teachers:
         teacher.model.double()
     with torch.no_grad():
-        teachers[1].model[-1].weight.mul_(-0.5)  # type: ignore[operator]
+        teachers[1].model[-1].weight.mul_(-0.5)
     recipe = recipes.with_settings(
         LEARNING, ["batch_size=8", "augmentation=none", "hold_fraction=0", "teacher_temperature=3"]
     )
@@ -80,9 +77,7 @@ def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_
     assert [entry["train_loss"] for entry in result.record["history"]] == pytest.approx(label_losses, rel=1e-9)
 
 
-def test_a_teacher_is_asked_once_for_each_view_about_what_the_student_sees(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_teacher_is_asked_once_for_each_view_about_what_the_student_sees(tmp_path, monkeypatch):
     asked, taught = [], []
     logits, losses = inference.logits, distill.losses
 
@@ -106,7 +101,7 @@ def test_a_teacher_is_asked_once_for_each_view_about_what_the_student_sees(
     assert not torch.equal(taught[0], taught[2])
 
 
-def test_a_run_with_a_teacher_is_resumed_to_the_same_bits_also_from_within_an_epoch(tmp_path: Path) -> None:
+def test_a_run_with_a_teacher_is_resumed_to_the_same_bits_also_from_within_an_epoch(tmp_path):
     teachers = [trained.load("minute")]
     whole = tmp_path / "whole"
     training.train(LEARNING, "sample", out=whole, limit=64, teachers=teachers, checkpoint_seconds=0)
@@ -121,8 +116,8 @@ def test_a_run_with_a_teacher_is_resumed_to_the_same_bits_also_from_within_an_ep
 @pytest.mark.parametrize("view", [1, pytest.param(2, marks=pytest.mark.end_to_end)])
 @pytest.mark.slow
 def test_a_signal_while_the_teacher_answers_stops_the_run_and_it_is_resumed_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: int
-) -> None:
+    tmp_path, monkeypatch, view
+):
     teacher, logits, asked = trained.load("minute"), inference.logits, 0
 
     def answer(model: models.Classifier, images: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -147,7 +142,7 @@ def test_a_signal_while_the_teacher_answers_stops_the_run_and_it_is_resumed_to_t
     assert faults.fingerprint(tmp_path / "run") == faults.fingerprint(tmp_path / "whole")
 
 
-def test_a_teacher_that_does_not_belong_to_the_recipe_or_saw_validation_images_is_refused(tmp_path: Path) -> None:
+def test_a_teacher_that_does_not_belong_to_the_recipe_or_saw_validation_images_is_refused(tmp_path):
     minute = trained.load("minute")
     out = tmp_path / "run"
     with pytest.raises(ValueError, match=r"nano learns from a teacher: train one with `tinycifar train teacher`"):

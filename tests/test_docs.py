@@ -195,7 +195,7 @@ def of_kind(program: str) -> list[Any]:
 PROGRAMS = ("tinycifar", "torchrun", "python")
 
 
-def test_documents_hold_nothing_that_is_neither_run_nor_listed() -> None:
+def test_documents_hold_nothing_that_is_neither_run_nor_listed():
     run = [command for command in commands() if any(begins(command, program) for program in PROGRAMS)]
     assert [command for command in commands() if command not in run and not is_not_run(command)] == []
     languages = {block.language for path in DOCUMENTS for block in blocks(path)}
@@ -203,7 +203,7 @@ def test_documents_hold_nothing_that_is_neither_run_nor_listed() -> None:
     assert len(commands()) > 40
 
 
-def test_no_table_here_speaks_of_what_no_document_says_any_more() -> None:
+def test_no_table_here_speaks_of_what_no_document_says_any_more():
     found = commands()
     words = [command.partition(" ")[2] for command in found if not is_not_run(command)]
     unused = [start for start in NOT_RUN if not any(begins(of, start) or start in of.split() for of in found)]
@@ -299,9 +299,7 @@ def shortened(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", [of for of in of_kind("tinycifar") if not begins(of.values[0], "serve")])
-def test_a_command_of_the_documents_does_what_it_says(
-    command: str, bring: Callable[[str], None], tinycifar: Any
-) -> None:
+def test_a_command_of_the_documents_does_what_it_says(command, bring, tinycifar):
     bring(command)
     command, _, file = command.partition(" > ")
     done = tinycifar(*shortened(command))
@@ -337,7 +335,7 @@ def served(words: list[str], host: str = "127.0.0.1") -> Iterator[int]:
 
 
 @pytest.mark.parametrize("command", [of for of in of_kind("tinycifar") if begins(of.values[0], "serve")])
-def test_a_service_of_the_documents_answers(command: str, bring: Callable[[str], None]) -> None:
+def test_a_service_of_the_documents_answers(command, bring):
     bring(command)
     named = re.search(r"--allow-host (\S+)", command)
     with served(shortened(command), host=named[1] if named else "127.0.0.1"):
@@ -345,9 +343,7 @@ def test_a_service_of_the_documents_answers(command: str, bring: Callable[[str],
 
 
 @pytest.mark.parametrize("command", of_kind("torchrun"))
-def test_a_command_for_several_processes_trains_with_two(
-    command: str, bring: Callable[[str], None], tmp_path: Path
-) -> None:
+def test_a_command_for_several_processes_trains_with_two(command, bring, tmp_path):
     launcher, _, rest = command.partition("-m tinycifar ")
     get_args_parser().parse_args([*shlex.split(launcher), "-m", "tinycifar"])  # SystemExit for an unknown option
     bring(rest)
@@ -357,7 +353,7 @@ def test_a_command_for_several_processes_trains_with_two(
 
 
 @pytest.mark.parametrize("command", of_kind("python"))
-def test_a_script_of_the_documents_runs(command: str, bring: Callable[[str], None]) -> None:
+def test_a_script_of_the_documents_runs(command, bring):
     bring(command)
     words = [str(ROOT / word) if word.startswith(("examples/", "scripts/")) else word for word in shortened(command)]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
@@ -373,7 +369,7 @@ def lines_and_spans(program: str) -> list[str]:
     return [text.removeprefix(program).strip() for text in texts if begins(text, program)]
 
 
-def test_make_has_every_target_that_documents_name() -> None:
+def test_make_has_every_target_that_documents_name():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     named = {
         word
@@ -385,7 +381,7 @@ def test_make_has_every_target_that_documents_name() -> None:
     assert {"train", "test", "check", "faults", "load", "results"} <= named
 
 
-def test_the_files_that_commands_name_exist() -> None:
+def test_the_files_that_commands_name_exist():
     named = {
         word
         for program in ("pytest", "bash", "cc", "python", "python -m pytest")
@@ -397,7 +393,7 @@ def test_the_files_that_commands_name_exist() -> None:
     assert "tests/serve/test_app.py" in named
 
 
-def test_what_is_installed_can_be_installed() -> None:
+def test_what_is_installed_can_be_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for text in lines_and_spans("pip install"):
         for extras in re.findall(r"(?:\.|tinycifar)\[([\w,]+)\]", text):
@@ -406,7 +402,7 @@ def test_what_is_installed_can_be_installed() -> None:
             assert requirement in project["dependencies"], text
 
 
-def test_commands_in_prose_and_tables_exist_with_their_options() -> None:
+def test_commands_in_prose_and_tables_exist_with_their_options():
     texts = lines_and_spans("tinycifar")
     for text in texts:
         command: click.Command = cli
@@ -422,7 +418,7 @@ def test_commands_in_prose_and_tables_exist_with_their_options() -> None:
     assert len(texts) > 40
 
 
-def test_every_file_that_a_document_links_to_exists() -> None:
+def test_every_file_that_a_document_links_to_exists():
     for path in DOCUMENTS:
         for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
             place = link.partition("#")[0]
@@ -434,9 +430,7 @@ def test_every_file_that_a_document_links_to_exists() -> None:
 
 @pytest.mark.parametrize("document", sorted({block.document for block in all_blocks("python")}))
 @pytest.mark.slow
-def test_the_code_of_a_document_runs_from_top_to_bottom(
-    document: str, bring: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_code_of_a_document_runs_from_top_to_bottom(document, bring, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["program.py", "cat.png"])
     namespace: dict[str, Any] = {"__name__": "__main__"}
     of_document = [block for block in all_blocks("python") if block.document == document]
@@ -453,7 +447,7 @@ def test_the_code_of_a_document_runs_from_top_to_bottom(
             exec(compile(code, document, "exec"), namespace)
 
 
-def test_the_example_of_the_package_is_what_its_functions_take() -> None:
+def test_the_example_of_the_package_is_what_its_functions_take():
     import tinycifar
 
     functions = [name for name in tinycifar.__all__ if inspect.isfunction(getattr(tinycifar, name))]
@@ -463,6 +457,6 @@ def test_the_example_of_the_package_is_what_its_functions_take() -> None:
 
 
 @pytest.mark.parametrize("block", all_blocks("toml"), ids=lambda block: block.document)
-def test_a_recipe_in_a_document_can_be_read(block: Block, tmp_path: Path) -> None:
+def test_a_recipe_in_a_document_can_be_read(block, tmp_path):
     (tmp_path / "my.toml").write_text("\n".join(block.lines))
     assert recipes.read(tmp_path / "my.toml")

@@ -22,7 +22,7 @@ def answer(*words: str | Path) -> Any:
 
 
 @pytest.mark.end_to_end
-def test_one_real_epoch_lands_where_the_original_logged_its_first(tmp_path: Path) -> None:
+def test_one_real_epoch_lands_where_the_original_logged_its_first(tmp_path):
     record = answer("train", "reference-30-as-run", "--stop-after-epoch", "1", "--out", tmp_path / "run")
     logged = next(csv.DictReader((RESULTS / "original" / "log-30-epochs.csv").read_text().splitlines()))
     (entry,) = record["history"]
@@ -36,7 +36,7 @@ def test_one_real_epoch_lands_where_the_original_logged_its_first(tmp_path: Path
 
 
 @pytest.mark.end_to_end
-def test_the_minute_recipe_lands_where_its_ten_recorded_seeds_did(tmp_path: Path) -> None:
+def test_the_minute_recipe_lands_where_its_ten_recorded_seeds_did(tmp_path):
     recorded = [
         json.loads(path.read_text())["test_accuracy"] for path in sorted((RESULTS / "minute").glob("seed-*.json"))
     ]
@@ -49,7 +49,7 @@ def test_the_minute_recipe_lands_where_its_ten_recorded_seeds_did(tmp_path: Path
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("name", catalog.shipped())
-def test_shipped_weights_have_the_test_accuracy_that_is_told_of_them(name: str, tmp_path: Path) -> None:
+def test_shipped_weights_have_the_test_accuracy_that_is_told_of_them(name, tmp_path):
     found = answer("evaluate", name, "--out", tmp_path)
     assert found["images"] == 10_000
     # Another processor may round two nearly equal logits the other way: five images.
@@ -64,13 +64,13 @@ def test_shipped_weights_have_the_test_accuracy_that_is_told_of_them(name: str, 
 
 
 @pytest.mark.end_to_end
-def test_a_student_that_never_sees_a_label_learns_real_classes_from_its_teacher(tmp_path: Path) -> None:
+def test_a_student_that_never_sees_a_label_learns_real_classes_from_its_teacher(tmp_path):
     words = ["--set", "teacher=minute", "--teacher", "minute", "--epochs", "2"]
     assert answer("train", "nano", *words, "--out", tmp_path / "run")["test_accuracy"] > 0.7
 
 
 @pytest.mark.end_to_end
-def test_one_epoch_on_grey_images_of_another_kind_learns_most_of_them(tmp_path: Path, fashion_mnist: Path) -> None:
+def test_one_epoch_on_grey_images_of_another_kind_learns_most_of_them(tmp_path, fashion_mnist):
     record = answer("train", "minute", "--data", fashion_mnist, "--epochs", "1", "--out", tmp_path / "run")
     assert record["train_images"] == 60_000
     assert record["test_accuracy"] == pytest.approx(0.9059, abs=0.015)  # what seed 0 gave

@@ -6,7 +6,7 @@ from captum.attr import LayerGradCam
 from PIL import Image
 from torch import nn
 
-from conftest import Own, float64
+from conftest import float64
 from tinycifar import data, heatmaps, inference, models, summary, trained
 from tinycifar.data import pictures
 from tinycifar.models import Classifier
@@ -29,7 +29,7 @@ def model_of(name: str) -> Classifier:
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_activations_are_captums_grad_cam_and_both_parts_of_every_model_give_its_logits(name: str) -> None:
+def test_activations_are_captums_grad_cam_and_both_parts_of_every_model_give_its_logits(name):
     images, classes = data.sample().test_images[:6], torch.tensor([0, 3, 9, 1, 5, 5])
     with float64():
         model = model_of(name)
@@ -44,12 +44,12 @@ def test_activations_are_captums_grad_cam_and_both_parts_of_every_model_give_its
     assert not torch.allclose(of_other_classes, expected, rtol=1e-3)
 
 
-def test_a_model_without_a_feature_map_is_refused() -> None:
+def test_a_model_without_a_feature_map_is_refused():
     with pytest.raises(ValueError, match="no feature map"):
         heatmaps.split_head(Classifier(nn.Flatten(), nn.Linear(3072, 10)))
 
 
-def test_explaining_leaves_a_model_as_it_was() -> None:
+def test_explaining_leaves_a_model_as_it_was():
     model = model_of("c1c2c3c4o").train()
     images = data.sample().test_images[:2]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -63,7 +63,7 @@ def test_explaining_leaves_a_model_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_heat_lies_where_the_only_thing_that_speaks_for_the_class_is() -> None:
+def test_heat_lies_where_the_only_thing_that_speaks_for_the_class_is():
     model = Classifier(nn.Conv2d(3, 1, 1), nn.AvgPool2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
     for layer, weight, bias in ((model[0], [[1.0, 1.0, 1.0]], [0.0]), (model[4], [[1.0], [-1.0]], [0.0, 0.0])):
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -79,7 +79,7 @@ def test_heat_lies_where_the_only_thing_that_speaks_for_the_class_is() -> None:
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_the_effective_receptive_field_lies_within_the_theoretical_one_and_around_its_centre(name: str) -> None:
+def test_the_effective_receptive_field_lies_within_the_theoretical_one_and_around_its_centre(name):
     field = heatmaps.effective_receptive_field(model_of(name), data.sample().test_images[:20])
     table = summary.summarize(models.build(name))
     places = torch.arange(32.0)
@@ -90,7 +90,7 @@ def test_the_effective_receptive_field_lies_within_the_theoretical_one_and_aroun
         assert int(weights.argmax()) == pytest.approx(table.map_centre, abs=3)
 
 
-def test_pictures_of_one_name_from_several_folders_are_all_drawn(tmp_path: Path) -> None:
+def test_pictures_of_one_name_from_several_folders_are_all_drawn(tmp_path):
     paths = [tmp_path / "a" / "cat.png", tmp_path / "b" / "cat.png", tmp_path / "b" / "broken.png"]
     for path in paths:
         path.parent.mkdir(exist_ok=True)
@@ -107,7 +107,7 @@ def test_pictures_of_one_name_from_several_folders_are_all_drawn(tmp_path: Path)
         assert min(drawn.size) > 300
 
 
-def test_another_class_than_the_predicted_one_can_be_explained_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+def test_another_class_than_the_predicted_one_can_be_explained_and_an_unknown_one_is_refused(tmp_path):
     pictures.to_image(data.sample().test_images[0]).save(tmp_path / "x.png")
     model = trained.load("minute")
     (found,) = explanations.explain_files(model, [tmp_path / "x.png"], tmp_path, "dog")
@@ -117,9 +117,7 @@ def test_another_class_than_the_predicted_one_can_be_explained_and_an_unknown_on
         list(explanations.explain_files(model, [tmp_path / "x.png"], tmp_path, "unicorn"))
 
 
-def test_a_model_of_another_size_is_explained_and_many_classes_are_not_all_listed(
-    own_run: Own, thousand: Own, tmp_path: Path
-) -> None:
+def test_a_model_of_another_size_is_explained_and_many_classes_are_not_all_listed(own_run, thousand, tmp_path):
     model = trained.load(own_run.directory, "cpu")
     images = own_run.dataset.test_images[:3]
     assert heatmaps.heat_maps(model.model, images, torch.tensor([0, 1, 2])).shape == (3, 24, 24)

@@ -90,11 +90,11 @@ def imports() -> dict[str, set[str]]:
     return found
 
 
-def test_every_module_has_a_stage() -> None:
+def test_every_module_has_a_stage():
     assert {topic(module) for module in imports()} == RANK.keys()
 
 
-def test_no_module_imports_one_of_a_higher_stage() -> None:
+def test_no_module_imports_one_of_a_higher_stage():
     wrong = [
         f"{module} imports {name}"
         for module, names in imports().items()
@@ -104,7 +104,7 @@ def test_no_module_imports_one_of_a_higher_stage() -> None:
     assert wrong == []
 
 
-def test_packages_of_one_stage_do_not_import_each_other() -> None:
+def test_packages_of_one_stage_do_not_import_each_other():
     wrong = [
         f"{module} imports {name}"
         for module, names in imports().items()
@@ -116,7 +116,7 @@ def test_packages_of_one_stage_do_not_import_each_other() -> None:
     assert wrong == []
 
 
-def test_imports_have_no_circle() -> None:
+def test_imports_have_no_circle():
     # A package's __init__ imports its own modules, which do not need it loaded whole.
     packages = {name for name in imports() if (FOLDER / Path(*name.split(".")[1:]) / "__init__.py").exists()}
     graph = {module: names - packages for module, names in imports().items() if module not in packages}

@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Own
 from test_trained import ABOUT
 from tinycifar import atomic, data, inference, models, run, trained
 from tinycifar.data import pictures
@@ -21,7 +20,7 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def test_logits_do_not_depend_on_batch_size_or_on_the_mode_the_model_was_in() -> None:
+def test_logits_do_not_depend_on_batch_size_or_on_the_mode_the_model_was_in():
     model = models.build("c1c2c3c4o").train()
     images = data.sample().test_images[:50]
     whole = inference.logits(model, images)
@@ -31,13 +30,13 @@ def test_logits_do_not_depend_on_batch_size_or_on_the_mode_the_model_was_in() ->
     assert (whole.dtype, whole.shape) == (torch.float32, (50, 10))
 
 
-def test_uint8_images_and_their_floats_give_the_same_logits() -> None:
+def test_uint8_images_and_their_floats_give_the_same_logits():
     model = models.build("c1c2c3c4o")
     images = data.sample().test_images[:20]
     assert torch.equal(inference.logits(model, images), inference.logits(model, images.float() / 255))
 
 
-def test_flip_averaging_is_the_mean_over_an_image_and_its_mirror_image() -> None:
+def test_flip_averaging_is_the_mean_over_an_image_and_its_mirror_image():
     model = models.build("c1c2c3c4o")
     images = data.sample().test_images[:20]
     plain, mirrored = inference.logits(model, images), inference.logits(model, images.flip(3))
@@ -45,7 +44,7 @@ def test_flip_averaging_is_the_mean_over_an_image_and_its_mirror_image() -> None
     torch.testing.assert_close(inference.logits(model, images, flip=True), (plain + mirrored) / 2)
 
 
-def test_evaluation_sees_validation_images_where_there_are_some_else_the_test_images() -> None:
+def test_evaluation_sees_validation_images_where_there_are_some_else_the_test_images():
     sample = data.sample()
     assert inference.evaluation_split(sample)[0] == "test"
     split, images, labels = inference.evaluation_split(sample.split(100))
@@ -60,9 +59,7 @@ def save_sample(path: Path, index: int) -> torch.Tensor:
     return image
 
 
-def test_predictions_are_the_three_largest_softmax_probabilities_at_the_models_temperature(
-    weights: Path, tmp_path: Path
-) -> None:
+def test_predictions_are_the_three_largest_softmax_probabilities_at_the_models_temperature(weights, tmp_path):
     image = save_sample(tmp_path / "image.png", 3)
     model = trained.load(weights)
     (prediction,) = inference.predict(model, [tmp_path / "image.png"])
@@ -72,9 +69,7 @@ def test_predictions_are_the_three_largest_softmax_probabilities_at_the_models_t
     assert [entry["probability"] for entry in prediction["classes"]] == pytest.approx(probabilities[order].tolist())
 
 
-def test_of_hundreds_of_files_the_unreadable_ones_are_named_and_the_others_predicted_in_order(
-    weights: Path, tmp_path: Path
-) -> None:
+def test_of_hundreds_of_files_the_unreadable_ones_are_named_and_the_others_predicted_in_order(weights, tmp_path):
     paths = [tmp_path / f"{index}.png" for index in range(300)]
     for index, path in enumerate(paths):
         if index in (0, 255, 256, 299):
@@ -90,7 +85,7 @@ def test_of_hundreds_of_files_the_unreadable_ones_are_named_and_the_others_predi
     assert found[12]["classes"][0]["class"] == found[5]["classes"][0]["class"]
 
 
-def test_on_test_images_a_given_temperature_is_applied_and_on_validation_images_one_is_fitted() -> None:
+def test_on_test_images_a_given_temperature_is_applied_and_on_validation_images_one_is_fitted():
     torch.manual_seed(0)
     model, sample = models.build("c1c2c3c4o"), data.sample()
     assert inference.evaluate(model, sample).scores.calibrated is None
@@ -102,7 +97,7 @@ def test_on_test_images_a_given_temperature_is_applied_and_on_validation_images_
     assert fitted.temperature != 3.0
 
 
-def test_an_evaluation_keeps_what_was_measured_on_corrupted_images_of_the_same_weights(tmp_path: Path) -> None:
+def test_an_evaluation_keeps_what_was_measured_on_corrupted_images_of_the_same_weights(tmp_path):
     torch.manual_seed(0)
     model, sample = models.build("c1c2c3c4o"), data.sample()
     evaluation = inference.evaluate(model, sample)
@@ -114,7 +109,7 @@ def test_an_evaluation_keeps_what_was_measured_on_corrupted_images_of_the_same_w
     assert "robustness" not in atomic.read_json(tmp_path / "evaluation.json")
 
 
-def test_pictures_are_seen_at_the_models_own_size_and_named_with_its_own_classes(own_run: Own, tmp_path: Path) -> None:
+def test_pictures_are_seen_at_the_models_own_size_and_named_with_its_own_classes(own_run, tmp_path):
     large = Image.effect_noise((90, 70), 60).convert("RGB")
     large.save(tmp_path / "large.png")
     model = trained.load(own_run.directory, "cpu")

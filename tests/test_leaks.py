@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +27,7 @@ def leaking(own: Path, tmp_path: Path) -> Path:
     return tmp_path / "new"
 
 
-def test_a_model_that_is_evaluated_on_what_it_was_trained_on_says_so(
-    own: Path, leaking: Path, tmp_path: Path, tinycifar: Any
-) -> None:
+def test_a_model_that_is_evaluated_on_what_it_was_trained_on_says_so(own, leaking, tmp_path, tinycifar):
     recipe = recipes.with_settings(recipes.get("minute"), SMALL)
     training.train(recipe, str(own), out=tmp_path / "run")
     outcome = tinycifar("evaluate", tmp_path / "run", "--data", leaking, "--out", tmp_path / "out")
@@ -46,9 +43,7 @@ def test_a_model_that_is_evaluated_on_what_it_was_trained_on_says_so(
     assert of_its_own.seen == Seen(0, ())
 
 
-def test_near_duplicates_across_the_split_are_counted_in_evaluation_and_report(
-    own: Path, tmp_path: Path, tinycifar: Any
-) -> None:
+def test_near_duplicates_across_the_split_are_counted_in_evaluation_and_report(own, tmp_path, tinycifar):
     shutil.rmtree(own / "val")
     Image.open(own / "train" / "dog" / "4.png").save(own / "test" / "dog" / "alike.jpg", quality=90)
     recipe = recipes.with_settings(recipes.get("minute"), SMALL)
@@ -62,7 +57,7 @@ def test_near_duplicates_across_the_split_are_counted_in_evaluation_and_report(
     assert line in run_page.write(tmp_path / "run").read_text()
 
 
-def test_names_are_the_first_three_and_unnamed_images_are_numbered() -> None:
+def test_names_are_the_first_three_and_unnamed_images_are_numbered():
     seen = Seen(5, ("a", "b\n", "c"))
     (line,) = text.leaks(scores(images=9, split="validation", seen=seen))
     assert line == (
@@ -74,9 +69,7 @@ def test_names_are_the_first_three_and_unnamed_images_are_numbered() -> None:
 @pytest.mark.parametrize(
     ("size", "wide", "noted"), [((60, 41), 12, True), ((60, 45), 12, False), ((41, 60), 12, True), ((60, 41), 1, False)]
 )
-def test_a_note_says_if_much_of_the_pictures_is_cropped_away(
-    size: tuple[int, int], wide: int, noted: bool, tmp_path: Path
-) -> None:
+def test_a_note_says_if_much_of_the_pictures_is_cropped_away(size, wide, noted, tmp_path):
     for number, image in enumerate(data.sample().test_images[:12]):
         file = tmp_path / "own" / "train" / ("a", "b")[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ def differences(found: list[float], expected: list[float], case: str) -> tuple[f
 
 
 @every_case
-def test_the_first_losses_are_those_that_were_recorded(case: str) -> None:
+def test_the_first_losses_are_those_that_were_recorded(case):
     expected, *others = recorded(case).values()
     # Without instructions for it a step in bfloat16 takes a second: the early ones, with narrow limits, are enough.
     native = machine.select_precision("auto", torch.device("cpu")) == "bfloat16"
@@ -111,7 +111,7 @@ def test_the_first_losses_are_those_that_were_recorded(case: str) -> None:
 @every_case
 @pytest.mark.parametrize("mistake", ["rates a tenth too high", "momentum lower by 0.2"])
 @pytest.mark.slow
-def test_a_mistake_in_rate_or_momentum_shows_in_the_early_losses(case: str, mistake: str) -> None:
+def test_a_mistake_in_rate_or_momentum_shows_in_the_early_losses(case, mistake):
     recipe = recipe_of(case)
     rates, momenta = ["max_learning_rate"], ["base_momentum", "max_momentum"]
     if recipe.optimizer == "muon":

@@ -30,20 +30,20 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return tinycifar.train("minute", data="sample", out=out, epochs=1, quiet=True)
 
 
-def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+def test_a_name_that_does_not_exist_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'fit'"):
         tinycifar.fit  # noqa: B018
     assert not hasattr(tinycifar, "_private")
 
 
-def test_training_fills_a_run_directory_with_all_that_the_command_leaves(result: Result) -> None:
+def test_training_fills_a_run_directory_with_all_that_the_command_leaves(result):
     names = {path.name for path in result.directory.iterdir()}
     assert {"model.safetensors", "metrics.jsonl", "evaluation.json", "loss.png", "accuracy.png", "report.html"} <= names
     assert result.complete
     assert result.record["epochs"] == 1
 
 
-def test_what_was_trained_is_loaded_evaluated_and_asked_for_predictions(result: Result, tmp_path: Path) -> None:
+def test_what_was_trained_is_loaded_evaluated_and_asked_for_predictions(result, tmp_path):
     model = tinycifar.load(result)
     images = data.sample().test_images
     found = tinycifar.evaluate(result)
@@ -58,7 +58,7 @@ def test_what_was_trained_is_loaded_evaluated_and_asked_for_predictions(result: 
     assert tinycifar.predict(result.directory, tmp_path / "one.png", top=1) == [one]
 
 
-def test_a_shipped_model_is_a_module_that_takes_images_in_0_to_1() -> None:
+def test_a_shipped_model_is_a_module_that_takes_images_in_0_to_1():
     model = tinycifar.load("minute")
     assert isinstance(model, torch.nn.Module)
     assert not model.training
@@ -70,7 +70,7 @@ def test_a_shipped_model_is_a_module_that_takes_images_in_0_to_1() -> None:
     assert model.temperature == trained.load("minute", "cpu").temperature
 
 
-def test_all_of_it_works_for_images_in_memory_of_another_size_and_other_classes(tmp_path: Path) -> None:
+def test_all_of_it_works_for_images_in_memory_of_another_size_and_other_classes(tmp_path):
     sample = data.sample(24)
     own = Dataset(
         "mine",
@@ -88,7 +88,7 @@ def test_all_of_it_works_for_images_in_memory_of_another_size_and_other_classes(
         tinycifar.evaluate(made)
 
 
-def test_a_recipe_comes_by_name_as_a_file_or_as_itself(tmp_path: Path) -> None:
+def test_a_recipe_comes_by_name_as_a_file_or_as_itself(tmp_path):
     (tmp_path / "mine.toml").write_text(recipes.to_toml(recipes.get("minute")).replace('"minute"', '"mine"', 1))
     for number, recipe in enumerate(("minute", tmp_path / "mine.toml", recipes.get("minute"))):
         made = tinycifar.train(
@@ -109,9 +109,9 @@ def test_a_recipe_comes_by_name_as_a_file_or_as_itself(tmp_path: Path) -> None:
         ({"max_parameters": 50_000, "width": 0.5}, "`max_parameters=` finds the width"),
     ],
 )
-def test_what_is_not_allowed_is_refused_in_one_line(settings: dict[str, object], message: str) -> None:
+def test_what_is_not_allowed_is_refused_in_one_line(settings, message):
     with pytest.raises(ValueError, match=message):
-        tinycifar.train("minute", **{"data": "sample", "quiet": True, **settings})  # type: ignore[arg-type]
+        tinycifar.train("minute", **{"data": "sample", "quiet": True, **settings})
     assert list(Path().iterdir()) == []
 
 
@@ -129,9 +129,7 @@ def test_what_is_not_allowed_is_refused_in_one_line(settings: dict[str, object],
         ({"seeds": 1, "jobs": -3}, "jobs must be a whole number of at least 1, not -3"),
     ],
 )
-def test_numbers_that_are_not_whole_or_out_of_range_are_refused_before_anything_is_made(
-    options: dict[str, Any], message: str
-) -> None:
+def test_numbers_that_are_not_whole_or_out_of_range_are_refused_before_anything_is_made(options, message):
     with pytest.raises(ValueError, match=message):
         tinycifar.train("minute", "sample", quiet=True, **options)
     if options.keys() <= {"seed", "limit", "max_parameters"}:
@@ -140,7 +138,7 @@ def test_numbers_that_are_not_whole_or_out_of_range_are_refused_before_anything_
     assert list(Path().iterdir()) == []
 
 
-def test_whole_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+def test_whole_numbers_of_numpy_are_numbers(tmp_path):
     several = tinycifar.train(
         "minute", "sample", seeds=np.int64(1), seed=np.uint8(3), limit=np.int32(32), epochs=1, quiet=True, out="many"
     )
@@ -150,15 +148,13 @@ def test_whole_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
         tinycifar.predict("minute", "x.png", top=0)
 
 
-def test_training_tells_what_happens_unless_it_is_to_be_quiet(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_tells_what_happens_unless_it_is_to_be_quiet(tmp_path, capsys):
     for quiet in (True, False):
         tinycifar.train("minute", "sample", out=tmp_path / str(quiet), limit=40, epochs=1, quiet=quiet)
         assert ("Epoch 1/1" in capsys.readouterr().out) != quiet
 
 
-def test_what_is_asked_of_train_reaches_the_training(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_asked_of_train_reaches_the_training(result, monkeypatch):
     asked: dict[str, Any] = {}
 
     def train(recipe: Recipe, source: Any, **options: Any) -> Result:
@@ -180,7 +176,7 @@ def test_what_is_asked_of_train_reaches_the_training(result: Result, monkeypatch
     assert (asked["recipe"].epochs, asked["recipe"].weight_decay, asked["recipe"].name) == (3, 0.5, "minute")
 
 
-def test_a_run_is_resumed_with_all_that_it_was_begun_with(tmp_path: Path) -> None:
+def test_a_run_is_resumed_with_all_that_it_was_begun_with(tmp_path):
     own = Dataset("mine", tuple("abcdefghij"), *(getattr(data.sample(), name) for name in PARTS))
     init = tinycifar.train("minute", own, out=tmp_path / "init", limit=64, epochs=1, quiet=True)
     recipe = replace(recipes.get("minute"), epochs=2)
@@ -198,7 +194,7 @@ def test_a_run_is_resumed_with_all_that_it_was_begun_with(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["nowhere", "folder"])
-def test_a_folder_that_is_no_run_is_not_resumed_and_left_as_it_is(tmp_path: Path, name: str) -> None:
+def test_a_folder_that_is_no_run_is_not_resumed_and_left_as_it_is(tmp_path, name):
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
     for resume in (lambda: tinycifar.train(resume=tmp_path / name), lambda: again(tmp_path / name)):
@@ -213,7 +209,7 @@ def again(directory: Path) -> Result:
     return training.train(recipes.get("minute"), "sample", resume=directory)
 
 
-def test_test_images_are_opened_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_test_images_are_opened_where_it_is_asked_for(tmp_path):
     run = tinycifar.train("minute", "sample", out=tmp_path / "run", epochs=1, validation_images=50, quiet=True)
     assert [tinycifar.evaluate(run, test=test)["images"] for test in (False, True)] == [50, 200]
 
@@ -244,7 +240,7 @@ def forms(picture: np.ndarray[Any, Any], folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("side", [32, 40])
-def test_a_picture_has_the_same_classes_in_every_form(tmp_path: Path, side: int) -> None:
+def test_a_picture_has_the_same_classes_in_every_form(tmp_path, side):
     image = pictures.to_image(data.sample().test_images[0]).resize((side + 8, side)).crop((4, 0, side + 4, side))
     every = forms(np.asarray(image), tmp_path)
     expected = tinycifar.predict("minute", every["path"])
@@ -259,7 +255,7 @@ def test_a_picture_has_the_same_classes_in_every_form(tmp_path: Path, side: int)
     assert [entry["file"] for entry in tinycifar.predict("minute", mixed)] == [None] * 3 + [str(tmp_path / "a.png")]
 
 
-def test_batches_are_taken_apart_and_equal_their_pictures() -> None:
+def test_batches_are_taken_apart_and_equal_their_pictures():
     images = data.sample().test_images[:70]
     batches = [
         images,
@@ -276,7 +272,7 @@ def test_batches_are_taken_apart_and_equal_their_pictures() -> None:
     assert tinycifar.predict("minute", []) == []
 
 
-def test_where_both_orders_are_possible_arrays_have_channels_last_and_tensors_first() -> None:
+def test_where_both_orders_are_possible_arrays_have_channels_last_and_tensors_first():
     values = np.random.default_rng(0).integers(0, 256, (3, 3, 3), np.uint8)
     as_image = tinycifar.predict("minute", Image.fromarray(values))
     assert tinycifar.predict("minute", values) == as_image
@@ -302,18 +298,18 @@ def test_where_both_orders_are_possible_arrays_have_channels_last_and_tensors_fi
         ("nowhere.png", ValueError, "nowhere.png does not exist"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_what_is_allowed(given: Any, error: type[Exception], message: str) -> None:
+def test_what_is_no_picture_is_refused_with_what_is_allowed(given, error, message):
     with pytest.raises(error, match=message):
         tinycifar.predict("minute", given)
 
 
-def test_bytes_that_are_no_picture_are_a_problem_of_that_picture_alone() -> None:
+def test_bytes_that_are_no_picture_are_a_problem_of_that_picture_alone():
     first, second = tinycifar.predict("minute", [b"no picture", Image.new("RGB", (40, 40))])
     assert (first["file"], "no PNG, JPEG, WEBP" in first["problem"]) == (None, True)
     assert len(second["classes"]) == 3
 
 
-def test_a_loaded_model_refuses_integers() -> None:
+def test_a_loaded_model_refuses_integers():
     model = tinycifar.load("nano")
     images = data.sample().test_images[:2]
     for wrong in (images, images.long()):
@@ -321,7 +317,7 @@ def test_a_loaded_model_refuses_integers() -> None:
             model(wrong)
 
 
-def test_every_public_name_and_every_submodule_is_there_after_a_plain_import() -> None:
+def test_every_public_name_and_every_submodule_is_there_after_a_plain_import():
     program = (
         "import pkgutil, tinycifar\n"
         "modules = [m.name for m in pkgutil.iter_modules(tinycifar.__path__) if not m.name.startswith('_')]\n"
@@ -337,7 +333,7 @@ def test_every_public_name_and_every_submodule_is_there_after_a_plain_import() -
     assert callable(tinycifar.compare)
 
 
-def test_names_are_listed_and_limited() -> None:
+def test_names_are_listed_and_limited():
     assert tinycifar.list_recipes() == list(recipes.RECIPES)
     assert tinycifar.list_models() == ["accurate", "nano", "micro", "minute"]
     assert tinycifar.list_models(max_parameters=77_472) == ["nano", "micro"]
@@ -345,7 +341,7 @@ def test_names_are_listed_and_limited() -> None:
     assert tinycifar.list_models(max_macs=12_149_216) == ["nano", "micro"]
 
 
-def test_pictures_are_explained_and_runs_compared_without_overwriting(result: Result, tmp_path: Path) -> None:
+def test_pictures_are_explained_and_runs_compared_without_overwriting(result, tmp_path):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
     (made,) = tinycifar.explain(result, tmp_path / "a.png", out="drawn", class_name="cat")
     assert (made["class"], Path(made["picture"])) == ("cat", Path("drawn/a-explained.png"))
@@ -364,9 +360,7 @@ def test_pictures_are_explained_and_runs_compared_without_overwriting(result: Re
 
 
 @pytest.mark.slow
-def test_an_export_in_python_refuses_what_it_cannot_write_and_overwrites_only_if_told_to(
-    result: Result, tmp_path: Path
-) -> None:
+def test_an_export_in_python_refuses_what_it_cannot_write_and_overwrites_only_if_told_to(result, tmp_path):
     for options, message in (
         ({"format": "tensorrt"}, "unknown format 'tensorrt'; allowed are: onnx"),
         ({"int8": "u8u8"}, "`int8=` is for the format onnx-int8"),
@@ -377,7 +371,7 @@ def test_an_export_in_python_refuses_what_it_cannot_write_and_overwrites_only_if
     ):
         before = {path: path.stat().st_mtime_ns for path in result.directory.iterdir()}
         with pytest.raises(ValueError, match=message):
-            tinycifar.export(result, **options)  # type: ignore[arg-type]
+            tinycifar.export(result, **options)
         assert {path: path.stat().st_mtime_ns for path in result.directory.iterdir()} == before
     written = tinycifar.export(result, tmp_path / "model.onnx")
     assert written.path == tmp_path / "model.onnx"
@@ -386,7 +380,7 @@ def test_an_export_in_python_refuses_what_it_cannot_write_and_overwrites_only_if
     tinycifar.export(result, tmp_path / "model.onnx", overwrite=True)
 
 
-def test_an_output_that_ends_like_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_an_output_that_ends_like_a_folder_is_no_file(tmp_path):
     for call in (tinycifar.export, lambda model, out: tinycifar.compare([model], out)):
         with pytest.raises(ValueError, match="new/ names a folder; name a file to write"):
             call("minute", f"{tmp_path}/new/")

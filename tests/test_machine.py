@@ -31,7 +31,7 @@ def set_capabilities(monkeypatch: pytest.MonkeyPatch, *flags: str, aten: str) ->
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: aten)
 
 
-def test_the_machine_says_what_a_figure_depends_on() -> None:
+def test_the_machine_says_what_a_figure_depends_on():
     current = machine.current(CPU)
     assert current.device.startswith("cpu: ")
     assert current.instruction_set == machine.instruction_set()
@@ -40,7 +40,7 @@ def test_the_machine_says_what_a_figure_depends_on() -> None:
     assert current.date.endswith("+00:00")
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_device_that_is_not_there_is_refused():
     assert machine.select_device("cpu").type == "cpu"
     for name in ("tpu", "cuda:99", "meta", "hpu", "cpu:3", ""):
         with pytest.raises(ValueError, match="allowed are auto, cpu, cuda and mps"):
@@ -60,18 +60,14 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         ("GenuineIntel", 15, 143, "family 15 model 143"),
     ],
 )
-def test_an_x86_processor_is_named_with_core_family_and_model(
-    vendor: str, family: int, model: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_x86_processor_is_named_with_core_family_and_model(vendor, family, model, name, tmp_path, monkeypatch):
     core = f"vendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nmicrocode\t:\nmodel name\t: A: CPU\n"
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{core}\nprocessor\t: 1\n{core}")
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     assert machine.device_name(CPU) == f"A: CPU ({name})"
 
 
-def test_an_arm_processor_and_one_without_a_description_have_a_name_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_arm_processor_and_one_without_a_description_have_a_name_too(tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n")
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     assert machine.device_name(CPU) == "ARM implementer 0x41 part 0xd0c"
@@ -95,8 +91,8 @@ def test_an_arm_processor_and_one_without_a_description_have_a_name_too(
 )
 @pytest.mark.usefixtures("zen_4")
 def test_a_restricted_processor_is_named_and_used_as_what_it_computes_with(
-    limit: str, aten: str, instruction_set: str, name: str, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    limit, aten, instruction_set, name, precision, monkeypatch
+):
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     set_capabilities(monkeypatch, *AVX512, "avx512_bf16", aten=aten)
@@ -119,8 +115,8 @@ def test_a_restricted_processor_is_named_and_used_as_what_it_computes_with(
 )
 @pytest.mark.usefixtures("zen_4")
 def test_every_kind_of_processor_has_an_instruction_set_and_the_precision_that_suits_it(
-    flags: tuple[str, ...], aten: str, instruction_set: str, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    flags, aten, instruction_set, precision, monkeypatch
+):
     set_capabilities(monkeypatch, *flags, aten=aten)
     assert machine.instruction_set() == instruction_set
     assert machine.select_precision("auto", CPU) == precision
@@ -128,7 +124,7 @@ def test_every_kind_of_processor_has_an_instruction_set_and_the_precision_that_s
 
 
 @pytest.mark.usefixtures("zen_4")
-def test_the_name_of_a_processors_file_tells_restricted_ones_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_processors_file_tells_restricted_ones_apart(monkeypatch):
     assert machine.processor_slug() == "amd-epyc-zen-4-family-25-model-17-avx512_bf16"
     set_capabilities(monkeypatch, *AVX512, "avx512_bf16", aten="AVX2")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
@@ -148,7 +144,7 @@ ONEDNN_SAYS = {
 
 
 @pytest.mark.parametrize("limit", ["AVX2", "DEFAULT"])
-def test_onednn_and_aten_report_the_same_instruction_set(limit: str) -> None:
+def test_onednn_and_aten_report_the_same_instruction_set(limit):
     code = (
         "import torch; from tinycifar import machine; images = torch.rand(8, 16, 32, 32); "
         "torch.nn.functional.conv2d(images.to(memory_format=torch.channels_last), torch.rand(16, 16, 3, 3)); "
@@ -173,15 +169,13 @@ def test_onednn_and_aten_report_the_same_instruction_set(limit: str) -> None:
         ("aarch64", ("neon",), True),
     ],
 )
-def test_sums_of_bytes_are_exact_with_vnni_and_on_other_architectures(
-    architecture: str, flags: tuple[str, ...], vnni: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sums_of_bytes_are_exact_with_vnni_and_on_other_architectures(architecture, flags, vnni, monkeypatch):
     monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
     set_capabilities(monkeypatch, *flags, aten="AVX2")
     assert machine.has_vnni() is vnni
 
 
-def test_reading_the_commit_writes_nothing_into_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_the_commit_writes_nothing_into_the_repository(tmp_path, monkeypatch):
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)

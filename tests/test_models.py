@@ -15,14 +15,14 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 @every_model
-def test_a_model_turns_images_into_one_logit_a_class(name: str) -> None:
+def test_a_model_turns_images_into_one_logit_a_class(name):
     model = build(name, num_classes=7).eval()
     with torch.no_grad():
         assert model(torch.rand(2, 3, 32, 32)).shape == (2, 7)
 
 
 @every_model
-def test_all_models_but_teachers_keep_to_the_budget_of_200_000_parameters(name: str) -> None:
+def test_all_models_but_teachers_keep_to_the_budget_of_200_000_parameters(name):
     teachers = {recipes.get(recipe.teacher).model for recipe in recipes.RECIPES.values() if recipe.teacher}
     assert (0 < sum(p.numel() for p in build(name).parameters()) < 200_000) == (name not in teachers)
 
@@ -31,12 +31,12 @@ def test_all_models_but_teachers_keep_to_the_budget_of_200_000_parameters(name: 
     ("name", "parameters"),
     [("micronet", 31_604), ("minutenet", 330_176), ("whitenet", 294_304), ("c1c2c3c4o", 195_946)],
 )
-def test_written_out_every_mirrored_filter_counts_twice(name: str, parameters: int) -> None:
+def test_written_out_every_mirrored_filter_counts_twice(name, parameters):
     assert models.written_out(build(name)) == parameters
 
 
 @every_model
-def test_every_parameter_that_is_trained_gets_a_gradient(name: str) -> None:
+def test_every_parameter_that_is_trained_gets_a_gradient(name):
     torch.manual_seed(0)
     model = build(name)
     model(torch.rand(4, 3, 32, 32)).square().sum().backward()
@@ -46,7 +46,7 @@ def test_every_parameter_that_is_trained_gets_a_gradient(name: str) -> None:
 
 
 @every_model
-def test_an_image_gets_the_same_logits_alone_and_in_a_batch(name: str) -> None:
+def test_an_image_gets_the_same_logits_alone_and_in_a_batch(name):
     torch.manual_seed(0)
     with float64(), torch.no_grad():
         model = build(name).eval()
@@ -58,7 +58,7 @@ def test_an_image_gets_the_same_logits_alone_and_in_a_batch(name: str) -> None:
 
 
 @every_model
-def test_the_same_seed_gives_the_same_weights(name: str) -> None:
+def test_the_same_seed_gives_the_same_weights(name):
     weights = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_weights(name: str) -> None:
 
 
 @every_model
-def test_images_are_normalised_inside_the_model(name: str) -> None:
+def test_images_are_normalised_inside_the_model(name):
     torch.manual_seed(0)
     with float64(), torch.no_grad():
         model = build(name).eval()
@@ -82,23 +82,23 @@ def test_images_are_normalised_inside_the_model(name: str) -> None:
 
 
 @every_model
-def test_the_case_of_a_name_is_ignored(name: str) -> None:
+def test_the_case_of_a_name_is_ignored(name):
     assert type(build(name.upper())) is type(build(name))
 
 
-def test_an_unknown_model_is_refused_with_the_names_there_are() -> None:
+def test_an_unknown_model_is_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match=r"'resnet152'.*c1c2c3c4o") as refusal:
         build("resnet152")
     assert "\n" not in str(refusal.value)
 
 
-def test_only_the_dilated_convolution_of_the_reference_has_a_bias() -> None:
+def test_only_the_dilated_convolution_of_the_reference_has_a_bias():
     convolutions = [module for module in build("c1c2c3c4o").modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == 10
     assert [module.dilation for module in convolutions if module.bias is not None] == [(3, 3)]
 
 
-def test_the_blocks_of_the_reference_give_the_sizes_of_its_table() -> None:
+def test_the_blocks_of_the_reference_give_the_sizes_of_its_table():
     model = build("c1c2c3c4o").eval()
     images, sides = torch.rand(1, 3, 32, 32), []
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_the_blocks_of_the_reference_give_the_sizes_of_its_table() -> None:
     assert sides == [(32, 28, 28), (64, 12, 12), (128, 4, 4), (64, 9, 9)]
 
 
-def test_the_whitening_stem_makes_patches_uncorrelated_and_of_unit_variance() -> None:
+def test_the_whitening_stem_makes_patches_uncorrelated_and_of_unit_variance():
     images = data.sample().train_images
     model = build("whitenet")
     model.prepare(images)
@@ -128,7 +128,7 @@ def test_the_whitening_stem_makes_patches_uncorrelated_and_of_unit_variance() ->
     assert second_moments.diagonal().min() > 0.8  # the smallest components, which EPSILON holds back most
 
 
-def test_the_whitening_stem_is_fixed_and_travels_with_the_weights() -> None:
+def test_the_whitening_stem_is_fixed_and_travels_with_the_weights():
     model = build("whitenet")
     assert [key for key, p in model.named_parameters() if p.dim() == 4 and not p.requires_grad] == ["0.weight"]
     assert "0.weight" in model.state_dict()
@@ -136,7 +136,7 @@ def test_the_whitening_stem_is_fixed_and_travels_with_the_weights() -> None:
 
 @pytest.mark.parametrize(("size", "grey"), [(32, False), (32, True), (16, False), (24, False), (64, False)])
 @pytest.mark.parametrize("name", [name for name in MODELS if isinstance(build(name), models.MirroredNet)])
-def test_mirrored_nets_give_an_image_and_its_mirror_image_the_same_logits(name: str, size: int, grey: bool) -> None:
+def test_mirrored_nets_give_an_image_and_its_mirror_image_the_same_logits(name, size, grey):
     torch.manual_seed(0)
     images = data.sample(size).train_images[:100]
     if grey:  # patches then fill a third of their space
@@ -160,7 +160,7 @@ def test_mirrored_nets_give_an_image_and_its_mirror_image_the_same_logits(name: 
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
-def test_a_mirrored_convolution_is_a_plain_one_whose_second_half_are_mirror_images(kernel_size: int) -> None:
+def test_a_mirrored_convolution_is_a_plain_one_whose_second_half_are_mirror_images(kernel_size):
     torch.manual_seed(0)
     conv = models.MirroredConv(4, 6, kernel_size)
     mirrored = conv.weight.flip(3)[:, [2, 3, 0, 1]]
@@ -172,7 +172,7 @@ def test_a_mirrored_convolution_is_a_plain_one_whose_second_half_are_mirror_imag
     torch.testing.assert_close(seen, expected)
 
 
-def test_a_mirrored_depthwise_convolution_is_a_plain_one_whose_second_half_are_mirror_images() -> None:
+def test_a_mirrored_depthwise_convolution_is_a_plain_one_whose_second_half_are_mirror_images():
     torch.manual_seed(0)
     conv = models.MirroredDepthwise(6)
     filters = torch.cat([conv.weight, conv.weight.flip(3)])
@@ -183,14 +183,14 @@ def test_a_mirrored_depthwise_convolution_is_a_plain_one_whose_second_half_are_m
     torch.testing.assert_close(seen, expected)
 
 
-def test_filters_of_a_new_block_pass_their_input_on() -> None:
+def test_filters_of_a_new_block_pass_their_input_on():
     block = models.MirroredBlock(4, 6).eval()
     inputs = torch.rand(2, 4, 5, 5)
     with torch.no_grad():
         torch.testing.assert_close(block(inputs)[:, [0, 1, 3, 4]], inputs / (1 + 1e-5) ** 0.5)
 
 
-def test_a_mirrored_norm_in_training_is_batch_normalisation_with_a_shift_for_each_pair() -> None:
+def test_a_mirrored_norm_in_training_is_batch_normalisation_with_a_shift_for_each_pair():
     torch.manual_seed(0)
     norm, plain = models.MirroredNorm(4), torch.nn.BatchNorm2d(4, momentum=0.2)
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_a_mirrored_norm_in_training_is_batch_normalisation_with_a_shift_for_eac
     torch.testing.assert_close(norm.running_var, plain.running_var)
 
 
-def test_blocks_that_add_their_input_give_it_back_if_their_filters_are_zero() -> None:
+def test_blocks_that_add_their_input_give_it_back_if_their_filters_are_zero():
     inputs = torch.randn(2, 8, 6, 6)
     for block in (
         models.MirroredBlock(8, 8, residual=True),
@@ -218,7 +218,7 @@ def test_blocks_that_add_their_input_give_it_back_if_their_filters_are_zero() ->
 
 
 @pytest.mark.parametrize("separable", [False, True])
-def test_a_pooling_block_takes_the_largest_of_four_behind_its_first_convolution(separable: bool) -> None:
+def test_a_pooling_block_takes_the_largest_of_four_behind_its_first_convolution(separable):
     torch.manual_seed(0)
     block = models.MirroredBlock(4, 6, pool=True, separable=separable).eval()
     inputs = torch.randn(2, 4, 6, 6)
@@ -231,7 +231,7 @@ def test_a_pooling_block_takes_the_largest_of_four_behind_its_first_convolution(
 
 
 @every_model
-def test_a_model_takes_every_size_of_image_that_it_says_it_takes(name: str) -> None:
+def test_a_model_takes_every_size_of_image_that_it_says_it_takes(name):
     sizes = models.image_sizes(name)
     assert sizes[-1] == 64
     for size in sizes if name != "teachernet" else (16, 64):
@@ -245,7 +245,7 @@ def test_a_model_takes_every_size_of_image_that_it_says_it_takes(name: str) -> N
 
 
 @every_model
-def test_width_scales_the_parameters_by_about_its_square_and_one_leaves_them_as_they_are(name: str) -> None:
+def test_width_scales_the_parameters_by_about_its_square_and_one_leaves_them_as_they_are(name):
     widths = [0.1, 0.5, 0.75, 1.0, 1.5, 2.0, 8.0]
     counts = [sum(parameter.numel() for parameter in build(name, width=width).parameters()) for width in widths]
     assert counts == sorted(set(counts))
@@ -253,7 +253,7 @@ def test_width_scales_the_parameters_by_about_its_square_and_one_leaves_them_as_
     assert 3.1 < counts[5] / counts[3] < 4.1
 
 
-def test_on_grey_images_the_whitening_stem_leaves_out_the_colours_that_are_not_there() -> None:
+def test_on_grey_images_the_whitening_stem_leaves_out_the_colours_that_are_not_there():
     model = build("whitenet", width=2.0)
     grey = data.sample().train_images.float().mean(1, keepdim=True).byte().expand(-1, 3, -1, -1)
     values = grey.float() / 255
@@ -275,9 +275,7 @@ def test_on_grey_images_the_whitening_stem_leaves_out_the_colours_that_are_not_t
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_images_are_normalized_to_the_same_bits_in_both_memory_formats(
-    channels: int, memory_format: torch.memory_format
-) -> None:
+def test_images_are_normalized_to_the_same_bits_in_both_memory_formats(channels, memory_format):
     model = build("whitenet", channels=channels)
     images = torch.rand(5, channels, 32, 24, generator=torch.Generator().manual_seed(0))
     expected = (images - model.mean) / model.std

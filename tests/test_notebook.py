@@ -29,7 +29,7 @@ def stored() -> dict[str, Any]:
     return content
 
 
-def test_the_stored_notebook_shows_what_its_own_cells_gave_in_order(stored: dict[str, Any]) -> None:
+def test_the_stored_notebook_shows_what_its_own_cells_gave_in_order(stored):
     cells = code_cells(stored)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
@@ -40,12 +40,12 @@ def test_the_stored_notebook_shows_what_its_own_cells_gave_in_order(stored: dict
     assert NOTEBOOK.stat().st_size < 650_000
 
 
-def test_the_stored_notebook_trained_as_well_as_its_recipe_does(stored: dict[str, Any]) -> None:
+def test_the_stored_notebook_trained_as_well_as_its_recipe_does(stored):
     (accuracy,) = re.findall(r"Validation accuracy: (\d+\.\d+)%", json.dumps(stored))[-1:]
     assert float(accuracy) == pytest.approx(86.4, abs=2)
 
 
-def test_the_stored_notebook_tells_no_place_of_the_machine_that_it_ran_on(stored: dict[str, Any]) -> None:
+def test_the_stored_notebook_tells_no_place_of_the_machine_that_it_ran_on(stored):
     told = [
         json.dumps({kind: value for kind, value in output.get("data", output).items() if kind != "image/png"})
         for cell in code_cells(stored)
@@ -56,7 +56,7 @@ def test_the_stored_notebook_tells_no_place_of_the_machine_that_it_ran_on(stored
 
 
 @pytest.mark.end_to_end
-def test_the_notebook_runs_on_the_sample_and_shows_its_pictures(tmp_path: Path, stored: dict[str, Any]) -> None:
+def test_the_notebook_runs_on_the_sample_and_shows_its_pictures(tmp_path, stored):
     notebook = load_script("tour").execute(tmp_path, data='"sample", 100')  # an error of a cell would be raised
     assert pictures_in(notebook) == pictures_in(stored)
     assert "Validation accuracy: " in json.dumps(notebook)

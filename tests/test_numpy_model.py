@@ -1,5 +1,4 @@
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from tinycifar import catalog, data, inference, models, numpy_model, predictions
 
 
 @pytest.mark.parametrize("name", catalog.shipped())
-def test_a_shipped_model_gives_the_same_logits_in_numpy_as_in_pytorch(name: str) -> None:
+def test_a_shipped_model_gives_the_same_logits_in_numpy_as_in_pytorch(name):
     images = data.sample().test_images
     expected = inference.logits(trained.load(name, "cpu").model, images)
     quick = numpy_model.load(name)
@@ -24,7 +23,7 @@ def test_a_shipped_model_gives_the_same_logits_in_numpy_as_in_pytorch(name: str)
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", ["micronet", "minutenet", "whitenet", "nanonet", "accuratenet", "teachernet"])
-def test_every_mirrored_architecture_gives_the_same_logits_in_numpy(name: str, channels: int) -> None:
+def test_every_mirrored_architecture_gives_the_same_logits_in_numpy(name, channels):
     torch.manual_seed(0)
     model = models.build(name, 3, image_size=24, width=0.25, channels=channels)
     images = data.sample(24, channels).train_images[:50]
@@ -38,7 +37,7 @@ def test_every_mirrored_architecture_gives_the_same_logits_in_numpy(name: str, c
     torch.testing.assert_close(torch.from_numpy(quick.logits(images.numpy())), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_weights_that_are_not_those_shipped_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_that_are_not_those_shipped_are_refused(monkeypatch, tmp_path):
     shutil.copytree(catalog.WEIGHTS, tmp_path / "weights")
     monkeypatch.setattr(catalog, "WEIGHTS", tmp_path / "weights")
     numpy_model.load("nano")

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ def old(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["run", "weights.safetensors"])
-def test_old_weights_give_the_logits_that_were_stored_with_them(name: str) -> None:
+def test_old_weights_give_the_logits_that_were_stored_with_them(name):
     model = trained.load(OLD / name, "cpu")
     evaluation = inference.evaluate_model(model)
     stored = load_file(OLD / "run" / "evaluation.safetensors")
@@ -31,7 +30,7 @@ def test_old_weights_give_the_logits_that_were_stored_with_them(name: str) -> No
     assert evaluation.scores.split == "validation"
 
 
-def test_an_old_evaluation_is_read_as_it_was_written_and_gives_a_report_and_a_comparison(old: Path) -> None:
+def test_an_old_evaluation_is_read_as_it_was_written_and_gives_a_report_and_a_comparison(old):
     evaluation = json.loads((old / "run" / "evaluation.json").read_text())
     scores = typed.to_json(run.read_evaluation(old / "run"))
     assert {name: scores[name] for name in evaluation} == evaluation
@@ -43,7 +42,7 @@ def test_an_old_evaluation_is_read_as_it_was_written_and_gives_a_report_and_a_co
     assert any(f"{evaluation['accuracy']:.2%}" in line for line in lines)
 
 
-def test_an_old_run_that_was_stopped_is_resumed_without_a_warning_about_the_processors_name(old: Path) -> None:
+def test_an_old_run_that_was_stopped_is_resumed_without_a_warning_about_the_processors_name(old):
     environment = json.loads((old / "stopped" / "environment.json").read_text())
     result = training.train(run.read_recipe(old / "stopped"), "sample", resume=old / "stopped", limit=120)
     assert result.complete
@@ -57,7 +56,7 @@ def test_an_old_run_that_was_stopped_is_resumed_without_a_warning_about_the_proc
     assert {name: resumed[name] for name in kept} == {name: environment[name] for name in kept}
 
 
-def test_a_new_run_starts_from_the_weights_of_an_old_one(old: Path, tmp_path: Path) -> None:
+def test_a_new_run_starts_from_the_weights_of_an_old_one(old, tmp_path):
     recipe = run.read_recipe(old / "run")
     result = training.train(recipe, data.sample(), out=tmp_path / "new", init=trained.load(old / "run", "cpu"))
     assert result.complete
@@ -65,7 +64,7 @@ def test_a_new_run_starts_from_the_weights_of_an_old_one(old: Path, tmp_path: Pa
     assert init.sha256 == trained.load(old / "run", "cpu").sha256
 
 
-def test_a_sweep_adds_a_trial_to_an_old_study(old: Path, tinycifar: Any) -> None:
+def test_a_sweep_adds_a_trial_to_an_old_study(old, tinycifar):
     fields = ["width=0.1", "precision=float32", "batch_size=40"]
     fields += ["model=whitenet", "muon_learning_rate=0.1", "muon_momentum=0.7"]  # as `minute` was
     fields += ["max_learning_rate=0.5", "small_fraction=0"]

@@ -19,7 +19,7 @@ def settings(recipe: recipes.Recipe) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", ["reference-30", "reference-40", "reference-30-as-run", "reference-40-as-run"])
-def test_the_learning_rate_after_every_epoch_is_the_one_the_original_logged(name: str) -> None:
+def test_the_learning_rate_after_every_epoch_is_the_one_the_original_logged(name):
     recipe = recipes.get(name)
     rows = list(csv.DictReader((ORIGINAL / f"log-{recipe.epochs}-epochs.csv").read_text().splitlines()))
     assert len(rows) == recipe.epochs
@@ -30,7 +30,7 @@ def test_the_learning_rate_after_every_epoch_is_the_one_the_original_logged(name
 
 @pytest.mark.parametrize("anneal", ["cosine", "linear"])
 @pytest.mark.parametrize("total_steps", [10, 77, 11_730])
-def test_rate_and_momentum_equal_those_of_torch_at_every_step(total_steps: int, anneal: str) -> None:
+def test_rate_and_momentum_equal_those_of_torch_at_every_step(total_steps, anneal):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -50,7 +50,7 @@ def test_rate_and_momentum_equal_those_of_torch_at_every_step(total_steps: int, 
             scheduler.step()
 
 
-def test_a_schedule_of_one_or_two_steps_has_finite_rates() -> None:
+def test_a_schedule_of_one_or_two_steps_has_finite_rates():
     for step, total_steps, warmup in [(s, total, w) for total in (1, 2) for s in range(total + 1) for w in (0.3, 0.5)]:
         fractions = settings(recipes.get("reference-30")) | {"warmup_fraction": warmup}
         rate, momentum = one_cycle(step, total_steps, **fractions)
@@ -59,12 +59,12 @@ def test_a_schedule_of_one_or_two_steps_has_finite_rates() -> None:
 
 
 @pytest.mark.parametrize("step", [-1, 11])
-def test_a_step_outside_the_schedule_is_refused(step: int) -> None:
+def test_a_step_outside_the_schedule_is_refused(step):
     with pytest.raises(ValueError, match="between 0 and 10"):
         one_cycle(step, 10, **settings(recipes.get("reference-30")))
 
 
-def test_a_held_rate_stays_at_its_maximum_and_falls_in_a_straight_line_to_its_end() -> None:
+def test_a_held_rate_stays_at_its_maximum_and_falls_in_a_straight_line_to_its_end():
     fractions = {"warmup_fraction": 0.1, "hold_fraction": 0.5, "div_factor": 10, "final_div_factor": 10}
     momenta = {"base_momentum": 0.8, "max_momentum": 0.9}
     rates = [one_cycle(step, 100, **fractions, **momenta, anneal="linear") for step in range(101)]
@@ -75,7 +75,7 @@ def test_a_held_rate_stays_at_its_maximum_and_falls_in_a_straight_line_to_its_en
 
 
 @pytest.mark.parametrize("shape", [(8, 27), (40, 9), (16, 16)])
-def test_orthogonalizing_keeps_singular_vectors_and_brings_their_values_near_one(shape: tuple[int, int]) -> None:
+def test_orthogonalizing_keeps_singular_vectors_and_brings_their_values_near_one(shape):
     generator = torch.Generator().manual_seed(0)
     left, _ = torch.linalg.qr(torch.randn(shape[0], shape[0], generator=generator))
     right, _ = torch.linalg.qr(torch.randn(shape[1], shape[1], generator=generator))
@@ -89,7 +89,7 @@ def test_orthogonalizing_keeps_singular_vectors_and_brings_their_values_near_one
     assert found.diagonal().max() < 1.5
 
 
-def test_muon_scales_the_filters_and_takes_a_nesterov_step_of_the_orthogonal_update() -> None:
+def test_muon_scales_the_filters_and_takes_a_nesterov_step_of_the_orthogonal_update():
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(6, 2, 3, 3))
     optimizer = Muon([weight], lr=0.1, momentum=0.5)
@@ -104,7 +104,7 @@ def test_muon_scales_the_filters_and_takes_a_nesterov_step_of_the_orthogonal_upd
         torch.testing.assert_close(weight.detach(), before)
 
 
-def test_muon_leaves_what_has_no_gradient_alone() -> None:
+def test_muon_leaves_what_has_no_gradient_alone():
     weight = nn.Parameter(torch.ones(2, 2))
     Muon([weight], lr=1.0, momentum=0.5).step()
     assert torch.equal(weight.detach(), torch.ones(2, 2))
@@ -116,7 +116,7 @@ def built(model: nn.Module, name: str) -> list[torch.optim.Optimizer]:
 
 
 @pytest.mark.parametrize("name", ["sgd", "muon"])
-def test_every_trained_parameter_is_in_one_optimizer_and_muon_has_the_filters_only(name: str) -> None:
+def test_every_trained_parameter_is_in_one_optimizer_and_muon_has_the_filters_only(name):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     next(model.parameters()).requires_grad_(False)
     optimizers = built(model, name)
@@ -128,7 +128,7 @@ def test_every_trained_parameter_is_in_one_optimizer_and_muon_has_the_filters_on
         assert shapes == [[(4,), (4, 4, 3, 3), *rest[1:]]]
 
 
-def test_rates_are_fractions_of_each_groups_maximum_and_muon_keeps_its_momentum() -> None:
+def test_rates_are_fractions_of_each_groups_maximum_and_muon_keeps_its_momentum():
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     optimizers = built(model, "muon")
     for _ in range(2):

@@ -11,7 +11,7 @@ from tinycifar.recipes import RECIPES, Recipe, with_settings
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-def test_the_reference_recipes_are_what_the_original_describes() -> None:
+def test_the_reference_recipes_are_what_the_original_describes():
     for name, epochs, augmentation in [
         ("reference-30", 30, "reference"),
         ("reference-40", 40, "reference"),
@@ -24,7 +24,7 @@ def test_the_reference_recipes_are_what_the_original_describes() -> None:
         assert (recipe.watch_test, recipe.validation_images) == (True, 0)
 
 
-def test_the_expected_score_of_every_recipe_is_that_of_its_records() -> None:
+def test_the_expected_score_of_every_recipe_is_that_of_its_records():
     for recipe in RECIPES.values():
         records = [json.loads(path.read_text()) for path in sorted((RESULTS / recipe.name).glob("seed-*.json"))]
         if not records:
@@ -37,12 +37,12 @@ def test_the_expected_score_of_every_recipe_is_that_of_its_records() -> None:
         assert recipe.expected_minutes == pytest.approx(minutes, abs=0.05)
 
 
-def test_an_unknown_recipe_is_refused_with_the_list_of_names() -> None:
+def test_an_unknown_recipe_is_refused_with_the_list_of_names():
     with pytest.raises(ValueError, match=r"unknown recipe 'resnet'; allowed are: .*reference-30"):
         recipes.get("resnet")
 
 
-def test_settings_change_fields_and_keep_their_types() -> None:
+def test_settings_change_fields_and_keep_their_types():
     changed = with_settings(
         recipes.get("reference-30"),
         ["batch_size=64", "max_learning_rate=1e-2", "watch_test=false", "model=C1C2C3C4O"],
@@ -66,13 +66,13 @@ def test_settings_change_fields_and_keep_their_types() -> None:
         ("weight_decay=nan", "weight_decay must lie between 0 and 1, not nan"),
     ],
 )
-def test_a_bad_setting_is_refused_saying_what_is_allowed(setting: str, message: str) -> None:
+def test_a_bad_setting_is_refused_saying_what_is_allowed(setting, message):
     with pytest.raises(ValueError, match=message):
         with_settings(recipes.get("reference-30"), [setting])
 
 
 @pytest.mark.parametrize("name", ['say "hi"', "../../x", "", "a b", "x\n", "a" * 101, ".hidden", "a/b", "a\\b"])
-def test_a_name_that_cannot_be_a_folder_or_a_value_in_a_file_is_refused(name: str) -> None:
+def test_a_name_that_cannot_be_a_folder_or_a_value_in_a_file_is_refused(name):
     with pytest.raises(ValueError, match="name takes letters, digits"):
         replace(recipes.get("minute"), name=name)
     with pytest.raises(ValueError, match=r"(teacher|name) takes"):
@@ -80,13 +80,13 @@ def test_a_name_that_cannot_be_a_folder_or_a_value_in_a_file_is_refused(name: st
 
 
 @pytest.mark.parametrize("name", ["größe", "猫-1", "\U0001d49c.b", "a" * 100])
-def test_a_recipe_with_any_allowed_name_and_teacher_is_read_back_from_its_file(tmp_path: Path, name: str) -> None:
+def test_a_recipe_with_any_allowed_name_and_teacher_is_read_back_from_its_file(tmp_path, name):
     recipe = replace(recipes.get("minute"), name=name, teacher=name)
     (tmp_path / "recipe.toml").write_text(recipes.to_toml(recipe), encoding="utf-8")
     assert recipes.same(recipes.read(tmp_path / "recipe.toml"), recipe)
 
 
-def test_every_range_is_checked_at_both_ends_where_the_field_states_it() -> None:
+def test_every_range_is_checked_at_both_ends_where_the_field_states_it():
     ranges = {name: info for name, info in INFO.items() if info.low is not None}
     numbers = {field.name for field in fields(Recipe) if field.type in ("int", "float")}
     assert ranges.keys() == numbers - {"channels", "image_size"}
@@ -104,13 +104,13 @@ def test_every_range_is_checked_at_both_ends_where_the_field_states_it() -> None
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_a_recipe_written_as_a_file_is_read_as_the_same_one(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_recipe_written_as_a_file_is_read_as_the_same_one(recipe, tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(recipes.to_toml(recipe))
     assert recipes.get(str(file)) == recipe
 
 
-def test_an_edited_file_is_a_recipe_of_its_own_with_defaults_for_what_it_leaves_out(tmp_path: Path) -> None:
+def test_an_edited_file_is_a_recipe_of_its_own_with_defaults_for_what_it_leaves_out(tmp_path):
     file = tmp_path / "small-one.toml"
     file.write_text('model = "nanonet"\nepochs = 3\naugmentation = "none"\nwidth = 0.5\n')
     expected = Recipe("small-one", model="nanonet", epochs=3, augmentation="none", width=0.5)
@@ -141,7 +141,7 @@ def test_an_edited_file_is_a_recipe_of_its_own_with_defaults_for_what_it_leaves_
         ("WHOLE\nexpected_minutes = 1\n", r"mine.toml, line 4: unknown recipe field 'expected_minutes'"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused_with_its_line_and_field(text: str, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_recipe_is_refused_with_its_line_and_field(text, message, tmp_path):
     text = text.replace("WHOLE", 'model = "whitenet"\nepochs = 4\naugmentation = "none"')
     if text.count("epochs =") > 1 and text.startswith("model"):
         text = text.replace("epochs = 4\n", "batch_size = 4\n")
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_recipe_is_refused_with_its_line_and_field(text: str, 
         recipes.get(str(tmp_path / "mine.toml"))
 
 
-def test_a_missing_file_is_refused_saying_how_to_write_one(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused_saying_how_to_write_one(tmp_path):
     with pytest.raises(
         ValueError, match=r"my.toml does not exist; `tinycifar recipes show NAME > .*my.toml` writes one"
     ):
@@ -158,7 +158,7 @@ def test_a_missing_file_is_refused_saying_how_to_write_one(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("name", "most"), [("minute", 100_000), ("nano", 77_472), ("reference-30", 500_000)])
-def test_the_widest_recipe_of_a_budget_fits_it_and_one_hundredth_more_does_not(name: str, most: int) -> None:
+def test_the_widest_recipe_of_a_budget_fits_it_and_one_hundredth_more_does_not(name, most):
     def parameters(width: float) -> int:
         model = replace(recipe, width=width).build(num_classes=7)
         return sum(parameter.numel() for parameter in model.parameters())
@@ -169,6 +169,6 @@ def test_the_widest_recipe_of_a_budget_fits_it_and_one_hundredth_more_does_not(n
     assert replace(recipe, width=1.0) == recipes.get(name)
 
 
-def test_a_budget_below_the_narrowest_model_is_refused_with_its_size() -> None:
+def test_a_budget_below_the_narrowest_model_is_refused_with_its_size():
     with pytest.raises(ValueError, match=r"minutenet has at least 1,\d+ parameters with 10 classes, more than 1,000"):
         recipes.widest(recipes.get("minute"), 1_000)

@@ -32,7 +32,7 @@ def trained_seed(tmp_path: Path) -> Path:
     return tmp_path / "many"
 
 
-def test_accuracies_are_summed_up_with_students_interval() -> None:
+def test_accuracies_are_summed_up_with_students_interval():
     found = seeds.spread([0.85, 0.86, 0.87])
     assert (found["mean"], found["min"], found["max"]) == (pytest.approx(0.86), 0.85, 0.87)
     assert found["standard_deviation"] == pytest.approx(0.01)
@@ -41,7 +41,7 @@ def test_accuracies_are_summed_up_with_students_interval() -> None:
 
 
 @pytest.mark.slow
-def test_python_trains_several_seeds_and_adds_more_to_a_folder_with_one_summary_of_all(tmp_path: Path) -> None:
+def test_python_trains_several_seeds_and_adds_more_to_a_folder_with_one_summary_of_all(tmp_path):
     first = tinycifar.train("minute", seeds=2, seed=3, out=tmp_path / "many", **SHORT)
     assert [result.record["seed"] for result in first.results] == [3, 4]
     assert first.summary["finished"] == [3, 4]
@@ -54,7 +54,7 @@ def test_python_trains_several_seeds_and_adds_more_to_a_folder_with_one_summary_
     assert json.loads((tmp_path / "many" / "summary.json").read_text()) == more.summary
 
 
-def test_what_several_seeds_cannot_do_is_refused(tmp_path: Path) -> None:
+def test_what_several_seeds_cannot_do_is_refused(tmp_path):
     with pytest.raises(ValueError, match="jobs is the number of seeds"):
         tinycifar.train("minute", jobs=2, **SHORT)
     with pytest.raises(ValueError, match="need data from a file or folder"):
@@ -71,21 +71,19 @@ def test_what_several_seeds_cannot_do_is_refused(tmp_path: Path) -> None:
         ({"weight_decay": 0.1}, r"weight_decay was 0\.0, not 0\.1"),
     ],
 )
-def test_a_new_seed_beside_others_is_trained_as_they_were(
-    trained_seed: Path, change: dict[str, Any], message: str
-) -> None:
+def test_a_new_seed_beside_others_is_trained_as_they_were(trained_seed, change, message):
     with pytest.raises(ValueError, match=f"seed-0 was trained with different settings: {message}"):
         tinycifar.train("minute", seeds=1, seed=1, out=trained_seed, **{**SHORT, **change})
     assert [path.name for path in run.seeds(trained_seed)] == ["seed-0"]
 
 
-def test_what_is_refused_leaves_no_dated_folder_behind() -> None:
+def test_what_is_refused_leaves_no_dated_folder_behind():
     with pytest.raises(ValueError, match="cannot keep 500 training images"):
         tinycifar.train("minute", seeds=1, **{**SHORT, "limit": 500})
     assert list(Path().iterdir()) == []
 
 
-def test_a_request_survives_the_way_to_a_child() -> None:
+def test_a_request_survives_the_way_to_a_child():
     request = Request(
         recipe=recipes.get("nano"), data="sample", resume=Path("a b/ü"), teachers=("x", "y"), seed=3, limit=5
     )
@@ -99,7 +97,7 @@ def test_a_request_survives_the_way_to_a_child() -> None:
         (800.0, "In parallel takes 25% more time than in turn: one after the other is faster"),
     ],
 )
-def test_whether_parallel_is_faster_is_said(together: float, told: str) -> None:
+def test_whether_parallel_is_faster_is_said(together, told):
     measured = speed.Speed(alone=1000.0, together=together, jobs=2, threads=2)
     assert measured.describe() == (
         f"2 in parallel, 1 thread each, train {together:,.0f} images/s; one alone with 2 threads 1,000. {told}"
@@ -107,9 +105,7 @@ def test_whether_parallel_is_faster_is_said(together: float, told: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_seed_that_is_killed_is_reported_and_no_other_ones_result_is_its(
-    tinycifar: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_seed_that_is_killed_is_reported_and_no_other_ones_result_is_its(tinycifar, monkeypatch):
     def run_all(work: str, requests: list[dict[str, Any]], parallel: int, stop: Any) -> Iterator[jobs.Ended]:
         for index, request in enumerate(requests):
             out = Path(request["request"]["out"])
@@ -131,9 +127,7 @@ def test_a_seed_that_is_killed_is_reported_and_no_other_ones_result_is_its(
     assert json.loads(Path("many/summary.json").read_text())["finished"] == [0, 2]
 
 
-def test_a_trial_of_speed_opens_no_test_image_and_one_that_diverges_is_no_reason_to_refuse(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_trial_of_speed_opens_no_test_image_and_one_that_diverges_is_no_reason_to_refuse(monkeypatch):
     asked: list[dict[str, Any]] = []
 
     def run_all(work: str, requests: list[dict[str, Any]], parallel: int, stop: Any) -> Iterator[jobs.Ended]:
@@ -153,7 +147,7 @@ def test_a_trial_of_speed_opens_no_test_image_and_one_that_diverges_is_no_reason
 
 @pytest.mark.end_to_end
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
-def test_seeds_in_parallel_end_with_the_command_that_started_them(tmp_path: Path) -> None:
+def test_seeds_in_parallel_end_with_the_command_that_started_them(tmp_path):
     words = ["train", "--data", "sample", "--epochs", "900", "--seeds", "2", "--jobs", "2", "--threads", "2"]
     command = [sys.executable, "-m", "tinycifar", *words, "--out", str(tmp_path / "many")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
@@ -171,9 +165,7 @@ def test_seeds_in_parallel_end_with_the_command_that_started_them(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_seeds_in_parallel_are_the_runs_that_each_would_be_alone_with_its_threads(
-    tinycifar: Any, tmp_path: Path
-) -> None:
+def test_seeds_in_parallel_are_the_runs_that_each_would_be_alone_with_its_threads(tinycifar, tmp_path):
     words = ["train", "minute", "--data", "sample", "--epochs", "2", "--limit", "64"]
     for seed, out in ((0, "many/seed-0"), (1, "alone")):  # in parallel, the first is resumed, at its end
         alone = tinycifar(*words, "--seed", str(seed), "--threads", "1", "--out", out)
@@ -191,7 +183,7 @@ def test_seeds_in_parallel_are_the_runs_that_each_would_be_alone_with_its_thread
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_program_that_trains_in_a_loop_ends_the_loop_with_a_checkpoint(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_program_that_trains_in_a_loop_ends_the_loop_with_a_checkpoint(tmp_path):
     program = """
 import os, signal, tinycifar
 from tinycifar import augment

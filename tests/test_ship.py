@@ -47,7 +47,7 @@ def runs(trainings: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: py
     return directory, twin
 
 
-def test_a_run_is_shipped_with_the_temperature_of_its_twin(runs: tuple[Path, Path]) -> None:
+def test_a_run_is_shipped_with_the_temperature_of_its_twin(runs):
     directory, twin = runs
     content = ship.ship(directory, twin)
     model = trained.load("minute")
@@ -72,9 +72,7 @@ def test_a_run_is_shipped_with_the_temperature_of_its_twin(runs: tuple[Path, Pat
         (1, "evaluation.json", {"split": "test"}, "was not trained to its end and evaluated on its validation images"),
     ],
 )
-def test_runs_that_are_not_fit_are_refused(
-    runs: tuple[Path, Path], which: int, file: str, changes: dict[str, Any], message: str
-) -> None:
+def test_runs_that_are_not_fit_are_refused(runs, which, file, changes, message):
     change(runs[which] / file, **changes)
     with pytest.raises(ValueError, match=message):
         ship.ship(*runs)
@@ -82,8 +80,8 @@ def test_runs_that_are_not_fit_are_refused(
 
 
 def test_a_kept_run_can_be_used_like_any_other_and_does_not_say_by_which_command_it_was_trained(
-    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    runs, tmp_path, monkeypatch
+):
     monkeypatch.setattr(keep_run, "ROOT", tmp_path)
     kept = keep_run.keep(runs[0])
     assert kept == tmp_path / "results" / "minute" / "seed-0"
@@ -98,7 +96,7 @@ def test_a_kept_run_can_be_used_like_any_other_and_does_not_say_by_which_command
         keep_run.keep(runs[0])
 
 
-def test_the_kept_teacher_has_the_accuracy_of_its_record_and_may_teach_a_recorded_run() -> None:
+def test_the_kept_teacher_has_the_accuracy_of_its_record_and_may_teach_a_recorded_run():
     results = Path(__file__).parents[1] / "results" / "teacher"
     teachers = distill.load(results)
     distill.check_record(recipes.get("micro"), teachers)

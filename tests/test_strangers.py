@@ -140,7 +140,7 @@ def in_a_process(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_damaged_pictures_are_read_or_refused_quickly_and_in_little_memory(tmp_path: Path) -> None:
+def test_damaged_pictures_are_read_or_refused_quickly_and_in_little_memory(tmp_path):
     contents = originals()
     (tmp_path / "0000-whole.png").write_bytes(contents["colour.png"])
     for number, mutant in enumerate(mutants(list(contents.values()), 500, seed=0)):
@@ -227,7 +227,7 @@ def bombs() -> dict[str, Callable[[], bytes]]:
 
 
 @pytest.mark.slow
-def test_bombs_are_refused_or_read_in_little_memory(tmp_path: Path) -> None:
+def test_bombs_are_refused_or_read_in_little_memory(tmp_path):
     (tmp_path / "0000-whole.png").write_bytes(originals()["colour.png"])
     for name, make in bombs().items():
         (tmp_path / name).write_bytes(make())
@@ -251,14 +251,14 @@ def test_bombs_are_refused_or_read_in_little_memory(tmp_path: Path) -> None:
     assert sizes["phone.jpg"] == [300, 300]
 
 
-def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "MOST_BYTES", 100)
     (tmp_path / "large.png").write_bytes(originals()["colour.png"])
     with pytest.raises(ValueError, match=r"large\.png: [\d,]+ bytes, allowed are 100"):
         pictures.read(tmp_path / "large.png")
 
 
-def test_damaged_weights_are_loaded_or_refused_in_one_line(trained_once: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_loaded_or_refused_in_one_line(trained_once, tmp_path):
     content = (trained_once / "model.safetensors").read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     path = tmp_path / "weights.safetensors"
@@ -284,9 +284,7 @@ def test_damaged_weights_are_loaded_or_refused_in_one_line(trained_once: Path, t
         (b"", "is not a readable safetensors file"),
     ],
 )
-def test_headers_that_are_too_large_too_deep_or_missing_are_refused(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
+def test_headers_that_are_too_large_too_deep_or_missing_are_refused(tmp_path, content, message):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         trained.load(tmp_path / "x.safetensors")
@@ -321,16 +319,14 @@ def write_weights(path: Path, tensors: dict[str, torch.Tensor], **changes: Any) 
     ],
     ids=range(12),
 )
-def test_weights_of_other_shapes_and_names_that_are_no_names_are_refused(
-    trained_once: Path, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_weights_of_other_shapes_and_names_that_are_no_names_are_refused(trained_once, tmp_path, changes, message):
     write_weights(tmp_path / "x.safetensors", load_file(trained_once / "model.safetensors"), **changes)
     with pytest.raises(ValueError, match=message):
         trained.load(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.complex64, torch.bool, torch.float64])
-def test_weights_of_another_type_of_numbers_are_refused(trained_once: Path, tmp_path: Path, kind: torch.dtype) -> None:
+def test_weights_of_another_type_of_numbers_are_refused(trained_once, tmp_path, kind):
     tensors = load_file(trained_once / "model.safetensors")
     write_weights(tmp_path / "x.safetensors", {name: tensor.to(kind) for name, tensor in tensors.items()})
     with pytest.raises(ValueError, match=r"do not fit the model whitenet|is not a readable safetensors file"):
@@ -357,9 +353,7 @@ OTHER = "^{}.* is not as tinycifar writes it"
         ("evaluation.json", {"images": 0}, OTHER),
     ],
 )
-def test_values_that_no_run_has_are_refused_by_name(
-    trained_once: Path, tmp_path: Path, name: str, changes: dict[str, Any], message: str
-) -> None:
+def test_values_that_no_run_has_are_refused_by_name(trained_once, tmp_path, name, changes, message):
     shutil.copytree(trained_once, tmp_path / "run")
     path = tmp_path / "run" / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -369,9 +363,7 @@ def test_values_that_no_run_has_are_refused_by_name(
 
 @pytest.mark.parametrize("name", ["recipe.json", "environment.json", "evaluation.json", "metrics.jsonl"])
 @pytest.mark.parametrize("content", ["", "[]", "null", "[" * 100_000, '{"data": {"data": 1}}', "\x00"])
-def test_a_run_with_a_file_of_another_form_is_refused_in_one_line_or_read(
-    trained_once: Path, tmp_path: Path, name: str, content: str
-) -> None:
+def test_a_run_with_a_file_of_another_form_is_refused_in_one_line_or_read(trained_once, tmp_path, name, content):
     shutil.copytree(trained_once, tmp_path / "run")
     (tmp_path / "run" / name).write_text(content)
     if name != "metrics.jsonl" or content:
@@ -386,7 +378,7 @@ def test_a_run_with_a_file_of_another_form_is_refused_in_one_line_or_read(
         assert "\n" not in told
 
 
-def test_a_model_of_a_run_whose_environment_is_damaged_names_that_file(trained_once: Path, tmp_path: Path) -> None:
+def test_a_model_of_a_run_whose_environment_is_damaged_names_that_file(trained_once, tmp_path):
     shutil.copytree(trained_once, tmp_path / "run")
     (tmp_path / "run" / "environment.json").write_text('{"data": ')
     with pytest.raises(ValueError, match=r"environment\.json is not valid JSON"):
@@ -394,7 +386,7 @@ def test_a_model_of_a_run_whose_environment_is_damaged_names_that_file(trained_o
 
 
 @pytest.mark.parametrize("image", ["1e999", '"x"', "null"])
-def test_hardest_images_that_are_no_numbers_are_refused_by_name(tmp_path: Path, image: str) -> None:
+def test_hardest_images_that_are_no_numbers_are_refused_by_name(tmp_path, image):
     (tmp_path / "hardest.json").write_text(f'[{{"image": {image}, "loss": 1}}]')
     with pytest.raises(ValueError, match=r"hardest\.json is not as tinycifar writes it; remove it"):
         run.read_hardest(tmp_path)

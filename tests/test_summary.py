@@ -47,7 +47,7 @@ def reference() -> Summary:
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
-def test_the_reference_has_the_34_rows_of_its_own_table(reference: Summary) -> None:
+def test_the_reference_has_the_34_rows_of_its_own_table(reference):
     with (ORIGINAL / "layers.csv").open(newline="") as file:
         expected = [tuple(row.values()) for row in csv.DictReader(file)]
     rows = [
@@ -58,25 +58,25 @@ def test_the_reference_has_the_34_rows_of_its_own_table(reference: Summary) -> N
     assert rows == expected
 
 
-def test_the_reference_has_34_7_million_macs(reference: Summary) -> None:
+def test_the_reference_has_34_7_million_macs(reference):
     assert reference.macs == 34_734_080
     assert sum(row.macs for row in reference.layers) == reference.macs
     # 128 filters of 64 x 3 x 3 at 10 x 10 places; one filter of 3 x 3 a channel at 24 x 24; 64 by 10 of a linear layer
     assert [reference.layers[i - 1].macs for i in (16, 11, 34)] == [7_372_800, 331_776, 640]
 
 
-def test_the_reference_sees_45_pixels_at_its_last_convolution(reference: Summary) -> None:
+def test_the_reference_sees_45_pixels_at_its_last_convolution(reference):
     assert reference.receptive_field == 45
     convolutions = [row.receptive_field for row in reference.layers if row.layer == "Conv2d"]
     # By hand, from the kernel sizes, strides and dilations in the reference's README.
     assert convolutions == [3, 5, 7, 9, 9, 13, 17, 17, 21, 45]
 
 
-def test_pooling_over_a_map_sees_all_of_its_positions(reference: Summary) -> None:
+def test_pooling_over_a_map_sees_all_of_its_positions(reference):
     assert [row.receptive_field for row in reference.layers[30:]] == [45 + (9 - 1) * 4] * 4
 
 
-def test_the_text_is_the_one_of_the_reference_with_more_columns(reference: Summary) -> None:
+def test_the_text_is_the_one_of_the_reference_with_more_columns(reference):
     lines = render(reference).splitlines()
     for expected in REFERENCE_TEXT.splitlines():
         assert any(line.startswith(expected) for line in lines), expected
@@ -86,7 +86,7 @@ def test_the_text_is_the_one_of_the_reference_with_more_columns(reference: Summa
     assert [row.split()[-2:] for row in rows] == [["2,985,984", "45"]]
 
 
-def test_the_json_form_holds_rows_and_totals_and_survives_writing(reference: Summary) -> None:
+def test_the_json_form_holds_rows_and_totals_and_survives_writing(reference):
     content = as_json(reference)
     assert json.loads(json.dumps(content)) == content
     assert content.keys() == {"layers", "parameters", "macs", "receptive_field"}
@@ -102,13 +102,13 @@ def test_the_json_form_holds_rows_and_totals_and_survives_writing(reference: Sum
 
 
 @every_model
-def test_torchinfo_counts_the_same_parameters(name: str) -> None:
+def test_torchinfo_counts_the_same_parameters(name):
     model = build(name)
     assert summarize(model).parameters == torchinfo.summary(model, (1, 3, 32, 32), verbose=0).total_params
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if not isinstance(build(name), MirroredNet)])
-def test_torchinfo_counts_the_same_macs(name: str) -> None:
+def test_torchinfo_counts_the_same_macs(name):
     model = build(name)
     oracle = torchinfo.summary(model, (1, 3, 32, 32), verbose=0)
     ours = summarize(model)
@@ -147,7 +147,7 @@ def conv(inputs: int, outputs: int, kernel: int, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, bias=False, **options)
 
 
-def test_bare_parameters_and_functional_products_count_in_the_totals() -> None:
+def test_bare_parameters_and_functional_products_count_in_the_totals():
     weight = nn.Parameter(torch.rand(5, 3, 3, 3))
     inner = Made(lambda self, x: F.conv2d(x, self.weight), weight=weight)
     outer = Made(lambda self, x: F.linear(self.inner(x).mean((2, 3)), self.head), inner=inner)
@@ -157,21 +157,21 @@ def test_bare_parameters_and_functional_products_count_in_the_totals() -> None:
     assert (summary.parameters, summary.macs) == (185, 135 * 900 + 50)
 
 
-def test_frozen_and_unused_parameters_count_but_frozen_ones_are_not_trainable() -> None:
+def test_frozen_and_unused_parameters_count_but_frozen_ones_are_not_trainable():
     frozen, unused = conv(3, 2, 1).requires_grad_(False), conv(2, 2, 1)
     summary = summarize(Made(lambda self, x: self.frozen(x), frozen=frozen, unused=unused))
     assert (summary.parameters, summary.trainable_parameters) == (10, 4)
     assert "Non-trainable params: 6" in render(summary).splitlines()
 
 
-def test_sizes_grow_with_the_image() -> None:
+def test_sizes_grow_with_the_image():
     summary = summarize(build("c1c2c3c4o"), image_size=64)
     assert summary.layers[0].output_shape == (32, 62, 62)
     assert summary.receptive_field == 45
     assert summary.input_mb == pytest.approx(4 * 3 * 32 * 32 * 4 / 2**20)
 
 
-def test_a_model_is_left_as_it_was() -> None:
+def test_a_model_is_left_as_it_was():
     torch.manual_seed(0)
     model = nn.Sequential(conv(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
     state, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
@@ -244,7 +244,7 @@ def probe_receptive_field(model: nn.Module, image_size: int = 64, limit: int = 2
     return None
 
 
-def test_filters_that_are_shared_count_once_as_parameters_and_as_often_as_they_are_used_as_macs() -> None:
+def test_filters_that_are_shared_count_once_as_parameters_and_as_often_as_they_are_used_as_macs():
     summary = summarize(build("whitenet"))
     stem, blocks = 48 * 48, [(48, 48, 16), (48, 48, 16), (48, 64, 8), (64, 128, 8), (128, 128, 4)]
     filters = sum(i * o * 9 for i, o, _ in blocks)
@@ -254,7 +254,7 @@ def test_filters_that_are_shared_count_once_as_parameters_and_as_often_as_they_a
 
 
 @every_model
-def test_gradients_prove_the_receptive_field_of_every_model(name: str) -> None:
+def test_gradients_prove_the_receptive_field_of_every_model(name):
     model = build(name)
     probed = probe_receptive_field(model)
     if probed is None:  # a model whose convolutions see the whole image through a gate
@@ -314,7 +314,7 @@ def functional() -> nn.Module:
         (functional, 5 + 2 + 2 + 2 * 4),
     ],
 )
-def test_the_walk_and_the_gradients_agree_on_models_of_many_shapes(make: Callable[[], nn.Module], pixels: int) -> None:
+def test_the_walk_and_the_gradients_agree_on_models_of_many_shapes(make, pixels):
     assert probe_receptive_field(make()) == pixels
     assert summarize(make(), image_size=64).receptive_field == pixels
 
@@ -328,7 +328,7 @@ def gated(squeeze: Callable[[Tensor], Tensor]) -> nn.Module:
 
 
 @pytest.mark.parametrize("squeeze", [lambda x: x.mean((2, 3), keepdim=True), lambda x: F.adaptive_avg_pool2d(x, 1)])
-def test_a_gate_on_the_pooled_map_sees_the_whole_image_and_so_does_what_follows(squeeze: Any) -> None:
+def test_a_gate_on_the_pooled_map_sees_the_whole_image_and_so_does_what_follows(squeeze):
     summary = summarize(gated(squeeze))
     assert [(row.layer, row.receptive_field) for row in summary.layers] == [
         ("Conv2d", 3),
@@ -346,7 +346,7 @@ def test_a_gate_on_the_pooled_map_sees_the_whole_image_and_so_does_what_follows(
         Made(lambda self, x: x.flatten(2).mean(-1)),
     ],
 )
-def test_what_merges_all_positions_sees_all_the_image(head: nn.Module) -> None:
+def test_what_merges_all_positions_sees_all_the_image(head):
     summary = summarize(nn.Sequential(conv(3, 4, 4, stride=2), head))
     assert summary.layers[-1].receptive_field == 32
     assert summary.receptive_field == 4
@@ -362,8 +362,6 @@ def test_what_merges_all_positions_sees_all_the_image(head: nn.Module) -> None:
         ([nn.Conv2d(3, 4, 3, dilation=3, padding=3)], 7, 15),
     ],
 )
-def test_the_last_maps_middle_position_looks_at_a_known_place(
-    layers: list[nn.Module], field: int, centre: float
-) -> None:
+def test_the_last_maps_middle_position_looks_at_a_known_place(layers, field, centre):
     table = summarize(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
     assert (table.map_field, table.map_centre) == (field, centre)

@@ -32,7 +32,7 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def test_weights_load_from_their_file_and_from_the_run_directory(weights: Path) -> None:
+def test_weights_load_from_their_file_and_from_the_run_directory(weights):
     model = trained.load(weights)
     assert (model.model_name, model.recipe, model.classes) == ("c1c2c3c4o", "reference-30", CLASSES)
     assert (model.data, model.validation_images, model.temperature) == ("sample", 0, 0.7)
@@ -41,7 +41,7 @@ def test_weights_load_from_their_file_and_from_the_run_directory(weights: Path) 
     assert torch.equal(inference.logits(model.model, images), inference.logits(again.model, images))
 
 
-def test_equal_weights_are_equal_files_that_name_their_model_recipe_and_classes(tmp_path: Path) -> None:
+def test_equal_weights_are_equal_files_that_name_their_model_recipe_and_classes(tmp_path):
     model, path = models.build("c1c2c3c4o"), tmp_path / "0"
     for number in range(8):
         trained.save_weights(tmp_path / str(number), model, **{**ABOUT, "classes": ("a", "b")}, temperature=0.1)
@@ -53,7 +53,7 @@ def test_equal_weights_are_equal_files_that_name_their_model_recipe_and_classes(
     assert list(metadata.items()) == list((expected | {"validation_images": 0, "temperature": 0.1}).items())
 
 
-def test_what_is_no_weights_file_of_ours_is_refused_by_name(weights: Path, tmp_path: Path) -> None:
+def test_what_is_no_weights_file_of_ours_is_refused_by_name(weights, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.safetensors").write_text("no weights")
     (tmp_path / "short.safetensors").write_bytes(weights.read_bytes()[:5000])
@@ -73,14 +73,14 @@ def test_what_is_no_weights_file_of_ours_is_refused_by_name(weights: Path, tmp_p
             trained.load(tmp_path / name)
 
 
-def test_a_model_is_called_after_its_run_its_file_or_as_it_is_shipped(weights: Path, tmp_path: Path) -> None:
+def test_a_model_is_called_after_its_run_its_file_or_as_it_is_shipped(weights, tmp_path):
     weights.with_name("mine.safetensors").write_bytes(weights.read_bytes())
     names = [trained.load(source).name for source in (weights, weights.parent, weights.with_name("mine.safetensors"))]
     assert names == ["a run", "a run", "mine"]
     assert trained.load("minute").name == "minute"
 
 
-def test_every_shipped_model_has_the_digest_size_and_score_that_its_json_says() -> None:
+def test_every_shipped_model_has_the_digest_size_and_score_that_its_json_says():
     results = Path(__file__).parents[1] / "results"
     assert "minute" in catalog.shipped()
     for name, about in catalog.shipped().items():
@@ -97,15 +97,13 @@ def test_every_shipped_model_has_the_digest_size_and_score_that_its_json_says() 
         assert right == pytest.approx(about["test_accuracy"], abs=0.08)  # 200 images: three standard errors
 
 
-def test_a_shipped_name_goes_before_a_folder_unless_it_is_written_as_a_path(
-    weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shipped_name_goes_before_a_folder_unless_it_is_written_as_a_path(weights, monkeypatch):
     weights.parent.rename("minute")
     assert trained.load("minute").model_name == "minutenet"
     assert trained.load("./minute").model_name == "c1c2c3c4o"
 
 
-def test_damaged_shipped_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_shipped_weights_are_refused(tmp_path, monkeypatch):
     for path in catalog.WEIGHTS.glob("minute.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     content = bytearray((tmp_path / "minute.safetensors").read_bytes())
@@ -116,7 +114,7 @@ def test_damaged_shipped_weights_are_refused(tmp_path: Path, monkeypatch: pytest
         trained.load("minute")
 
 
-def test_a_folder_of_seeds_or_runs_asks_for_one_of_them(tmp_path: Path) -> None:
+def test_a_folder_of_seeds_or_runs_asks_for_one_of_them(tmp_path):
     for seed in (10, 2):
         (tmp_path / "many" / f"seed-{seed}").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"holds several seeds; name one of them, for example .*seed-2$"):
@@ -165,7 +163,7 @@ def trained_on(folder: Path, out: Path, **about: Any) -> trained.Trained:
     return trained.load(out, "cpu")
 
 
-def test_a_model_finds_its_own_data_again_and_notices_that_it_moved_or_changed(tmp_path: Path) -> None:
+def test_a_model_finds_its_own_data_again_and_notices_that_it_moved_or_changed(tmp_path):
     model = trained_on(own_data(tmp_path / "mine"), tmp_path / "run")
     own = model.dataset()
     assert own.classes == model.classes == ("käse", "wurst")
@@ -182,7 +180,7 @@ def test_a_model_finds_its_own_data_again_and_notices_that_it_moved_or_changed(t
         model.dataset()
 
 
-def test_weights_of_other_widths_and_sizes_are_built_as_they_were(tmp_path: Path) -> None:
+def test_weights_of_other_widths_and_sizes_are_built_as_they_were(tmp_path):
     about = {**ABOUT, "model_name": "whitenet", "width": 0.5, "image_size": 40}
     trained.save_weights(tmp_path / "model.safetensors", models.build("whitenet", image_size=40, width=0.5), **about)
     model = trained.load(tmp_path / "model.safetensors", "cpu")
@@ -190,7 +188,7 @@ def test_weights_of_other_widths_and_sizes_are_built_as_they_were(tmp_path: Path
     assert model.model(torch.rand(1, 3, 40, 40)).shape == (1, 10)
 
 
-def test_a_start_takes_all_weights_for_the_same_classes_and_all_but_the_head_for_others() -> None:
+def test_a_start_takes_all_weights_for_the_same_classes_and_all_but_the_head_for_others():
     known = trained.load("minute", "cpu")
     head = f"{len(known.model) - 1}.weight"
     for classes, taken in ((known.classes, True), (known.classes[::-1], False), (("a", "b", "c"), False)):
@@ -203,13 +201,13 @@ def test_a_start_takes_all_weights_for_the_same_classes_and_all_but_the_head_for
 
 
 @pytest.mark.parametrize(("name", "width"), [("nanonet", 1.0), ("minutenet", 0.5)])
-def test_a_start_from_another_architecture_or_width_is_refused_with_what_would_do(name: str, width: float) -> None:
+def test_a_start_from_another_architecture_or_width_is_refused_with_what_would_do(name, width):
     model = models.build(name, width=width)
     with pytest.raises(ValueError, match=r"minute is a minutenet of width 1, .* `model=minutenet` and `width=1`, w"):
         trained.start_from(model, trained.load("minute", "cpu"), CLASSES)
 
 
-def test_a_model_that_may_have_seen_what_is_held_out_is_no_start_and_no_teacher(weights: Path) -> None:
+def test_a_model_that_may_have_seen_what_is_held_out_is_no_start_and_no_teacher(weights):
     known = trained.load(weights, "cpu")  # of the sample, with nothing held out
     sample = data.sample()
     assert trained.check_unseen(known, "model", sample) == []
@@ -224,7 +222,7 @@ def test_a_model_that_may_have_seen_what_is_held_out_is_no_start_and_no_teacher(
     assert line == "Warning: the model a run was trained on pets and may have seen the held-out images"
 
 
-def test_images_that_a_run_has_seen_are_found_in_data_that_has_grown(tmp_path: Path) -> None:
+def test_images_that_a_run_has_seen_are_found_in_data_that_has_grown(tmp_path):
     """The same folder and one picture more is other data by its digest, and has been seen all the same."""
     known = trained_on(own_data(tmp_path / "mine", images=10), tmp_path / "run")
     run.start(tmp_path / "run", recipes.get("minute"), environment(data="mine"))
@@ -243,7 +241,7 @@ def test_images_that_a_run_has_seen_are_found_in_data_that_has_grown(tmp_path: P
     assert line == "Warning: the model run has seen 20 of the 21 test images of this run: scores will be optimistic"
 
 
-def test_a_damaged_list_of_seen_images_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_list_of_seen_images_is_refused(tmp_path):
     assert run.read_seen(tmp_path) is None
     huge = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000, 32), }".ljust(117) + b"\n"
     for content in (b"", b"no array", b"PK\3\4 no archive", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x01\x00v\x00" + huge):
@@ -263,7 +261,7 @@ def test_a_damaged_list_of_seen_images_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", catalog.shipped())
-def test_a_loaded_model_has_contiguous_weights_and_so_has_what_torch_export_makes_of_it(name: str) -> None:
+def test_a_loaded_model_has_contiguous_weights_and_so_has_what_torch_export_makes_of_it(name):
     model = library.load(name)
     exported = torch.export.export(model, (torch.rand(1, 3, 32, 32),))
     for tensors in (model.state_dict(), exported.state_dict):
@@ -275,8 +273,8 @@ def test_a_loaded_model_has_contiguous_weights_and_so_has_what_torch_export_make
 
 
 def test_a_model_loaded_in_inference_mode_and_with_another_default_type_can_be_trained_and_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     pictures.to_image(data.sample().test_images[0]).save("cat.png")
     with torch.inference_mode():

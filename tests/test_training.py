@@ -52,7 +52,7 @@ EQUAL, NOTICED = 1e-11, 1e-8
 
 def plain_sgd_loop(sample: data.Dataset, *, rate: float = 0.02, weight_decay: float = 5e-4) -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
-    model = models.build("c1c2c3c4o").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = models.build("c1c2c3c4o").to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=weight_decay)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=6, pct_start=0.3, div_factor=25, final_div_factor=1000
@@ -69,7 +69,7 @@ def plain_sgd_loop(sample: data.Dataset, *, rate: float = 0.02, weight_decay: fl
     return model.state_dict()
 
 
-def test_training_equals_a_plain_loop_with_torch_sgd_and_one_cycle_scheduler(tmp_path: Path) -> None:
+def test_training_equals_a_plain_loop_with_torch_sgd_and_one_cycle_scheduler(tmp_path):
     sample, recipe = data.sample().limit(20), recipes.with_settings(SMALL, ["batch_size=8"])
     with float64():
         result = training.train(recipe, "sample", out=tmp_path / "run", seed=5, limit=20, evaluate=False)
@@ -92,7 +92,7 @@ def plain_muon_loop(
     sample: data.Dataset, recipe: Recipe, *, smoothing: float = 0.05, muon_momentum: float | None = None
 ) -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
-    model = models.build(recipe.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = models.build(recipe.model).to(memory_format=torch.channels_last)
     model.prepare(sample.train_images)
     filters = [p for p in model.parameters() if p.requires_grad and p.dim() == 4]
     rest = [p for p in model.parameters() if p.requires_grad and p.dim() != 4]
@@ -127,7 +127,7 @@ def plain_muon_loop(
     return model.state_dict()
 
 
-def test_label_smoothing_and_muon_equal_a_plain_loop(tmp_path: Path) -> None:
+def test_label_smoothing_and_muon_equal_a_plain_loop(tmp_path):
     sample = data.sample().limit(20)
     recipe = recipes.with_settings(
         MINUTE, ["batch_size=8", "skip_easiest=0", "small_fraction=0", "augmentation=none", "hold_fraction=0"]
@@ -140,9 +140,7 @@ def test_label_smoothing_and_muon_equal_a_plain_loop(tmp_path: Path) -> None:
         assert distance(weights(result), plain_muon_loop(sample, recipe, muon_momentum=momentum)) > NOTICED
 
 
-def test_later_epochs_leave_out_the_images_with_the_least_loss_in_the_epoch_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_later_epochs_leave_out_the_images_with_the_least_loss_in_the_epoch_before(tmp_path, monkeypatch):
     seen: list[torch.Tensor] = []
 
     class Watching(augment.NoAugmentation):
@@ -176,7 +174,7 @@ def test_later_epochs_leave_out_the_images_with_the_least_loss_in_the_epoch_befo
     assert record["images_per_second"] == pytest.approx(144 / record["train_seconds"])
 
 
-def test_the_first_steps_of_the_first_epoch_see_reduced_images_also_after_a_resume(tmp_path: Path) -> None:
+def test_the_first_steps_of_the_first_epoch_see_reduced_images_also_after_a_resume(tmp_path):
     sides: list[int] = []
     forward = models.Classifier.forward
 
@@ -192,7 +190,7 @@ def test_the_first_steps_of_the_first_epoch_see_reduced_images_also_after_a_resu
     assert sides == [24, 24, 32, 32] + [32] * 4
 
 
-def test_preparation_counts_as_training_time(tmp_path: Path) -> None:
+def test_preparation_counts_as_training_time(tmp_path):
     with mock.patch.object(models.MinuteNet, "prepare", side_effect=lambda *_: time.sleep(0.2)):
         record = training.train(MINUTE, data.sample(), out=tmp_path / "run", limit=32).record
     assert record["history"][0]["train_seconds"] >= 0.2
@@ -207,7 +205,7 @@ def first_gradient(recipe: Recipe, out: Path, seed: int = 0) -> torch.Tensor:
     return torch.cat([stored.tensors[name].flatten() for name in sorted(stored.tensors) if "optimizer.1" in name])
 
 
-def test_in_bfloat16_the_weights_stay_float32_and_the_gradient_is_nearly_the_same(tmp_path: Path) -> None:
+def test_in_bfloat16_the_weights_stay_float32_and_the_gradient_is_nearly_the_same(tmp_path):
     recipe = recipes.with_settings(MINUTE, ["batch_size=64"])
     low = recipes.with_settings(recipe, ["precision=bfloat16"])
     exact, rounded = first_gradient(recipe, tmp_path / "float32"), first_gradient(low, tmp_path / "bfloat16")
@@ -228,7 +226,7 @@ LIKE_OTHERS = {"accurate", "teacher", "reference-30-as-run", "reference-40", "re
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ()) for name in recipes.RECIPES],
 )
-def test_every_recipe_gives_the_same_bits_from_the_same_seed(tmp_path: Path, name: str) -> None:
+def test_every_recipe_gives_the_same_bits_from_the_same_seed(tmp_path, name):
     settings = ["epochs=2", *(["validation_images=16"] if recipes.get(name).validation_images else [])]
     recipe, teachers = with_minute_as_teacher(recipes.with_settings(recipes.get(name), settings))
     for number in range(2):
@@ -238,8 +236,8 @@ def test_every_recipe_gives_the_same_bits_from_the_same_seed(tmp_path: Path, nam
 
 @pytest.mark.parametrize("where", ["input", "loss", "gradient"])
 def test_what_is_not_finite_stops_a_run_before_the_update_and_it_can_go_on_from_the_last_good_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+    tmp_path, monkeypatch, where
+):
     whole = training.train(SMALL, data.sample(), out=tmp_path / "whole", limit=64)
     steps = 0
 
@@ -276,14 +274,14 @@ def test_what_is_not_finite_stops_a_run_before_the_update_and_it_can_go_on_from_
     assert equal(training.train(recipe, data.sample(), resume=tmp_path / "run", limit=64), whole)
 
 
-def test_stopping_after_an_epoch_keeps_the_schedule_of_the_whole_recipe(tmp_path: Path) -> None:
+def test_stopping_after_an_epoch_keeps_the_schedule_of_the_whole_recipe(tmp_path):
     whole = training.train(SMALL, data.sample(), out=tmp_path / "whole", limit=64)
     part = training.train(SMALL, data.sample(), out=tmp_path / "part", limit=64, stop_after_epoch=1)
     assert part.record["epochs"] == 1
     assert faults.without_seconds(part.record["history"]) == faults.without_seconds(whole.record["history"][:1])
 
 
-def test_with_validation_images_the_test_set_stays_shut(tmp_path: Path) -> None:
+def test_with_validation_images_the_test_set_stays_shut(tmp_path):
     recipe = recipes.with_settings(SMALL, ["validation_images=50"])
     with mock.patch.object(inference, "logits", side_effect=inference.logits) as logits:
         record = training.train(recipe, "sample", out=tmp_path / "run", limit=64).record
@@ -294,7 +292,7 @@ def test_with_validation_images_the_test_set_stays_shut(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["split"] == "validation"
 
 
-def test_the_test_set_is_opened_once_where_the_recipe_does_not_watch_it(tmp_path: Path) -> None:
+def test_the_test_set_is_opened_once_where_the_recipe_does_not_watch_it(tmp_path):
     recipe = recipes.with_settings(SMALL, ["watch_test=false"])
     with mock.patch.object(inference, "logits", side_effect=inference.logits) as logits:
         record = training.train(recipe, data.sample(), out=tmp_path / "run", limit=64).record
@@ -303,7 +301,7 @@ def test_the_test_set_is_opened_once_where_the_recipe_does_not_watch_it(tmp_path
     assert record["test_accuracy"] is not None
 
 
-def test_the_record_has_every_field_and_the_run_directory_every_file(tmp_path: Path) -> None:
+def test_the_record_has_every_field_and_the_run_directory_every_file(tmp_path):
     result = training.train(SMALL, data.sample(), out=tmp_path / "run", seed=4, limit=64)
     record = result.record
     assert list(record) == [
@@ -329,7 +327,7 @@ def test_the_record_has_every_field_and_the_run_directory_every_file(tmp_path: P
     assert {path.name for path in result.directory.iterdir()} == names
 
 
-def test_the_stored_logits_give_the_stored_figures(tmp_path: Path) -> None:
+def test_the_stored_logits_give_the_stored_figures(tmp_path):
     training.train(SMALL, data.sample(), out=tmp_path / "run", limit=64)
     stored = load_file(tmp_path / "run" / "evaluation.safetensors")
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -341,7 +339,7 @@ def test_the_stored_logits_give_the_stored_figures(tmp_path: Path) -> None:
     assert sum(map(sum, content["confusion"])) == sum(row["images"] for row in content["reliability"]) == 200
 
 
-def test_a_temperature_is_fitted_to_validation_images_only(tmp_path: Path) -> None:
+def test_a_temperature_is_fitted_to_validation_images_only(tmp_path):
     recipe = recipes.with_settings(SMALL, ["validation_images=100"])
     training.train(recipe, data.sample(), out=tmp_path / "held", limit=64)
     training.train(SMALL, data.sample(), out=tmp_path / "whole", limit=64)
@@ -352,16 +350,14 @@ def test_a_temperature_is_fitted_to_validation_images_only(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_after_its_step_with_what_was_learned_saved(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_signal_ends_the_run_after_its_step_with_what_was_learned_saved(tmp_path, number):
     faults.interrupt(SMALL, tmp_path / "run", 3, number, limit=64)  # the first batch of the second epoch
     assert len(run.read_metrics(tmp_path / "run")) == 1
     assert trained.load(tmp_path / "run").model_name == "c1c2c3c4o"
     assert not (tmp_path / "run" / "evaluation.json").exists()
 
 
-def test_a_signal_in_the_last_evaluation_leaves_a_complete_run(tmp_path: Path) -> None:
+def test_a_signal_in_the_last_evaluation_leaves_a_complete_run(tmp_path):
     evaluate = inference.evaluate
 
     def interrupted(*arguments: Any) -> inference.Evaluation:
@@ -374,7 +370,7 @@ def test_a_signal_in_the_last_evaluation_leaves_a_complete_run(tmp_path: Path) -
     assert result.record["test_accuracy"] is not None
 
 
-def test_what_fails_after_an_epoch_leaves_the_weights_of_that_epoch(tmp_path: Path) -> None:
+def test_what_fails_after_an_epoch_leaves_the_weights_of_that_epoch(tmp_path):
     with mock.patch.object(recording, "log_line", side_effect=BrokenPipeError), pytest.raises(BrokenPipeError):
         training.train(SMALL, data.sample(), out=tmp_path / "run", limit=64)
     kept = load_file(tmp_path / "run" / "model.safetensors")
@@ -382,7 +378,7 @@ def test_what_fails_after_an_epoch_leaves_the_weights_of_that_epoch(tmp_path: Pa
     assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(one_epoch).items())
 
 
-def test_what_can_be_refused_is_refused_before_any_data_is_loaded(tmp_path: Path) -> None:
+def test_what_can_be_refused_is_refused_before_any_data_is_loaded(tmp_path):
     (tmp_path / "used").write_text("")
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"device": "tpu"}, "no device 'tpu' here"),
@@ -399,9 +395,7 @@ def test_what_can_be_refused_is_refused_before_any_data_is_loaded(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
 
 
-def test_a_folder_that_another_process_has_used_while_the_data_was_loaded_is_left_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_another_process_has_used_while_the_data_was_loaded_is_left_as_it_is(tmp_path, monkeypatch):
     out = tmp_path / "run"
 
     def load(*arguments: Any, **settings: Any) -> data.Dataset:
@@ -417,9 +411,7 @@ def test_a_folder_that_another_process_has_used_while_the_data_was_loaded_is_lef
 
 
 @pytest.mark.parametrize("out", ["own/train/run", "own/train/cat", None])
-def test_a_run_is_not_written_where_it_would_become_a_class_of_its_data(
-    own: Path, monkeypatch: pytest.MonkeyPatch, out: str | None
-) -> None:
+def test_a_run_is_not_written_where_it_would_become_a_class_of_its_data(own, monkeypatch, out):
     if out is None:
         own = own / "train"
         monkeypatch.chdir(own)
@@ -429,7 +421,7 @@ def test_a_run_is_not_written_where_it_would_become_a_class_of_its_data(
     assert sorted(own.rglob("*")) == before
 
 
-def test_a_run_remembers_the_data_it_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_remembers_the_data_it_was_trained_on(tmp_path, monkeypatch):
     asked: list[Any] = []
     monkeypatch.setattr(data, "load", lambda source, **_: asked.append(source) or data.sample())
     for source, expected in (("sample", "sample"), (None, "sample"), ("a folder", str(tmp_path / "a folder"))):
@@ -438,7 +430,7 @@ def test_a_run_remembers_the_data_it_was_trained_on(tmp_path: Path, monkeypatch:
         assert asked[-1] == expected
 
 
-def test_a_log_line_has_the_format_of_the_original() -> None:
+def test_a_log_line_has_the_format_of_the_original():
     entry = {
         "epoch": 1,
         "learning_rate": 0.0013794,
@@ -453,7 +445,7 @@ def test_a_log_line_has_the_format_of_the_original() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has other means")
 @pytest.mark.slow
-def test_freed_memory_is_kept_for_the_next_step() -> None:
+def test_freed_memory_is_kept_for_the_next_step():
     program = """
 import resource, sys, torch
 from tinycifar import memory
@@ -476,7 +468,7 @@ print(sum(faults[20:]))  # the first few find their place on the heap
     assert faults("keep") < mapped_anew / 2
 
 
-def test_every_recipe_can_take_a_step(tmp_path: Path) -> None:
+def test_every_recipe_can_take_a_step(tmp_path):
     for name, recipe in recipes.RECIPES.items():
         recipe, teachers = with_minute_as_teacher(recipe)
         if recipe.validation_images:
@@ -487,7 +479,7 @@ def test_every_recipe_can_take_a_step(tmp_path: Path) -> None:
         assert result.record["epochs"] == 1
 
 
-def test_a_run_begins_with_the_weights_it_is_given_and_remembers_whose_they_are(tmp_path: Path) -> None:
+def test_a_run_begins_with_the_weights_it_is_given_and_remembers_whose_they_are(tmp_path):
     recipe = recipes.with_settings(MINUTE, ["max_learning_rate=1e-9", "muon_learning_rate=1e-9"])
     known = trained.load("minute", "cpu")
     result = training.train(recipe, data.sample(), out=tmp_path / "run", init=known, limit=64)
@@ -501,20 +493,20 @@ def test_a_run_begins_with_the_weights_it_is_given_and_remembers_whose_they_are(
         training.train(recipe, data.sample(), resume=result.directory, limit=64)
 
 
-def test_a_start_that_has_seen_the_validation_images_is_refused(tmp_path: Path) -> None:
+def test_a_start_that_has_seen_the_validation_images_is_refused(tmp_path):
     recipe = recipes.with_settings(MINUTE, ["validation_images=40"])
     with pytest.raises(ValueError, match=r"the model minute was trained .*held-out"):
         training.train(recipe, data.sample(), out=tmp_path / "run", init=trained.load("minute", "cpu"))
 
 
-def test_the_narrowest_reference_is_trained(tmp_path: Path) -> None:
+def test_the_narrowest_reference_is_trained(tmp_path):
     """With fewer than 8 channels before its 1x1 convolution with a stride oneDNN ended the process, on AVX2."""
     recipe = recipes.with_settings(SMALL, ["epochs=1", "width=0.1", "watch_test=false"])
     result = training.train(recipe, data.sample(), out=tmp_path / "run", limit=32, evaluate=False)
     assert weights(result)["1.4.weight"].shape[1] == 8
 
 
-def test_of_a_budget_the_widest_model_is_trained_and_told_and_few_steps_with_what_may_help(tmp_path: Path) -> None:
+def test_of_a_budget_the_widest_model_is_trained_and_told_and_few_steps_with_what_may_help(tmp_path):
     display, output = shown()
     result = training.train(
         MINUTE, data.sample(), out=tmp_path / "run", max_parameters=20_000, limit=64, display=display
@@ -526,7 +518,7 @@ def test_of_a_budget_the_widest_model_is_trained_and_told_and_few_steps_with_wha
     assert trained.load(result.directory, "cpu").width == width
 
 
-def test_images_in_memory_of_any_size_are_trained_on_with_their_own_mean_and_deviation(tmp_path: Path) -> None:
+def test_images_in_memory_of_any_size_are_trained_on_with_their_own_mean_and_deviation(tmp_path):
     sample = data.sample(24)
     own = replace(sample, name="dark", train_images=sample.train_images // 4, test_images=sample.test_images // 4)
     recipe = recipes.with_settings(MINUTE, ["image_size=24"])
@@ -540,16 +532,14 @@ def test_images_in_memory_of_any_size_are_trained_on_with_their_own_mean_and_dev
         training.train(MINUTE, own, out=tmp_path / "other")
 
 
-def test_balanced_weights_are_inverse_to_the_images_of_a_class_and_one_on_average() -> None:
+def test_balanced_weights_are_inverse_to_the_images_of_a_class_and_one_on_average():
     labels = torch.tensor([0] * 6 + [2] * 3 + [3])
     weights = balanced_weights(labels, 5)
     assert weights.tolist() == pytest.approx([10 / 18, 0, 10 / 9, 10 / 3, 0])
     assert weights[labels].mean().item() == pytest.approx(1)
 
 
-def test_class_weights_change_training_if_classes_differ_in_size_and_are_reported(
-    tmp_path: Path,
-) -> None:
+def test_class_weights_change_training_if_classes_differ_in_size_and_are_reported(tmp_path):
     display, output = shown()
     sample = data.sample()
     places = [(sample.train_labels == label).nonzero()[:, 0] for label in (3, 5)]

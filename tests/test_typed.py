@@ -40,7 +40,7 @@ CONTENT: dict[str, Any] = {
 }
 
 
-def test_an_object_is_read_and_written_back() -> None:
+def test_an_object_is_read_and_written_back():
     table = typed.from_json(Table, CONTENT | {"best": None, "note": ["x"]}, "file")
     rows = (Row("cat", 0.5), Row("dog"))
     assert table == Table("a", 2, True, (0.1, 1.0), rows, ((1, 2), (3,)), other={"note": ["x"]})
@@ -68,12 +68,12 @@ def test_an_object_is_read_and_written_back() -> None:
         ({"title": ["x" * 500]}, "title must be a string, not .{60}[.]{3}$"),
     ],
 )
-def test_a_message_names_file_and_field(change: dict[str, Any], message: str) -> None:
+def test_a_message_names_file_and_field(change, message):
     with pytest.raises(ValueError, match=rf"^table\.json is not as tinycifar writes it: {message}"):
         typed.from_json(Table, CONTENT | change, "table.json")
 
 
-def test_a_field_may_not_be_missing_unless_it_has_a_default() -> None:
+def test_a_field_may_not_be_missing_unless_it_has_a_default():
     with pytest.raises(ValueError, match=r"table\.json is not as tinycifar writes it: count is missing"):
         typed.from_json(Table, {name: value for name, value in CONTENT.items() if name != "count"}, "table.json")
     with pytest.raises(ValueError, match=r"the file must be an object, not \[\]"):

@@ -32,9 +32,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_documents_hold_the_figures_of_the_records_and_are_stale_once_a_record_changes(
-    script: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_documents_hold_the_figures_of_the_records_and_are_stale_once_a_record_changes(script, capsys):
     assert script.main([]) == 0
     assert script.main(["--check"]) == 0
     text = (script.ROOT / "docs/RESULTS.md").read_text(encoding="utf-8")
@@ -56,7 +54,7 @@ def test_documents_hold_the_figures_of_the_records_and_are_stale_once_a_record_c
     assert "reference-30-as-run.png: differs from results/" in printed
 
 
-def test_the_headline_is_the_mean_of_the_seeds_with_students_interval(script: ModuleType) -> None:
+def test_the_headline_is_the_mean_of_the_seeds_with_students_interval(script):
     for seed, accuracy in enumerate([0.85, 0.86, 0.87]):
         path = script.RESULTS / "minute" / f"seed-{seed}.json"
         record = json.loads(path.read_text())
@@ -69,7 +67,7 @@ def test_the_headline_is_the_mean_of_the_seeds_with_students_interval(script: Mo
         assert part in text
 
 
-def test_only_ten_seeds_that_are_surely_above_85_percent_enter_the_leaderboard(script: ModuleType) -> None:
+def test_only_ten_seeds_that_are_surely_above_85_percent_enter_the_leaderboard(script):
     assert "| `minute` |" in script.leaderboard()
     assert "| `reference-30-as-run` |" not in script.leaderboard()
     path = script.RESULTS / "minute" / "seed-0.json"
@@ -79,9 +77,7 @@ def test_only_ten_seeds_that_are_surely_above_85_percent_enter_the_leaderboard(s
     assert "| `minute` |" not in script.leaderboard()
 
 
-def test_every_processor_that_was_measured_has_a_row_and_the_headline_is_of_that_of_its_records(
-    script: ModuleType,
-) -> None:
+def test_every_processor_that_was_measured_has_a_row_and_the_headline_is_of_that_of_its_records(script):
     folder = script.RESULTS / "minute" / "bench-train"
     kept, *others = sorted(folder.glob("*.json"))
     for path in others:
@@ -112,9 +108,7 @@ def test_every_processor_that_was_measured_has_a_row_and_the_headline_is_of_that
     assert "8.3 minutes" in script.headline()
 
 
-def test_other_networks_have_what_they_reach_in_the_time_of_minute_and_when_they_pass_the_target(
-    script: ModuleType,
-) -> None:
+def test_other_networks_have_what_they_reach_in_the_time_of_minute_and_when_they_pass_the_target(script):
     path = script.RESULTS / "others.json"
     common = {"parameters": 1_000_000, "macs": 557_000_000, "seconds_an_epoch": 1234.4}
     rows = {
@@ -158,7 +152,7 @@ def records_of_a_student(script: ModuleType, accuracies: list[float]) -> None:
         path.write_text(json.dumps(record | {"test_accuracy": accuracy}))
 
 
-def test_the_frontier_tells_one_run_as_one_run_and_what_it_learned_from(script: ModuleType) -> None:
+def test_the_frontier_tells_one_run_as_one_run_and_what_it_learned_from(script):
     records_of_a_student(script, [0.9])
     (line,) = [line for line in script.frontier().splitlines() if "`nano`" in line]
     for words in (
@@ -174,7 +168,7 @@ def test_the_frontier_tells_one_run_as_one_run_and_what_it_learned_from(script: 
     assert "mean of 3 seeds, 95% interval of the mean 88.52 to 93.48" in script.frontier()
 
 
-def test_what_was_not_run_is_not_drawn(script: ModuleType) -> None:
+def test_what_was_not_run_is_not_drawn(script):
     shutil.rmtree(script.RESULTS / "nano")
     labels = {text.get_text() for axes in script.pareto()[0].axes for text in axes.texts}
     assert not any(label.startswith(("nano", "teacher")) for label in labels)
@@ -184,9 +178,7 @@ def test_what_was_not_run_is_not_drawn(script: ModuleType) -> None:
     assert "nano (1 seed)" in labels
 
 
-def test_shipped_weights_have_a_row_of_their_subsets_and_what_was_not_scored_says_so(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shipped_weights_have_a_row_of_their_subsets_and_what_was_not_scored_says_so(script, monkeypatch):
     scored = {"without-near-duplicates": 0.8525838995264566, "mlperf-tiny": 0.87}
     weights = {"minute": {"test_accuracy": 0.856, "test_subsets": scored}, "old": {"test_accuracy": 0.9}}
     monkeypatch.setattr(script, "shipped", lambda: weights)
@@ -194,9 +186,7 @@ def test_shipped_weights_have_a_row_of_their_subsets_and_what_was_not_scored_say
     assert rows == ["| `minute` | 85.60 | 85.26 | 87.00 |", "| `old` | 90.00 | not measured | not measured |"]
 
 
-def test_every_published_figure_has_a_source_and_a_name_in_the_picture_that_overlaps_no_other(
-    script: ModuleType,
-) -> None:
+def test_every_published_figure_has_a_source_and_a_name_in_the_picture_that_overlaps_no_other(script):
     rows = script.published()
     assert len(rows) > 5
     for row in rows:
@@ -218,7 +208,7 @@ def test_every_published_figure_has_a_source_and_a_name_in_the_picture_that_over
     assert float(own["test_accuracy"]) == log[-1]["test_accuracy"]
 
 
-def test_the_table_of_recipe_fields_has_a_meaning_and_allowed_values_for_each(script: ModuleType) -> None:
+def test_the_table_of_recipe_fields_has_a_meaning_and_allowed_values_for_each(script):
     rows = {line.split("`")[1]: line for line in script.recipe_fields().splitlines()[2:]}
     assert list(rows) == [field.name for field in dataclasses.fields(Recipe)]
     assert all("|  | " not in row.rsplit(" | ", 1)[0] for row in rows.values())  # only defaults may be missing

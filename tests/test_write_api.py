@@ -3,19 +3,17 @@
 import sys
 from pathlib import Path
 
-import pytest
-
 import tinycifar
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import write_api
 
 
-def test_the_page_is_what_the_docstrings_say() -> None:
+def test_the_page_is_what_the_docstrings_say():
     assert write_api.main(["--check"]) == 0, "run `make results`"
 
 
-def test_the_page_covers_every_public_name_and_no_other() -> None:
+def test_the_page_covers_every_public_name_and_no_other():
     assert sorted([*write_api.FUNCTIONS, *write_api.CLASSES]) == sorted(tinycifar.__all__)
     text = write_api.page()
     for name in tinycifar.__all__:
@@ -24,9 +22,7 @@ def test_the_page_covers_every_public_name_and_no_other() -> None:
     assert [line for line in prose if len(line) > 120] == []
 
 
-def test_a_stale_page_is_found_and_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stale_page_is_found_and_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(write_api, "PAGE", tmp_path / "API.md")
     assert write_api.main(["--check"]) == 1
     assert "run `make results`" in capsys.readouterr().out

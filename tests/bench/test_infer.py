@@ -15,7 +15,7 @@ from tinycifar.summary import summarize
 
 
 @pytest.mark.parametrize("name", infer.PUBLISHED)
-def test_a_published_model_has_its_published_size(name: str) -> None:
+def test_a_published_model_has_its_published_size(name):
     model = infer.PUBLISHED[name]()
     statistics = sum(values.numel() for key, values in model.named_buffers() if "running" in key)
     parameters = sum(values.numel() for values in model.parameters())
@@ -28,7 +28,7 @@ def test_a_published_model_has_its_published_size(name: str) -> None:
 
 
 @pytest.mark.end_to_end
-def test_every_model_is_timed_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_model_is_timed_in_every_form(monkeypatch):
     monkeypatch.setattr(infer, "PUBLISHED", {"resnet8": infer.resnet8})
     bench = infer.bench_infer(["minute"], rounds=1, accuracy=False)
     assert [(row.model, row.kind) for row in bench.rows] == [
@@ -42,9 +42,7 @@ def test_every_model_is_timed_in_every_form(monkeypatch: pytest.MonkeyPatch) -> 
     json.dumps(asdict(bench))
 
 
-def test_a_model_that_is_not_there_is_refused_before_anything_is_timed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_is_not_there_is_refused_before_anything_is_timed(monkeypatch, capsys):
     monkeypatch.setattr(infer, "_ours", None)
     with pytest.raises(SystemExit) as ended:
         main(["bench", "infer", "minute", "nothing"])
@@ -53,7 +51,7 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_timed(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_models_of_one_name_are_timed_each_on_images_of_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_one_name_are_timed_each_on_images_of_its_own_size(monkeypatch):
     sizes = {"a/run": (16, 1), "b/run": (24, 3)}
     for out, (size, channels) in sizes.items():
         changes = [f"image_size={size}", f"channels={channels}", "width=0.25", "epochs=1"]

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -45,28 +44,28 @@ def printed_without_pytorch(commands: list[list[str]], *others: str) -> str:
         ("predict a.png", "a.png"),
     ],
 )
-def test_commands_that_need_no_pytorch_do_not_load_it(command: str, printed: str) -> None:
+def test_commands_that_need_no_pytorch_do_not_load_it(command, printed):
     Image.new("RGB", (40, 30), "red").save("a.png")
     assert printed in printed_without_pytorch([command.split()], "rich")
 
 
-def test_no_help_loads_pytorch() -> None:
-    groups = {name: command for name in COMMANDS if isinstance(command := cli.get_command(None, name), click.Group)}  # type: ignore[arg-type]
+def test_no_help_loads_pytorch():
+    groups = {name: command for name in COMMANDS if isinstance(command := cli.get_command(None, name), click.Group)}
     words = [[name] for name in COMMANDS]
     words += [[name, inner] for name, group in groups.items() for inner in group.commands]
     assert {"bench", "data", "recipes"} <= groups.keys()
     assert printed_without_pytorch([[*line, "--help"] for line in words]).count("Usage: tinycifar") == len(words)
 
 
-def test_importing_the_package_loads_neither_pytorch_nor_matplotlib_nor_numpy() -> None:
+def test_importing_the_package_loads_neither_pytorch_nor_matplotlib_nor_numpy():
     program = "import sys, tinycifar as t; print({'torch', 'matplotlib', 'numpy'} & set(sys.modules), t.list_models())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set() ['accurate', 'nano', 'micro', 'minute']\n"
 
 
-def test_every_command_exists_and_its_line_in_the_help_fits() -> None:
+def test_every_command_exists_and_its_line_in_the_help_fits():
     for name, (_, _, line) in COMMANDS.items():
-        command = cli.get_command(None, name)  # type: ignore[arg-type]
+        command = cli.get_command(None, name)
         assert command.name == name
         assert command.help
         assert line.endswith(".")
@@ -74,7 +73,7 @@ def test_every_command_exists_and_its_line_in_the_help_fits() -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_times_commands_beside_python_and_another_installation(tinycifar: Any, tmp_path: Path) -> None:
+def test_the_benchmark_times_commands_beside_python_and_another_installation(tinycifar, tmp_path):
     checkout = tmp_path / "checkout"
     shutil.copytree(Path(startup.__file__).parents[1], checkout / "src" / "tinycifar")
     content = tinycifar("bench", "startup", "--rounds", "1", "--against", checkout, "--json").json

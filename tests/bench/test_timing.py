@@ -32,7 +32,7 @@ def measured() -> StepBench:
         return bench_step("c1c2c3c4o", steps=1, batch_size=BATCH)
 
 
-def test_the_figures_of_a_step_hang_together_and_are_in_its_text(measured: StepBench) -> None:
+def test_the_figures_of_a_step_hang_together_and_are_in_its_text(measured):
     figures = {name: value for name, value in asdict(measured).items() if isinstance(value, (int, float))}
     assert {name: value for name, value in figures.items() if not 0 < value < math.inf} == {}
     assert (measured.model, measured.batch_size, measured.steps) == ("c1c2c3c4o", BATCH, 1)
@@ -65,9 +65,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def test_drawing_and_augmenting_count_as_data_and_only_in_the_real_loop(
-    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drawing_and_augmenting_count_as_data_and_only_in_the_real_loop(clock, monkeypatch):
     class Pipeline:
         def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
             clock.now += count * 1e-3
@@ -95,7 +93,7 @@ def test_drawing_and_augmenting_count_as_data_and_only_in_the_real_loop(
     assert measured.peak_gflops == pytest.approx(1000)
 
 
-def test_a_learner_times_its_parts_in_order_and_learns(clock: SimpleNamespace) -> None:
+def test_a_learner_times_its_parts_in_order_and_learns(clock):
     torch.manual_seed(0)
     learner = timing._Learner("c1c2c3c4o")
     before = [p.detach().clone() for p in learner.model.parameters()]
@@ -114,7 +112,7 @@ def test_a_learner_times_its_parts_in_order_and_learns(clock: SimpleNamespace) -
     assert all(p.grad is None for p in learner.model.parameters())
 
 
-def test_the_peak_counts_the_operations_of_what_it_times() -> None:
+def test_the_peak_counts_the_operations_of_what_it_times():
     from torch.utils.flop_counter import FlopCounterMode
 
     for operations, call in timing._peak_work():
@@ -133,12 +131,12 @@ def test_the_peak_counts_the_operations_of_what_it_times() -> None:
         ({"augmentation": "mirrors"}, "unknown augmentation"),
     ],
 )
-def test_a_step_that_cannot_be_timed_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_a_step_that_cannot_be_timed_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         bench_step(**{"model_name": "c1c2c3c4o"} | wrong)
 
 
-def test_a_learner_in_bfloat16_computes_in_it_and_keeps_its_weights_in_float32() -> None:
+def test_a_learner_in_bfloat16_computes_in_it_and_keeps_its_weights_in_float32():
     learner = timing._Learner("c1c2c3c4o", "bfloat16")
     seen = []
     learner.model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
@@ -179,7 +177,7 @@ def trained(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> TrainBen
     return measured
 
 
-def test_the_ratio_is_that_of_the_reference_as_its_recipe_has_it_to_the_mean_training(trained: TrainBench) -> None:
+def test_the_ratio_is_that_of_the_reference_as_its_recipe_has_it_to_the_mean_training(trained):
     steps = 30 * len(data.sample().train_labels) / 128
     assert trained.reference_seconds == pytest.approx({"float32": 3 * steps, "bfloat16": 2 * steps})
     assert trained.train_seconds == pytest.approx(50)
@@ -200,14 +198,14 @@ def test_the_ratio_is_that_of_the_reference_as_its_recipe_has_it_to_the_mean_tra
         assert figure in text
 
 
-def test_the_error_of_a_median_follows_from_its_neighbours_and_not_from_outliers() -> None:
+def test_the_error_of_a_median_follows_from_its_neighbours_and_not_from_outliers():
     # Of 100 sorted values the 41st to the 60th bracket the median (Conover 1999, Practical Nonparametric Statistics).
     spread = [float(value) for value in range(1, 101)]
     assert timing.median_error_percent(spread) == pytest.approx(100 * (60 - 41) / 2 / 50.5)
     assert timing.median_error_percent([*spread[:-1], 1e6]) == timing.median_error_percent(spread)
 
 
-def test_a_signal_during_a_training_ends_the_benchmark(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_a_training_ends_the_benchmark(clock, monkeypatch):
     stopped = SimpleNamespace(record={"test_accuracy": None}, stopped_by=15)
     monkeypatch.setattr(timing.training, "train", lambda *_, **__: stopped)
     monkeypatch.setattr(timing._Learner, "step", lambda *_: (1.0, 1.0, 1.0))
@@ -217,9 +215,9 @@ def test_a_signal_during_a_training_ends_the_benchmark(clock: SimpleNamespace, m
 
 
 @pytest.mark.parametrize("wrong", [{"runs": 0}, {"steps": 1}])
-def test_too_few_trainings_or_reference_steps_are_refused(wrong: dict[str, int]) -> None:
+def test_too_few_trainings_or_reference_steps_are_refused(wrong):
     with pytest.raises(ValueError, match="at least 1 run and 2 steps"):
-        bench_train(data.sample(), **wrong)  # type: ignore[arg-type]
+        bench_train(data.sample(), **wrong)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +228,7 @@ def test_too_few_trainings_or_reference_steps_are_refused(wrong: dict[str, int])
         ("validation_images = 5000", "mine has a teacher or validation images"),
     ],
 )
-def test_a_recipe_that_cannot_be_compared_with_the_reference_is_refused(change: str, message: str) -> None:
+def test_a_recipe_that_cannot_be_compared_with_the_reference_is_refused(change, message):
     Path("mine.toml").write_text(f'model = "whitenet"\nepochs = 1\naugmentation = "none"\n{change}\n')
     with pytest.raises(ValueError, match=message):
         timing.timed_recipe("mine.toml")

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,16 +34,16 @@ def emulator() -> None:
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("core", ["Cortex-M4F", "Cortex-M55"])
 @pytest.mark.slow
-def test_kernels_for_simd_give_the_bits_of_the_integer_evaluation(core: str, tmp_path: Path) -> None:
+def test_kernels_for_simd_give_the_bits_of_the_integer_evaluation(core, tmp_path):
     for index, shape in enumerate(SHAPES):
-        network = single(convolution(np.random.default_rng(0), **shape))  # type: ignore[arg-type]
+        network = single(convolution(np.random.default_rng(0), **shape))
         size = (3, network.pixels.channels, network.pixels.size, network.pixels.size)
         images = torch.randint(256, size, generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
         assert emulate.measure(network, emulate.CORES[core], images, tmp_path / str(index)).same_bits, shape
 
 
 @pytest.mark.usefixtures("emulator")
-def test_a_difference_of_one_bit_is_seen_and_counts_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_of_one_bit_is_seen_and_counts_are_exact(tmp_path, monkeypatch):
     network = single(convolution(np.random.default_rng(0), inputs=3, outputs=4))
     images = torch.randint(256, (2, 3, 5, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     core = emulate.CORES["Cortex-M4F"]
@@ -59,9 +58,7 @@ def test_a_difference_of_one_bit_is_seen_and_counts_are_exact(tmp_path: Path, mo
 
 
 @pytest.mark.usefixtures("emulator")
-def test_code_that_does_not_compile_is_an_error_with_the_compilers_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_that_does_not_compile_is_an_error_with_the_compilers_words(tmp_path, monkeypatch):
     network = single(convolution(np.random.default_rng(0), inputs=3, outputs=4))
     images = torch.zeros(1, 3, 5, 5, dtype=torch.uint8)
     with pytest.raises(emulate.EmulationError, match=r"arm-none-eabi-gcc ended with 1: .*unrecognized"):
@@ -70,7 +67,7 @@ def test_code_that_does_not_compile_is_an_error_with_the_compilers_words(
 
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.end_to_end
-def test_the_example_project_names_the_class_of_its_image(tmp_path: Path) -> None:
+def test_the_example_project_names_the_class_of_its_image(tmp_path):
     shutil.copytree(boards.ROOT / "examples" / "embedded", tmp_path / "embedded")
     tools = [f"PYTHON={sys.executable}", f"TINYCIFAR={sys.executable} -m tinycifar"]
     command = ["make", "--silent", "-C", tmp_path / "embedded", "run", *tools]
@@ -80,7 +77,7 @@ def test_the_example_project_names_the_class_of_its_image(tmp_path: Path) -> Non
     assert done.stderr.splitlines()[-1] == expected
 
 
-def test_the_example_project_classifies_the_picture_that_is_named_last(tmp_path: Path) -> None:
+def test_the_example_project_classifies_the_picture_that_is_named_last(tmp_path):
     folder, header = boards.ROOT / "examples" / "embedded", tmp_path / "build" / "image.h"
     images = data.sample().test_images[:2]
     for name, image in zip(("first", "the second"), images, strict=True):
@@ -94,12 +91,12 @@ def test_the_example_project_classifies_the_picture_that_is_named_last(tmp_path:
         )
 
 
-def test_the_hash_is_fnv1a() -> None:
+def test_the_hash_is_fnv1a():
     assert emulate.fnv1a(b"") == 0x811C9DC5
     assert emulate.fnv1a(b"foobar") == 0xBF9CF968
 
 
-def test_the_record_is_within_the_limits_and_has_equal_bits() -> None:
+def test_the_record_is_within_the_limits_and_has_equal_bits():
     for entry in RECORD["models"]:
         for row in entry["cores"]:
             assert boards.failures(entry["model"], emulate.Measured(**row)) == []
@@ -108,7 +105,7 @@ def test_the_record_is_within_the_limits_and_has_equal_bits() -> None:
         assert [row["core"] for row in entry["cores"]] == list(emulate.CORES)
 
 
-def test_a_limit_that_is_exceeded_and_bits_that_differ_are_reported() -> None:
+def test_a_limit_that_is_exceeded_and_bits_that_differ_are_reported():
     row = emulate.Measured("Cortex-M55", 5_700_000, 100_001, 27_001, 500, same_bits=False)
     assert boards.failures("nano", row) == [
         "nano on Cortex-M55: bits differ from the integer evaluation",
@@ -118,7 +115,7 @@ def test_a_limit_that_is_exceeded_and_bits_that_differ_are_reported() -> None:
     ]
 
 
-def test_flash_and_ram_that_the_export_prints_are_those_of_the_record() -> None:
+def test_flash_and_ram_that_the_export_prints_are_those_of_the_record():
     nano = RECORD["models"][0]
     assert set(c_source.CORES) == {row["core"] for row in nano["cores"]}
     for entry in RECORD["models"]:

@@ -1,6 +1,5 @@
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -9,7 +8,7 @@ from tinycifar import data, recipes, run
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
-def test_a_recipe_is_shown_as_a_file_that_is_the_recipe(tinycifar: Any, name: str) -> None:
+def test_a_recipe_is_shown_as_a_file_that_is_the_recipe(tinycifar, name):
     shown = tinycifar("recipes", "show", name)
     assert (shown.code, shown.err) == (0, "")
     Path("shown.toml").write_text(shown.out)
@@ -18,12 +17,12 @@ def test_a_recipe_is_shown_as_a_file_that_is_the_recipe(tinycifar: Any, name: st
     assert tinycifar("recipes", "show", name, "--json").json == asdict(recipes.get(name))
 
 
-def test_recipes_are_listed_as_before_beside_the_command_that_shows_one(tinycifar: Any) -> None:
+def test_recipes_are_listed_as_before_beside_the_command_that_shows_one(tinycifar):
     assert [line.split()[0] for line in tinycifar("recipes").out.splitlines()] == list(recipes.RECIPES)
     assert [of["name"] for of in tinycifar("recipes", "--json").json["recipes"]] == list(recipes.RECIPES)
 
 
-def test_info_says_what_pictures_of_ones_own_are(tinycifar: Any, own: Path) -> None:
+def test_info_says_what_pictures_of_ones_own_are(tinycifar, own):
     (own / "train" / "dog" / "notes.txt").write_text("not a picture")
     found = tinycifar("data", "info", "--data", own, "--json").json
     loaded = data.load(own)
@@ -40,13 +39,13 @@ def test_info_says_what_pictures_of_ones_own_are(tinycifar: Any, own: Path) -> N
     assert "classes: car, cat, dog\ntrain images by class: 20, 20, 20\n" in told.out
 
 
-def test_info_of_the_sample_and_of_cifar10(tinycifar: Any) -> None:
+def test_info_of_the_sample_and_of_cifar10(tinycifar):
     found = tinycifar("data", "info", "--data", "sample", "--json").json
     assert (found["name"], found["train_images"], found["cache"]) == ("sample", 400, None)
     assert tinycifar("data", "info", "--data", "cifar10").out == tinycifar("data", "info").out
 
 
-def test_the_summary_of_a_model_of_another_size_and_width_is_that_of_its_own(tinycifar: Any, own_run: Any) -> None:
+def test_the_summary_of_a_model_of_another_size_and_width_is_that_of_its_own(tinycifar, own_run):
     narrow = tinycifar("summary", own_run.directory, "--plot", "fields.png", "--json").json
     assert narrow["parameters"] < tinycifar("summary", "minutenet", "--json").json["parameters"] / 2
     assert run.read_recipe(own_run.directory).image_size == 24

@@ -1,7 +1,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -11,7 +10,7 @@ from tinycifar import data
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
-def test_a_run_keeps_the_evaluation_of_its_own_model_on_its_own_data(tinycifar: Any, trained: Path) -> None:
+def test_a_run_keeps_the_evaluation_of_its_own_model_on_its_own_data(tinycifar, trained):
     shutil.copytree(trained, "other")
     before = Path("other/evaluation.json").read_bytes()
     for model, *words in (
@@ -33,7 +32,7 @@ def test_a_run_keeps_the_evaluation_of_its_own_model_on_its_own_data(tinycifar: 
     assert (done.code, done.out.splitlines()[-1]) == (0, f"Results: {Path('other/evaluation.json')} (replaced)")
 
 
-def test_the_test_images_of_a_run_with_validation_images_are_opened_beside_its_own_evaluation(tinycifar: Any) -> None:
+def test_the_test_images_of_a_run_with_validation_images_are_opened_beside_its_own_evaluation(tinycifar):
     words = ["--data", "sample", "--epochs", "1", "--limit", "64", "--set", "validation_images=50", "--out", "runs/one"]
     assert tinycifar("train", *words).code == 0
     before = Path("runs/one/evaluation.json").read_bytes()
@@ -44,7 +43,7 @@ def test_the_test_images_of_a_run_with_validation_images_are_opened_beside_its_o
     assert tinycifar("report", "runs/one").code == 0
 
 
-def test_a_run_is_evaluated_on_other_pictures_of_the_same_classes_alone(tinycifar: Any, own: Path) -> None:
+def test_a_run_is_evaluated_on_other_pictures_of_the_same_classes_alone(tinycifar, own):
     assert tinycifar("train", "--data", own, "--epochs", "1", "--out", "run").code == 0
     others = own.with_name("others")
     shutil.copytree(own / "train", others / "train")
@@ -59,7 +58,7 @@ def test_a_run_is_evaluated_on_other_pictures_of_the_same_classes_alone(tinycifa
     assert "has class fox, which the model does not know; it knows 3 classes: car, cat, dog" in refused.err
 
 
-def test_a_run_whose_pictures_are_gone_is_evaluated_where_they_are_now(tinycifar: Any, own: Path) -> None:
+def test_a_run_whose_pictures_are_gone_is_evaluated_where_they_are_now(tinycifar, own):
     assert tinycifar("train", "--data", own, "--epochs", "1", "--out", "run").code == 0
     own.rename("moved")
     lost = tinycifar("evaluate", "run")
@@ -69,9 +68,7 @@ def test_a_run_whose_pictures_are_gone_is_evaluated_where_they_are_now(tinycifar
     assert data.load("moved").validation_images is not None
 
 
-def test_a_run_is_evaluated_on_labelled_pictures_without_training_images_or_all_classes(
-    tinycifar: Any, own_run: Any, tmp_path: Path
-) -> None:
+def test_a_run_is_evaluated_on_labelled_pictures_without_training_images_or_all_classes(tinycifar, own_run, tmp_path):
     first, second = ("käse", "größe <1>")
     for folder in ("new/test", "flat"):
         for kind in (first, second):

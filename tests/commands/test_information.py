@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,7 @@ def shots(folder: Path, people: int = 10) -> Path:
     return folder
 
 
-def test_info_describes_layout_splits_sizes_and_modes_and_draws_samples(tinycifar: Any, tmp_path: Path) -> None:
+def test_info_describes_layout_splits_sizes_and_modes_and_draws_samples(tinycifar, tmp_path):
     own = shots(tmp_path / "own")
     found = tinycifar("data", "info", "--data", own, "--plot", "drawn/samples.png", "--json").json
     assert found["layout"] == "folders of classes"
@@ -34,7 +33,7 @@ def test_info_describes_layout_splits_sizes_and_modes_and_draws_samples(tinycifa
     assert tinycifar("data", "info", "--data", own, "--plot", "drawn/samples.png", "--overwrite").code == 0
 
 
-def test_info_describes_data_that_is_too_small_to_be_trained_on(tinycifar: Any, tmp_path: Path) -> None:
+def test_info_describes_data_that_is_too_small_to_be_trained_on(tinycifar, tmp_path):
     np.savez(tmp_path / "own.npz", train_images=np.zeros((4, 28, 28), np.uint8), train_labels=np.zeros((4, 1), int))
     found = tinycifar("data", "info", "--data", tmp_path / "own.npz", "--json").json
     assert (found["layout"], found["train_images"], found["classes"]) == ("NumPy arrays, grey 28x28", 4, ["0"])
@@ -44,9 +43,7 @@ def test_info_describes_data_that_is_too_small_to_be_trained_on(tinycifar: Any, 
     assert "nothing to draw" in refused.err
 
 
-def test_info_names_unreadable_pictures_as_a_problem_unless_they_are_to_be_skipped(
-    tinycifar: Any, tmp_path: Path
-) -> None:
+def test_info_names_unreadable_pictures_as_a_problem_unless_they_are_to_be_skipped(tinycifar, tmp_path):
     own = shots(tmp_path / "own")
     (own / "cat" / "damaged.png").write_bytes(b"no picture")
     found = tinycifar("data", "info", "--data", own, "--json").json
@@ -55,7 +52,7 @@ def test_info_names_unreadable_pictures_as_a_problem_unless_they_are_to_be_skipp
     assert tinycifar("data", "info", "--data", own, "--skip-unreadable", "--json").json["problem"] is None
 
 
-def test_groups_hold_for_a_run_and_where_it_is_resumed_and_evaluated(tinycifar: Any, tmp_path: Path) -> None:
+def test_groups_hold_for_a_run_and_where_it_is_resumed_and_evaluated(tinycifar, tmp_path):
     own = shots(tmp_path / "own")
     words = ["--data", own, "--group", r"(.*)_\d+", "--epochs", "2", "--set", "validation_images=9"]
     assert tinycifar("train", *words, "--out", "run", "--stop-after-epoch", "1").code == 0

@@ -11,9 +11,7 @@ from tinycifar.formats import c_source, onnx_file, parity, web
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
-def test_an_export_is_tried_on_the_pictures_that_are_named_where_its_own_are_gone(
-    tinycifar: Any, own_run: Any, own: Path
-) -> None:
+def test_an_export_is_tried_on_the_pictures_that_are_named_where_its_own_are_gone(tinycifar, own_run, own):
     lost = tinycifar("export", own_run.directory)
     assert (lost.code, lost.out, lost.err.count("\n")) == (2, "", 1)
     assert "say where it is now with --data" in lost.err
@@ -29,8 +27,8 @@ def test_an_export_is_tried_on_the_pictures_that_are_named_where_its_own_are_gon
     [("onnx-int8", onnx_file, "to_int8"), ("c", c_source, "export_c"), ("web", web, "write")],
 )
 def test_every_kind_of_export_is_given_the_pictures_at_the_models_size(
-    tinycifar: Any, own_run: Any, own: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: Any, name: str
-) -> None:
+    tinycifar, own_run, own, monkeypatch, kind, where, name
+):
     def given(model: Any, out: Path, dataset: data.Dataset, **_: Any) -> None:
         raise parity.ParityError(f"{dataset.path} at {dataset.image_size}")
 

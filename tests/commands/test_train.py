@@ -1,7 +1,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 SHORT = ["--epochs", "2", "--set", "batch_size=32"]
 
 
-def test_pictures_of_ones_own_are_trained_on_and_their_classes_told(tinycifar: Any, own: Path) -> None:
+def test_pictures_of_ones_own_are_trained_on_and_their_classes_told(tinycifar, own):
     done = tinycifar("train", "--data", own, *SHORT, "--out", "run")
     assert (done.code, done.err) == (0, "")
     assert "60 images" in done.out
@@ -23,7 +22,7 @@ def test_pictures_of_ones_own_are_trained_on_and_their_classes_told(tinycifar: A
     assert tinycifar("evaluate", "run", "--json").json["accuracy"] == evaluation["accuracy"]
 
 
-def test_a_run_that_is_resumed_finds_its_data_and_what_it_started_from(tinycifar: Any, own: Path) -> None:
+def test_a_run_that_is_resumed_finds_its_data_and_what_it_started_from(tinycifar, own):
     words = ["train", "--data", own, "--init", "minute", *SHORT, "--json"]
     whole = tinycifar(*words, "--out", "whole")
     assert "Starting from the weights of minute, with a new head" in whole.err
@@ -35,7 +34,7 @@ def test_a_run_that_is_resumed_finds_its_data_and_what_it_started_from(tinycifar
     assert (other.code, other.err.count("\n")) == (2, 1)
 
 
-def test_data_that_was_moved_is_asked_for_by_a_resume_and_is_the_same_elsewhere(tinycifar: Any, own: Path) -> None:
+def test_data_that_was_moved_is_asked_for_by_a_resume_and_is_the_same_elsewhere(tinycifar, own):
     tinycifar("train", "--data", own, *SHORT, "--out", "run", "--stop-after-epoch", "1")
     own.rename("moved")
     lost = tinycifar("train", "--resume", "run")
@@ -49,7 +48,7 @@ def test_data_that_was_moved_is_asked_for_by_a_resume_and_is_the_same_elsewhere(
     assert (changed.code, "trained with different settings" in changed.err) == (2, True)
 
 
-def test_what_a_run_started_from_is_asked_for_where_it_is_gone(tinycifar: Any, trained: Path) -> None:
+def test_what_a_run_started_from_is_asked_for_where_it_is_gone(tinycifar, trained):
     (trained / "model.safetensors").rename("first.safetensors")
     words = ["train", "--data", "sample", "--limit", "64", "--init", "first.safetensors", "--epochs", "2"]
     tinycifar(*words, "--out", "run", "--stop-after-epoch", "1")
@@ -61,7 +60,7 @@ def test_what_a_run_started_from_is_asked_for_where_it_is_gone(tinycifar: Any, t
     assert tinycifar("train", "--resume", "run", "--init", "second.safetensors", "--json").json["epochs"] == 2
 
 
-def test_the_largest_width_within_a_budget_is_trained_and_needs_no_telling_again(tinycifar: Any) -> None:
+def test_the_largest_width_within_a_budget_is_trained_and_needs_no_telling_again(tinycifar):
     words = ["train", "--data", "sample", "--limit", "64", "--epochs", "2", "--max-parameters", "50000"]
     done = tinycifar(*words, "--out", "run", "--stop-after-epoch", "1")
     width = recipes.widest(recipes.get("minute"), 50_000).width
@@ -71,7 +70,7 @@ def test_the_largest_width_within_a_budget_is_trained_and_needs_no_telling_again
     assert tinycifar("summary", "run", "--json").json["parameters"] == resumed["parameters"]
 
 
-def test_a_recipe_that_was_shown_can_be_changed_and_trained(tinycifar: Any) -> None:
+def test_a_recipe_that_was_shown_can_be_changed_and_trained(tinycifar):
     shown = tinycifar("recipes", "show", "minute").out
     Path("my.toml").write_text(shown.replace('"minute"', '"mine"').replace("epochs = 4", "epochs = 1"))
     done = tinycifar("train", "my.toml", "--data", "sample", "--limit", "64", "--json").json
@@ -80,9 +79,7 @@ def test_a_recipe_that_was_shown_can_be_changed_and_trained(tinycifar: Any) -> N
     assert tinycifar("train", "my.toml").code == 2
 
 
-def test_a_record_can_be_written_by_a_resume_after_the_recipes_figures_have_changed(
-    tinycifar: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_can_be_written_by_a_resume_after_the_recipes_figures_have_changed(tinycifar, monkeypatch):
     whole = recipes.with_settings(recipes.get("minute"), ["epochs=1"])
     few = replace(data.sample().limit(32), name="cifar10")
     monkeypatch.setitem(recipes.RECIPES, "minute", whole)

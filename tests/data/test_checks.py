@@ -26,12 +26,12 @@ def changed(dataset: Dataset, split: str, rows: dict[int, torch.Tensor | int]) -
     return replace(dataset, train_images=images) if split == "train" else replace(dataset, test_images=images)
 
 
-def test_good_images_are_not_remarked_on() -> None:
+def test_good_images_are_not_remarked_on():
     assert checks.check(made()) == []
     assert checks.check(data.sample()) == []
 
 
-def test_images_without_contrast_are_counted_and_the_first_named() -> None:
+def test_images_without_contrast_are_counted_and_the_first_named():
     dark = changed(made(), "train", {1: 0, 2: 3, 4: 200, 5: 201})
     dark.train_images[2, 0, 0, 0] += 3
     assert checks.check(dark) == [
@@ -41,7 +41,7 @@ def test_images_without_contrast_are_counted_and_the_first_named() -> None:
     assert checks.check(dark)[0].startswith("Warning: 3 of 6")
 
 
-def test_training_images_that_are_all_the_same_are_refused() -> None:
+def test_training_images_that_are_all_the_same_are_refused():
     same = made()
     with pytest.raises(
         ValueError, match=r"all 6 training images are the same once decoded, among them a, b, c, \.\.\."
@@ -49,7 +49,7 @@ def test_training_images_that_are_all_the_same_are_refused() -> None:
         checks.check(changed(same, "train", dict.fromkeys(range(6), same.test_images[0])))
 
 
-def test_one_picture_in_two_classes_is_counted_in_each_split() -> None:
+def test_one_picture_in_two_classes_is_counted_in_each_split():
     whole = made()
     assert checks.check(changed(whole, "train", {3: whole.train_images[0], 2: whole.train_images[4]})) == [
         "Warning: 2 train images are the same picture in several classes, of which all but one are wrong: a, d"
@@ -80,7 +80,7 @@ def pets(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-def test_pictures_that_cannot_be_read_are_listed_in_a_file_or_left_out_and_counted(pets: Path) -> None:
+def test_pictures_that_cannot_be_read_are_listed_in_a_file_or_left_out_and_counted(pets):
     with pytest.raises(
         ValueError, match=r"4 of 40 pictures in .*: train/cat/14\.jpg: no PNG.*`skip_unreadable=`"
     ) as told:
@@ -104,7 +104,7 @@ def test_pictures_that_cannot_be_read_are_listed_in_a_file_or_left_out_and_count
     assert data.load(pets).digest == rest.digest
 
 
-def test_class_names_in_two_normal_forms_are_one_class_and_joiners_are_allowed(tmp_path: Path) -> None:
+def test_class_names_in_two_normal_forms_are_one_class_and_joiners_are_allowed(tmp_path):
     names = ("J\u00e4ger", "Ja\u0308ger", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "Cat", "cat")
     for kind, name in enumerate(names):
         for number in range(3):
@@ -115,7 +115,7 @@ def test_class_names_in_two_normal_forms_are_one_class_and_joiners_are_allowed(t
     assert any("in two Unicode normal forms; they are one class" in note for note in loaded.notes)
 
 
-def test_pictures_are_recognised_by_their_content_and_others_counted_by_kind(tmp_path: Path) -> None:
+def test_pictures_are_recognised_by_their_content_and_others_counted_by_kind(tmp_path):
     own = tmp_path / "own/train"
     for number in range(6):
         draw(own / ("a", "b")[number % 2] / f"{number}.png", number)
@@ -128,7 +128,7 @@ def test_pictures_are_recognised_by_their_content_and_others_counted_by_kind(tmp
 
 
 @pytest.mark.skipif(not workers.worthwhile(10_000), reason="pictures are decoded by threads here")
-def test_processes_decode_to_the_same_pixels_as_threads(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_decode_to_the_same_pixels_as_threads(pets, monkeypatch):
     expected = data.load(pets, skip_unreadable=True)
     monkeypatch.setenv("TINYCIFAR_CACHE", str(pets.parent / "other"))
     monkeypatch.setattr(workers, "FEWEST", 1)
@@ -140,7 +140,7 @@ def test_processes_decode_to_the_same_pixels_as_threads(pets: Path, monkeypatch:
 
 @pytest.mark.skipif(not workers.worthwhile(10_000), reason="pictures are decoded by threads here")
 @pytest.mark.parametrize(("error", "raised"), [(MemoryError(), MemoryError), (KeyError("x"), RuntimeError)])
-def test_what_goes_wrong_in_a_process_ends_the_work(error: Exception, raised: type[Exception]) -> None:
+def test_what_goes_wrong_in_a_process_ends_the_work(error, raised):
     def attempt(index: int) -> tuple[np.ndarray | None, str]:
         if index == 41:
             raise error

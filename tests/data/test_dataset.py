@@ -15,10 +15,10 @@ def draws(count: int, seed: int = 0) -> Draws:
 
 def made(images: torch.Tensor, **more: object) -> Dataset:
     labels = torch.arange(len(images)) % 2
-    return Dataset("mine", ("a", "b"), images, labels, images[:2], labels[:2], **more)  # type: ignore[arg-type]
+    return Dataset("mine", ("a", "b"), images, labels, images[:2], labels[:2], **more)
 
 
-def test_statistics_are_those_of_the_training_images() -> None:
+def test_statistics_are_those_of_the_training_images():
     images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[:, 1] //= 3
     mean, std = made(images).statistics()
@@ -28,16 +28,16 @@ def test_statistics_are_those_of_the_training_images() -> None:
     assert made(images).limit(5).statistics() != (mean, std)
 
 
-def test_a_channel_without_contrast_can_be_divided_by() -> None:
+def test_a_channel_without_contrast_can_be_divided_by():
     images = torch.full((4, 3, 8, 8), 51, dtype=torch.uint8)
     assert made(images).statistics() == ((pytest.approx(0.2),) * 3, (1 / 255,) * 3)
 
 
-def test_cifar_10_has_its_known_statistics() -> None:
+def test_cifar_10_has_its_known_statistics():
     assert data.sample().statistics() == (MEAN, STD)
 
 
-def test_the_identity_of_data_is_lost_with_any_change_of_images_labels_or_classes() -> None:
+def test_the_identity_of_data_is_lost_with_any_change_of_images_labels_or_classes():
     sample = data.sample()
     assert (sample.known, sample.data_digest) == ("sample", "")
     assert replace(sample, name="renamed", notes=("a line",)).known == "sample"
@@ -62,7 +62,7 @@ def test_the_identity_of_data_is_lost_with_any_change_of_images_labels_or_classe
 
 
 @pytest.mark.parametrize("size", [24, 48])
-def test_the_sample_is_the_same_data_at_every_size_and_with_images_held_out(size: int) -> None:
+def test_the_sample_is_the_same_data_at_every_size_and_with_images_held_out(size):
     sample = data.sample(size)
     assert sample.known == sample.split(60).known == "sample"
     assert sample.limit(399).known == ""
@@ -70,7 +70,7 @@ def test_the_sample_is_the_same_data_at_every_size_and_with_images_held_out(size
     assert np.array_equal(sample.limit(30).digests("train"), data.sample().digests("train")[:30])
 
 
-def test_what_a_loader_decoded_images_from_is_known_of_these_images_only() -> None:
+def test_what_a_loader_decoded_images_from_is_known_of_these_images_only():
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     digests = np.arange(128, dtype=np.uint8).reshape(4, 32)
     loaded = made(images, origins={"train": Origin(images, digests)})
@@ -84,7 +84,7 @@ def test_what_a_loader_decoded_images_from_is_known_of_these_images_only() -> No
     assert not np.array_equal(loaded.digests("train"), digests)
 
 
-def test_names_and_notes_go_with_the_images() -> None:
+def test_names_and_notes_go_with_the_images():
     images = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
     whole = made(images, names={"train": tuple("pqrstu"), "test": ("v", "w")}, notes=("a line",))
     parts = whole.split(2).limit(3)
@@ -94,7 +94,7 @@ def test_names_and_notes_go_with_the_images() -> None:
     assert whole.names["train"] == tuple("pqrstu")
 
 
-def test_classes_that_lose_all_their_images_are_told() -> None:
+def test_classes_that_lose_all_their_images_are_told():
     images = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
     labels = torch.tensor([0, 0, 0, 0, 1, 1])
     whole = Dataset("mine", ("a", "b"), images, labels, images, labels)
@@ -128,21 +128,21 @@ def test_classes_that_lose_all_their_images_are_told() -> None:
         ({"groups": torch.zeros(3)}, "groups must be a number for each training image"),
     ],
 )
-def test_images_and_labels_that_do_not_fit_are_refused_in_one_line(changed: dict[str, Any], told: str) -> None:
+def test_images_and_labels_that_do_not_fit_are_refused_in_one_line(changed, told):
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(ValueError, match=told):
         replace(made(images), **changed)
 
 
-def test_lists_of_classes_are_as_good_and_validation_images_are_part_of_the_digest() -> None:
+def test_lists_of_classes_are_as_good_and_validation_images_are_part_of_the_digest():
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     labels = torch.tensor([0, 1, 0, 1])
-    one = Dataset("mine", ["a", "b"], images, labels, images, labels, images, labels)  # type: ignore[arg-type]
+    one = Dataset("mine", ["a", "b"], images, labels, images, labels, images, labels)
     assert one.classes == ("a", "b")
     assert one.digest != replace(one, validation_images=images + 1).digest
 
 
-def test_ranks_number_the_images_of_each_class() -> None:
+def test_ranks_number_the_images_of_each_class():
     labels = torch.tensor([2, 0, 2, 2, 0, 3])
     found = ranks(labels, draws(6))
     assert sorted(found[labels == 2].tolist()) == [0, 1, 2]
@@ -152,7 +152,7 @@ def test_ranks_number_the_images_of_each_class() -> None:
     assert len({tuple(ranks(torch.zeros(9, dtype=torch.int64), draws(9, seed)).tolist()) for seed in range(5)}) == 5
 
 
-def test_every_part_of_a_stratified_order_has_the_classes_in_proportion() -> None:
+def test_every_part_of_a_stratified_order_has_the_classes_in_proportion():
     labels = torch.from_numpy(np.repeat(range(7), [400, 400, 200, 100, 50, 10, 1]))
     order = stratified(labels, draws(len(labels)))
     assert sorted(order.tolist()) == list(range(len(labels)))
@@ -163,7 +163,7 @@ def test_every_part_of_a_stratified_order_has_the_classes_in_proportion() -> Non
     assert (labels[order].diff() == 0).float().mean() < 0.35  # what chance alone gives is 0.26
 
 
-def test_the_stratified_order_is_this_one_for_good() -> None:
+def test_the_stratified_order_is_this_one_for_good():
     """A run that is resumed with another version of NumPy or tinycifar must see the same images in the same order."""
     labels = torch.tensor([0] * 4 + [1] * 6 + [2] * 2)
     assert stratified(labels, draws(12)).tolist() == [8, 3, 11, 6, 2, 7, 4, 1, 10, 5, 0, 9]

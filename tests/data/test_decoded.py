@@ -46,7 +46,7 @@ def only(cache: Path) -> Path:
     return entry
 
 
-def test_pictures_are_decoded_once(tmp_path: Path) -> None:
+def test_pictures_are_decoded_once(tmp_path):
     assert load(tmp_path)[1] == []
     assert load(tmp_path, never)[1] == []
     load(tmp_path, content="1" * 64)
@@ -58,10 +58,10 @@ def test_pictures_are_decoded_once(tmp_path: Path) -> None:
     assert content.getvalue() == entries[0].read_bytes()  # NumPy's own format, to the byte
 
 
-def test_another_order_is_another_entry(tmp_path: Path) -> None:
+def test_another_order_is_another_entry(tmp_path):
     def ask(names: list[str]) -> list[int]:
         options = {"content": "", "image_size": 4, "cache": tmp_path, "display": None}
-        found = decoded.load(Path("own"), names, lambda index: image(int(names[index])), **options)  # type: ignore
+        found = decoded.load(Path("own"), names, lambda index: image(int(names[index])), **options)
         return found.images[:, 0, 0, 0].tolist()
 
     assert ask(["1", "2"]) == [1, 2]
@@ -70,7 +70,7 @@ def test_another_order_is_another_entry(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["bit", "header", "short", "long", "empty", "folder"])
-def test_a_damaged_entry_is_decoded_again_and_told(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_entry_is_decoded_again_and_told(tmp_path, damage):
     load(tmp_path)
     entry = only(tmp_path)
     whole = entry.read_bytes()
@@ -90,7 +90,7 @@ def test_a_damaged_entry_is_decoded_again_and_told(tmp_path: Path, damage: str) 
         assert load(tmp_path, never)[1] == []
 
 
-def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+def test_every_flipped_bit_is_noticed(tmp_path):
     load(tmp_path)
     entry = only(tmp_path)
     whole = bytearray(entry.read_bytes())
@@ -102,13 +102,13 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
         whole[place] ^= 1 << place % 8
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path):
     (tmp_path / "file").write_text("in the way")
     (note,) = load(tmp_path / "file")[1]
     assert "could not be kept" in note
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -117,7 +117,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     assert list((tmp_path / "decoded").iterdir()) == []
 
 
-def test_a_cache_that_is_read_only_still_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_is_read_only_still_serves(tmp_path, monkeypatch):
     load(tmp_path)
 
     def refuse(*arguments: object) -> None:
@@ -127,7 +127,7 @@ def test_a_cache_that_is_read_only_still_serves(tmp_path: Path, monkeypatch: pyt
     assert load(tmp_path, never)[1] == []
 
 
-def test_pictures_that_cannot_be_decoded_are_listed_and_nothing_is_kept(tmp_path: Path) -> None:
+def test_pictures_that_cannot_be_decoded_are_listed_and_nothing_is_kept(tmp_path):
     def decode(index: int) -> tuple[np.ndarray, str]:
         if index % 12 == 3:
             raise ValueError("it is damaged")
@@ -146,7 +146,7 @@ def test_pictures_that_cannot_be_decoded_are_listed_and_nothing_is_kept(tmp_path
     assert decoded.read_unreadable(tmp_path, "ab" * 8 + "0" * 48) == {}
 
 
-def test_only_the_entries_used_last_are_kept(tmp_path: Path) -> None:
+def test_only_the_entries_used_last_are_kept(tmp_path):
     begun, fresh = tmp_path / "decoded/.a.safetensors.abcdefgh", tmp_path / "decoded/.b.safetensors.abcdefgh"
     for number in range(decoded.ENTRIES):
         load(tmp_path, content=str(number))
@@ -167,7 +167,7 @@ def test_only_the_entries_used_last_are_kept(tmp_path: Path) -> None:
     assert not {begun.name, oldest.name} & left
 
 
-def test_what_is_done_shows_as_one_bar_that_goes_away(tmp_path: Path) -> None:
+def test_what_is_done_shows_as_one_bar_that_goes_away(tmp_path):
     display = Progress(console=Console(quiet=True))
     seen = []
 
@@ -180,7 +180,7 @@ def test_what_is_done_shows_as_one_bar_that_goes_away(tmp_path: Path) -> None:
     assert display.tasks == []
 
 
-def test_an_unexpected_error_ends_all_threads_and_keeps_nothing(tmp_path: Path) -> None:
+def test_an_unexpected_error_ends_all_threads_and_keeps_nothing(tmp_path):
     display, calls = Progress(console=Console(quiet=True)), []
 
     def decode(index: int) -> tuple[np.ndarray, str]:
@@ -220,7 +220,7 @@ def start(cache: Path, seconds: float) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_ends_at_once_and_leaves_nothing(tmp_path):
     process = start(tmp_path, 0.3)  # 15 seconds in all with two threads
     process.stdout.readline()
     time.sleep(0.3)
@@ -234,7 +234,7 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_ask_at_once_all_get_the_pictures(tmp_path: Path) -> None:
+def test_processes_that_ask_at_once_all_get_the_pictures(tmp_path):
     processes = [start(tmp_path, 0.001) for _ in range(2)]
     told = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told

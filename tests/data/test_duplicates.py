@@ -10,7 +10,7 @@ from tinycifar import data
 from tinycifar.data import duplicates, pictures
 
 
-def test_hashes_are_those_of_phash() -> None:
+def test_hashes_are_those_of_phash():
     images = data.sample().train_images[:20]
     for image, signs in zip(images, duplicates.perceptual_hashes(images), strict=True):
         red, green, blue = image.numpy().astype(np.float64)
@@ -19,7 +19,7 @@ def test_hashes_are_those_of_phash() -> None:
 
 
 @pytest.mark.parametrize("change", ["jpeg", "brighter", "smaller"])
-def test_changed_copies_are_found_and_other_photographs_are_not(change: str) -> None:
+def test_changed_copies_are_found_and_other_photographs_are_not(change):
     sample = data.sample()
     copies = []
     for image in sample.train_images[:50]:

@@ -50,11 +50,11 @@ def refused(source: Path | str, words: str) -> None:
 def assert_is_read(folder: Path, loaded: Dataset) -> None:
     """Assert that each image is what `pictures.read` gives of the file that it is called after."""
     for split, names in loaded.names.items():
-        for name, image in zip(names, loaded.images(split), strict=True):  # type: ignore[arg-type]
+        for name, image in zip(names, loaded.images(split), strict=True):
             assert torch.equal(image, pictures.to_tensor(pictures.read(folder / name), loaded.image_size))
 
 
-def test_a_folder_of_pictures_is_loaded_with_classes_by_name(tmp_path: Path) -> None:
+def test_a_folder_of_pictures_is_loaded_with_classes_by_name(tmp_path):
     own = tmp_path / "own"
     fill(own / "train", {"cat": 6, "ant": 4})
     fill(own / "val", {"ant": 1, "cat": 2}, 100)
@@ -74,7 +74,7 @@ def test_a_folder_of_pictures_is_loaded_with_classes_by_name(tmp_path: Path) -> 
     assert_is_read(own, loaded)
 
 
-def test_pictures_are_read_as_predict_reads_them(tmp_path: Path) -> None:
+def test_pictures_are_read_as_predict_reads_them(tmp_path):
     rng = np.random.default_rng(0)
     for index, (size, end) in enumerate([((40, 60), "png"), ((200, 90), "JPG"), ((64, 64), "webp"), ((9, 33), "jpeg")]):
         file = tmp_path / "own/train" / "ab"[index % 2] / f"{index}.{end}"
@@ -85,7 +85,7 @@ def test_pictures_are_read_as_predict_reads_them(tmp_path: Path) -> None:
     assert_is_read(tmp_path / "own", loaded)
 
 
-def test_without_a_test_folder_a_fifth_of_each_class_is_held_out_and_told(tmp_path: Path) -> None:
+def test_without_a_test_folder_a_fifth_of_each_class_is_held_out_and_told(tmp_path):
     fill(tmp_path / "own/train", {"a": 2, "b": 9, "c": 10, "d": 27})
     first, second = load(tmp_path / "own"), load(tmp_path / "own")
     assert first.test_labels.bincount().tolist() == [1, 1, 2, 5]
@@ -100,7 +100,7 @@ def test_without_a_test_folder_a_fifth_of_each_class_is_held_out_and_told(tmp_pa
     assert held not in ({0, 1, 2, 3, 4}, {22, 23, 24, 25, 26})  # names often stand for a moment or a camera
 
 
-def test_any_first_or_last_images_have_each_class_in_proportion(tmp_path: Path) -> None:
+def test_any_first_or_last_images_have_each_class_in_proportion(tmp_path):
     fill(tmp_path / "own/train", {"a": 50, "b": 50, "c": 25})
     loaded = load(tmp_path / "own")
     assert loaded.limit(10).train_labels.bincount().tolist() == [4, 4, 2]
@@ -109,7 +109,7 @@ def test_any_first_or_last_images_have_each_class_in_proportion(tmp_path: Path) 
     assert parts.names["validation"] == loaded.names["train"][-25:]
 
 
-def test_a_moved_folder_is_the_same_data_and_a_changed_one_is_not(tmp_path: Path) -> None:
+def test_a_moved_folder_is_the_same_data_and_a_changed_one_is_not(tmp_path):
     fill(tmp_path / "own/train", {"a": 4, "b": 4})
     digests = [load(tmp_path / "own").digest]
     shutil.copytree(tmp_path / "own", tmp_path / "elsewhere")
@@ -132,7 +132,7 @@ def test_a_moved_folder_is_the_same_data_and_a_changed_one_is_not(tmp_path: Path
 
 
 @pytest.mark.parametrize("change", ["replace", "swap"])
-def test_changed_pictures_are_never_taken_from_the_cache(tmp_path: Path, change: str) -> None:
+def test_changed_pictures_are_never_taken_from_the_cache(tmp_path, change):
     own = tmp_path / "own"
     fill(own / "train", {"a": 3, "b": 3})
     load(own)
@@ -149,7 +149,7 @@ def test_changed_pictures_are_never_taken_from_the_cache(tmp_path: Path, change:
     assert_is_read(own, loaded)
 
 
-def test_what_is_hidden_or_no_picture_is_left_out_and_told(tmp_path: Path) -> None:
+def test_what_is_hidden_or_no_picture_is_left_out_and_told(tmp_path):
     own = tmp_path / "own"
     fill(own / "train", {"a": 2, "b": 2, ".hidden": 2})
     fill(own / "test", {"a": 1, "b": 1}, 100)
@@ -171,7 +171,7 @@ def test_what_is_hidden_or_no_picture_is_left_out_and_told(tmp_path: Path) -> No
     )
 
 
-def test_links_to_pictures_are_followed_and_broken_ones_named(tmp_path: Path) -> None:
+def test_links_to_pictures_are_followed_and_broken_ones_named(tmp_path):
     own = tmp_path / "own"
     fill(own / "train", {"a": 2, "b": 2})
     draw(tmp_path / "far.png", 55)
@@ -184,7 +184,7 @@ def test_links_to_pictures_are_followed_and_broken_ones_named(tmp_path: Path) ->
     refused(own, r"1 of 5 pictures in .* train/a/far\.png: No such file")
 
 
-def test_a_split_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
+def test_a_split_may_lack_classes_but_not_have_others(tmp_path):
     own = tmp_path / "own"
     fill(own / "train", {"a": 2, "b": 2, "c": 1})
     fill(own / "val", {"a": 1, "b": 0}, 100)
@@ -213,24 +213,24 @@ def test_a_split_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
         ({"a": 2, "b\n": 2}, r"has a class 'b\\n', whose name cannot be printed"),
     ],
 )
-def test_other_layouts_are_refused_in_clear_words(tmp_path: Path, counts: dict[str, int], words: str) -> None:
+def test_other_layouts_are_refused_in_clear_words(tmp_path, counts, words):
     (tmp_path / "own/train").mkdir(parents=True)
     fill(tmp_path / "own/train", counts)
     refused(tmp_path / "own", words)
 
 
-def test_an_empty_test_folder_is_refused(tmp_path: Path) -> None:
+def test_an_empty_test_folder_is_refused(tmp_path):
     fill(tmp_path / "own/train", {"a": 2, "b": 2})
     (tmp_path / "own/test").mkdir()
     refused(tmp_path / "own", "own/test holds no pictures in folders of classes")
 
 
-def test_a_folder_whose_path_weights_could_not_name_is_refused(tmp_path: Path) -> None:
+def test_a_folder_whose_path_weights_could_not_name_is_refused(tmp_path):
     fill(tmp_path / "ow\tn/train", {"a": 2, "b": 2})
     refused(tmp_path / "ow\tn", r"ow\\tn has a name that cannot be printed")
 
 
-def test_damaged_pictures_are_named_and_counted_and_nothing_is_used(tmp_path: Path) -> None:
+def test_damaged_pictures_are_named_and_counted_and_nothing_is_used(tmp_path):
     own = tmp_path / "own"
     fill(own / "train", {"a": 9, "b": 2})
     for index in range(6):
@@ -250,7 +250,7 @@ def test_damaged_pictures_are_named_and_counted_and_nothing_is_used(tmp_path: Pa
     refused(own, r"1 of 11 pictures in .*: train/b/000\.png: no file")
 
 
-def test_a_picture_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     fill(tmp_path / "own/train", {"a": 2, "b": 2})
     read, seen = trees.FolderTree.read, set()
 
@@ -265,7 +265,7 @@ def test_a_picture_that_changes_while_it_is_read_is_refused(tmp_path: Path, monk
     refused(tmp_path / "own", r"1 of 4 pictures .*train/b/001\.png: it was changed while it was read")
 
 
-def test_files_whose_names_cannot_be_printed_are_read_and_named_with_escapes(tmp_path: Path) -> None:
+def test_files_whose_names_cannot_be_printed_are_read_and_named_with_escapes(tmp_path):
     own = tmp_path / "own"
     fill(own / "train", {"a": 2, "b": 2})
     fill(own / "test", {"a": 1, "b": 1})
@@ -279,9 +279,7 @@ def test_files_whose_names_cannot_be_printed_are_read_and_named_with_escapes(tmp
     assert "; listed in" in data.load(own, image_size=8, skip_unreadable=True).notes[0]
 
 
-def test_a_list_of_unreadable_pictures_is_named_only_if_it_could_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_of_unreadable_pictures_is_named_only_if_it_could_be_written(tmp_path, monkeypatch):
     fill(tmp_path / "own/train", {"a": 3, "b": 3})
     (tmp_path / "own/train/a/000.png").write_bytes(b"no picture")
     monkeypatch.setenv("TINYCIFAR_CACHE", str(tmp_path / "own/train/a/000.png"))
@@ -290,7 +288,7 @@ def test_a_list_of_unreadable_pictures_is_named_only_if_it_could_be_written(
 
 
 @pytest.mark.parametrize("meta", ["own/meta", "own/train/meta"])
-def test_a_folder_called_meta_is_no_sign_of_the_pickled_cifar_100(tmp_path: Path, meta: str) -> None:
+def test_a_folder_called_meta_is_no_sign_of_the_pickled_cifar_100(tmp_path, meta):
     fill(tmp_path / "own/train", {"a": 2, "b": 2})
     draw(tmp_path / meta / "1.png", 50)
     draw(tmp_path / meta / "2.png", 51)
@@ -298,7 +296,7 @@ def test_a_folder_called_meta_is_no_sign_of_the_pickled_cifar_100(tmp_path: Path
     assert load(tmp_path / "own/train").classes[:2] == ("a", "b")
 
 
-def test_a_folder_is_known_by_its_path_and_not_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_known_by_its_path_and_not_by_its_name(tmp_path, monkeypatch):
     for name in ("sample", "cifar10"):
         fill(tmp_path / name / "train", {"a": 2, "b": 3})
         for source in (f"./{name}", tmp_path / name, Path(name)):
@@ -309,7 +307,7 @@ def test_a_folder_is_known_by_its_path_and_not_by_its_name(tmp_path: Path, monke
     assert len(data.load("sample").classes) == 10
 
 
-def test_the_digest_is_that_of_classes_contents_and_labels(tmp_path: Path) -> None:
+def test_the_digest_is_that_of_classes_contents_and_labels(tmp_path):
     """Written out, as runs and weights of today name it for good."""
     own = tmp_path / "own"
     for name in ("train/b/x.png", "train/a/é.png", "train/a/w.png", "train/b/y.png"):
@@ -326,7 +324,7 @@ def test_the_digest_is_that_of_classes_contents_and_labels(tmp_path: Path) -> No
     assert loaded.digest == expected.hexdigest()
 
 
-def test_adding_or_renaming_pictures_moves_hardly_any_other_to_the_other_side(tmp_path: Path) -> None:
+def test_adding_or_renaming_pictures_moves_hardly_any_other_to_the_other_side(tmp_path):
     """Else a model would be scored on images that it, or what it started from, was trained on."""
     own = tmp_path / "own" / "train"
     fill(own, {"a": 100, "b": 100})
@@ -343,7 +341,7 @@ def test_adding_or_renaming_pictures_moves_hardly_any_other_to_the_other_side(tm
     assert len(before - held_out()) <= 2
 
 
-def test_pictures_that_are_on_both_sides_are_counted(tmp_path: Path) -> None:
+def test_pictures_that_are_on_both_sides_are_counted(tmp_path):
     fill(tmp_path / "own/train", {"a": 5, "b": 5})
     fill(tmp_path / "own/test", {"a": 2, "b": 2})  # with levels from 0 on, as a of train has
     wrong, copies = load(tmp_path / "own").notes
@@ -352,13 +350,13 @@ def test_pictures_that_are_on_both_sides_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["val", "test"])
-def test_a_split_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_split_that_is_no_folder_is_refused(tmp_path, name):
     fill(tmp_path / "own/train", {"a": 5, "b": 5})
     (tmp_path / "own" / name).symlink_to(tmp_path / "gone")
     refused(tmp_path / "own", f"{name} is no folder of pictures; remove or mend it")
 
 
-def test_a_class_of_files_of_another_kind_is_told_as_such(tmp_path: Path) -> None:
+def test_a_class_of_files_of_another_kind_is_told_as_such(tmp_path):
     fill(tmp_path / "own/train", {"a": 5})
     (tmp_path / "own/train/b").mkdir()
     (tmp_path / "own/train/b/1.doc").write_bytes(b"BM")

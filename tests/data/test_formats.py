@@ -42,7 +42,7 @@ LINES = [f"{index}.png,{'cat' if index % 2 else 'dog'}" for index in range(10)]
 
 @pytest.mark.parametrize("shape", ["pictures/{}.png", "{}.png", "{}", "./pictures/{}.png", "pictures\\{}.png"])
 @pytest.mark.parametrize(("mark", "name"), [(",", "labels.csv"), (";", "labels.csv"), ("\t", "labels.tsv")])
-def test_a_table_gives_the_labels_of_pictures(tmp_path: Path, shape: str, mark: str, name: str) -> None:
+def test_a_table_gives_the_labels_of_pictures(tmp_path, shape, mark, name):
     lines = [f"File Name{mark}Class", *(f"{shape.format(k)}{mark}{'cat' if k % 2 else 'dog'}" for k in range(10))]
     own = table(tmp_path / "own", "\ufeff" + "\r\n".join(lines), name)
     loaded = load(own)
@@ -52,7 +52,7 @@ def test_a_table_gives_the_labels_of_pictures(tmp_path: Path, shape: str, mark: 
     assert layout(own) == f"pictures with labels from {name}"
 
 
-def test_a_table_may_give_splits_and_groups(tmp_path: Path) -> None:
+def test_a_table_may_give_splits_and_groups(tmp_path):
     text = "image,label,split,patient\n" + "".join(
         f"{k},{k % 2},{'train' if k < 6 else 'Validation' if k < 8 else 'testing'},p{k}\n" for k in range(10)
     )
@@ -64,20 +64,20 @@ def test_a_table_may_give_splits_and_groups(tmp_path: Path) -> None:
     assert len(load(f"{tmp_path / 'own'}?columns=group=").train_images) == 6
 
 
-def test_gtsrbs_tables_are_read(tmp_path: Path) -> None:
+def test_gtsrbs_tables_are_read(tmp_path):
     lines = [f"{k}.png;32;32;1;1;30;30;{k % 2 * 10}" for k in range(10)]
     header = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
     own = table(tmp_path / "own", "\n".join([header, *lines]), "GT-final_test.csv")
     assert load(own).classes == load(own / "GT-final_test.csv").classes == ("0", "10")
 
 
-def test_numbers_are_classes_in_the_order_of_numbers(tmp_path: Path) -> None:
+def test_numbers_are_classes_in_the_order_of_numbers(tmp_path):
     own = table(tmp_path / "own", "path,label\n" + "".join(f"{k},{(k % 3) * 5 - 1}\n" for k in range(10)))
     (own / "pictures/3.png").rename(own / "pictures/3")  # a picture all the same
     assert load(own).classes == ("-1", "4", "9")
 
 
-def test_labels_in_two_normal_forms_of_unicode_are_one_class(tmp_path: Path) -> None:
+def test_labels_in_two_normal_forms_of_unicode_are_one_class(tmp_path):
     labels = ("J\u00e4ger", "Ja\u0308ger", "cat")
     own = table(tmp_path / "own", "file,label\n" + "".join(f"{k}.png,{labels[k % 3]}\n" for k in range(10)))
     write_parquet(tmp_path / "own.parquet", list(labels) * 4)
@@ -85,7 +85,7 @@ def test_labels_in_two_normal_forms_of_unicode_are_one_class(tmp_path: Path) -> 
         assert load(source).classes == (labels[0], "cat")
 
 
-def test_columns_of_other_names_are_named_by_an_option(tmp_path: Path) -> None:
+def test_columns_of_other_names_are_named_by_an_option(tmp_path):
     own = table(tmp_path / "own", "was,what\n" + "\n".join(LINES))
     refused(own, "labels.csv has the columns was, what, none of which is known as file or label; name them: `columns=`")
     assert load(f"{own}?columns=file=was,label=what").classes == ("cat", "dog")
@@ -118,12 +118,12 @@ def test_columns_of_other_names_are_named_by_an_option(tmp_path: Path) -> None:
         (["file,label", f"1.png,{'x' * 200_000}"], "labels.csv cannot be read as a table: field larger than"),
     ],
 )
-def test_tables_that_do_not_fit_are_refused(tmp_path: Path, lines: list[str], words: str) -> None:
+def test_tables_that_do_not_fit_are_refused(tmp_path, lines, words):
     draw(tmp_path / "secret.png", 1)
     refused(table(tmp_path / "own", "\n".join(lines)), words)
 
 
-def test_numbers_of_which_some_are_missing_are_whole_numbers(tmp_path: Path) -> None:
+def test_numbers_of_which_some_are_missing_are_whole_numbers(tmp_path):
     lines = [f"{index}.png,{('NaN', '2.0', '10.0')[index % 3]}" for index in range(10)]
     loaded = load(table(tmp_path / "own", "\n".join(["", "file,label", *lines])))
     assert loaded.classes == ("2", "10")
@@ -131,14 +131,14 @@ def test_numbers_of_which_some_are_missing_are_whole_numbers(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("end", ["\r\n", "\r"])
-def test_a_table_may_have_other_ends_of_lines_and_a_heading_of_two_lines(tmp_path: Path, end: str) -> None:
+def test_a_table_may_have_other_ends_of_lines_and_a_heading_of_two_lines(tmp_path, end):
     own = table(tmp_path / "own", "")
     lines = ['"remark', 'of ours",file,label', *(f",{line}" for line in LINES)]
     (own / "labels.csv").write_bytes(end.join(lines).encode())
     assert labelled(load(own)) == {f"pictures/{index}.png": ("dog", "cat")[index % 2] for index in range(10)}
 
 
-def test_what_a_table_leaves_out_is_counted(tmp_path: Path) -> None:
+def test_what_a_table_leaves_out_is_counted(tmp_path):
     text = "\n".join(["file,label", *LINES[:8], LINES[0], "8.png,", ",cat"])
     (note, _) = load(table(tmp_path / "own", text)).notes
     assert note.endswith(
@@ -147,7 +147,7 @@ def test_what_a_table_leaves_out_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["Größe,Farbe\n".encode("latin-1"), b'"no end', b""])
-def test_a_table_of_something_else_beside_folders_of_classes_is_left_out(tmp_path: Path, content: bytes) -> None:
+def test_a_table_of_something_else_beside_folders_of_classes_is_left_out(tmp_path, content):
     for index in range(8):
         draw(tmp_path / "own" / ("cat", "dog")[index % 2] / f"{index}.png", index)
     (tmp_path / "own/notes.csv").write_bytes(content)
@@ -156,7 +156,7 @@ def test_a_table_of_something_else_beside_folders_of_classes_is_left_out(tmp_pat
     refused(tmp_path / "own", "notes.csv" if content else "pictures of one class alone")
 
 
-def test_tables_named_for_splits_are_read_together(tmp_path: Path) -> None:
+def test_tables_named_for_splits_are_read_together(tmp_path):
     own = table(tmp_path / "own", "\n".join(["Path,ClassId", *LINES[:6]]), "Train.csv")
     (own / "Test.csv").write_text("\n".join(["Path,ClassId", *LINES[6:]]))
     (own / "Meta.csv").write_text("ClassId,Shape\n1,2\n")
@@ -179,7 +179,7 @@ def write_npz(path: Path, **changes: np.ndarray | None) -> Path:
     return path
 
 
-def test_medmnists_arrays_are_read_in_their_order(tmp_path: Path) -> None:
+def test_medmnists_arrays_are_read_in_their_order(tmp_path):
     path = write_npz(tmp_path / "bloodmnist.npz")
     loaded = load(path, 28)
     with np.load(path, allow_pickle=False) as own:
@@ -190,7 +190,7 @@ def test_medmnists_arrays_are_read_in_their_order(tmp_path: Path) -> None:
     assert layout(path) == "NumPy arrays, RGB 28x28"
 
 
-def test_grey_arrays_without_test_images_have_some_held_out(tmp_path: Path) -> None:
+def test_grey_arrays_without_test_images_have_some_held_out(tmp_path):
     grey = RNG.integers(0, 256, (20, 28, 28), np.uint8)
     without = dict.fromkeys(["val_images", "val_labels", "test_images", "test_labels"])
     loaded = load(write_npz(tmp_path / "grey.npz", train_images=grey, train_labels=np.arange(20) % 4, **without))
@@ -228,13 +228,11 @@ def test_grey_arrays_without_test_images_have_some_held_out(tmp_path: Path) -> N
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*pickle")
-def test_other_arrays_are_refused(tmp_path: Path, changes: dict[str, np.ndarray | None], words: str) -> None:
+def test_other_arrays_are_refused(tmp_path, changes, words):
     refused(write_npz(tmp_path / "own.npz", **changes), words)
 
 
-def test_arrays_that_are_too_large_are_refused_before_they_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arrays_that_are_too_large_are_refused_before_they_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("tinycifar.data.npz.MOST_BYTES", 1_000)
     refused(write_npz(tmp_path / "own.npz"), r"train_images cannot be used: uint8 .*; allowed are 1,000 bytes")
 
@@ -251,7 +249,7 @@ def write_cifar100(folder: Path) -> np.ndarray:
     return records
 
 
-def test_cifar_100_has_fine_labels_or_coarse_ones(tmp_path: Path) -> None:
+def test_cifar_100_has_fine_labels_or_coarse_ones(tmp_path):
     records = write_cifar100(tmp_path / "cifar-100-binary")
     with tarfile.open(tmp_path / "cifar-100-binary.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "cifar-100-binary", "cifar-100-binary")
@@ -264,7 +262,7 @@ def test_cifar_100_has_fine_labels_or_coarse_ones(tmp_path: Path) -> None:
         assert fine.digest != coarse.digest
 
 
-def test_cifar_100_that_is_damaged_is_refused(tmp_path: Path) -> None:
+def test_cifar_100_that_is_damaged_is_refused(tmp_path):
     own = tmp_path / "cifar-100-binary"
     records = write_cifar100(own)
     (own / "train.bin").write_bytes(records.tobytes()[:-1])
@@ -274,7 +272,7 @@ def test_cifar_100_that_is_damaged_is_refused(tmp_path: Path) -> None:
     refused(own, "train.bin has a label 100; allowed are 0 to 99")
 
 
-def test_stl_10_is_stored_column_by_column(tmp_path: Path) -> None:
+def test_stl_10_is_stored_column_by_column(tmp_path):
     own = tmp_path / "stl10_binary"
     own.mkdir()
     upright = RNG.integers(0, 256, (20, 3, 96, 96), np.uint8)
@@ -318,7 +316,7 @@ def write_parquet(
     parquet.write_table(own, path)
 
 
-def test_parquet_files_as_the_hub_has_them_are_read(tmp_path: Path) -> None:
+def test_parquet_files_as_the_hub_has_them_are_read(tmp_path):
     own = tmp_path / "own"
     write_parquet(own / "data/train-00000-of-00002.parquet", [0, 1, 2] * 4, names=["ant", "bee", "cat"])
     write_parquet(own / "data/train-00001-of-00002.parquet", [0, 1, 2] * 2, names=["ant", "bee", "cat"], first=50)
@@ -331,14 +329,14 @@ def test_parquet_files_as_the_hub_has_them_are_read(tmp_path: Path) -> None:
         assert label == place % 3
 
 
-def test_a_parquet_file_alone_may_have_texts_as_labels(tmp_path: Path) -> None:
+def test_a_parquet_file_alone_may_have_texts_as_labels(tmp_path):
     write_parquet(tmp_path / "own.parquet", ["dog", "cat"] * 5)
     loaded = load(tmp_path / "own.parquet")
     assert (loaded.classes, len(loaded.train_images), len(loaded.test_images)) == (("cat", "dog"), 8, 2)
 
 
 @pytest.mark.parametrize("name", ["test.parquet", "test.npz"])
-def test_test_images_alone_are_enough_to_score_a_model(tmp_path: Path, name: str) -> None:
+def test_test_images_alone_are_enough_to_score_a_model(tmp_path, name):
     if name.endswith(".npz"):
         write_npz(tmp_path / name, **dict.fromkeys(["train_images", "train_labels", "val_images", "val_labels"]))
     else:
@@ -347,14 +345,14 @@ def test_test_images_alone_are_enough_to_score_a_model(tmp_path: Path, name: str
     assert (len(loaded.train_labels), sorted(loaded.test_labels.tolist())) == (0, [0, 0, 1, 1, 2, 3])
 
 
-def test_pictures_of_parquet_files_are_grouped_by_the_names_of_their_files(tmp_path: Path) -> None:
+def test_pictures_of_parquet_files_are_grouped_by_the_names_of_their_files(tmp_path):
     write_parquet(tmp_path / "own.parquet", [0, 1] * 20, shape="all/p{:02}_1.png")
     loaded = load(f"{tmp_path / 'own.parquet'}?group=(.*)[0-9]_")
     assert loaded.notes[0] == "4 groups, none of which lies on both sides of a split"
     assert len(loaded.test_images) == 10
 
 
-def test_other_parquet_files_are_refused(tmp_path: Path) -> None:
+def test_other_parquet_files_are_refused(tmp_path):
     write_parquet(tmp_path / "own/a.parquet", [0, 1])
     write_parquet(tmp_path / "own/b.parquet", [0, 1])
     refused(tmp_path / "own", "a.parquet is not named for a split, as train-")
@@ -381,7 +379,7 @@ def test_other_parquet_files_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "no.parquet", "has the columns picture, label; expected are image, a struct with bytes")
 
 
-def test_arrays_are_cropped_and_resized_as_pictures_are(tmp_path: Path) -> None:
+def test_arrays_are_cropped_and_resized_as_pictures_are(tmp_path):
     pixels = RNG.integers(0, 256, (20, 40, 28, 3), np.uint8)
     path = tmp_path / "own.npz"
     np.savez(path, train_images=pixels, train_labels=np.arange(20) % 2)
@@ -391,7 +389,7 @@ def test_arrays_are_cropped_and_resized_as_pictures_are(tmp_path: Path) -> None:
         assert torch.equal(image, pictures.to_tensor(pictures.read(tmp_path / "one.png"), 16))
 
 
-def test_zip_archives_of_other_layouts_are_read(tmp_path: Path) -> None:
+def test_zip_archives_of_other_layouts_are_read(tmp_path):
     table(tmp_path / "own", "\n".join(["file,label", *LINES]))
     shutil.make_archive(str(tmp_path / "listed"), "zip", tmp_path, "own")
     assert load(tmp_path / "listed.zip").digest == load(tmp_path / "own").digest

@@ -32,7 +32,7 @@ def write(folder: Path, *, pack: bool = True, side: int = 28) -> dict[str, np.nd
 
 
 @pytest.mark.parametrize("pack", [True, False])
-def test_idx_files_are_loaded_in_their_order(tmp_path: Path, pack: bool) -> None:
+def test_idx_files_are_loaded_in_their_order(tmp_path, pack):
     arrays = write(tmp_path / "digits", pack=pack)
     for _ in range(2):  # the second time from the cache
         loaded = load(tmp_path / "digits", 28)
@@ -50,7 +50,7 @@ def test_idx_files_are_loaded_in_their_order(tmp_path: Path, pack: bool) -> None
         assert loaded.names["test"][-1] == "t10k-images 19"
 
 
-def test_packed_or_not_it_is_the_same_data_and_changed_it_is_not(tmp_path: Path) -> None:
+def test_packed_or_not_it_is_the_same_data_and_changed_it_is_not(tmp_path):
     write(tmp_path / "packed")
     arrays = write(tmp_path / "plain", pack=False)
     digest = load(tmp_path / "packed", 32).digest
@@ -89,9 +89,7 @@ GREY = np.zeros((30, 28, 28), np.uint8)
     ],
 )
 @pytest.mark.parametrize("pack", [True, False])
-def test_files_that_are_not_as_announced_are_refused(
-    tmp_path: Path, name: str, content: bytes | None, words: str, pack: bool
-) -> None:
+def test_files_that_are_not_as_announced_are_refused(tmp_path, name, content, words, pack):
     write(tmp_path / "digits", pack=pack)
     file = tmp_path / "digits" / (name + ".gz" * pack)
     file.unlink()
@@ -102,7 +100,7 @@ def test_files_that_are_not_as_announced_are_refused(
     assert len(str(told.value).splitlines()) == 1
 
 
-def test_every_kind_of_damage_to_a_packed_file_is_refused(tmp_path: Path) -> None:
+def test_every_kind_of_damage_to_a_packed_file_is_refused(tmp_path):
     write(tmp_path / "digits")
     file = tmp_path / "digits" / f"{IMAGES}.gz"
     whole = file.read_bytes()
@@ -115,7 +113,7 @@ def test_every_kind_of_damage_to_a_packed_file_is_refused(tmp_path: Path) -> Non
             load(tmp_path / "digits", 32)
 
 
-def test_a_packed_file_that_swells_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_packed_file_that_swells_is_not_read_to_its_end(tmp_path, monkeypatch):
     write(tmp_path / "digits")
     bomb = packed(GREY) + bytes(50_000_000)
     (tmp_path / "digits" / f"{IMAGES}.gz").write_bytes(gzip.compress(bomb))
@@ -132,7 +130,7 @@ def test_a_packed_file_that_swells_is_not_read_to_its_end(tmp_path: Path, monkey
 
 
 @pytest.mark.full_data
-def test_the_real_fashion_mnist_is_known_by_its_bytes(fashion_mnist: Path) -> None:
+def test_the_real_fashion_mnist_is_known_by_its_bytes(fashion_mnist):
     hashes = {
         name: idx._read(trees.FolderTree(fashion_mnist), f"{name}.gz", idx.LABELS if "labels" in name else idx.IMAGES)[
             1
@@ -142,7 +140,7 @@ def test_the_real_fashion_mnist_is_known_by_its_bytes(fashion_mnist: Path) -> No
     assert hashes == idx.FASHION_MNIST_SHA256
 
 
-def test_fashion_mnists_bytes_have_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fashion_mnists_bytes_have_its_names(tmp_path, monkeypatch):
     arrays = write(tmp_path / "digits")
     tree = trees.FolderTree(tmp_path / "digits")
     hashes = {name: idx._read(tree, name + ".gz", 0x800 + array.ndim)[1] for name, array in arrays.items()}
@@ -159,14 +157,14 @@ def rename(folder: Path, shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", ["{}-{}.{}-ubyte.gz", "{}_{}-{}-ubyte.gz", "own-{}-{}-{}-ubyte.gz"])
-def test_names_may_have_dots_and_a_word_before(tmp_path: Path, shape: str) -> None:
+def test_names_may_have_dots_and_a_word_before(tmp_path, shape):
     write(tmp_path / "digits")
     expected = load(tmp_path / "digits", 32).digest
     rename(tmp_path / "digits", shape)
     assert load(tmp_path / "digits", 32).digest == expected
 
 
-def test_emnists_letters_are_turned_upright_and_named(tmp_path: Path) -> None:
+def test_emnists_letters_are_turned_upright_and_named(tmp_path):
     arrays = write(tmp_path / "own")
     for labels in (name for name in arrays if "labels" in name):
         (tmp_path / "own" / f"{labels}.gz").write_bytes(gzip.compress(packed(arrays[labels] + 1)))
@@ -185,7 +183,7 @@ def test_emnists_letters_are_turned_upright_and_named(tmp_path: Path) -> None:
     assert torch.equal(stored.train_images, plain.train_images)
 
 
-def test_of_several_data_sets_one_is_named_by_a_file(tmp_path: Path) -> None:
+def test_of_several_data_sets_one_is_named_by_a_file(tmp_path):
     write(tmp_path / "own")
     rename(tmp_path / "own", "emnist-digits-{}-{}-{}-ubyte.gz")
     write(tmp_path / "more")

@@ -23,7 +23,7 @@ def sizes(loaded: Dataset) -> list[int]:
     return [len(loaded.train_images), validation, len(loaded.test_images)]
 
 
-def test_folders_of_classes_need_no_folder_train(tmp_path: Path) -> None:
+def test_folders_of_classes_need_no_folder_train(tmp_path):
     fill(tmp_path / "own", {"cat": 10, "dog": 5})
     loaded = load(tmp_path / "own")
     assert (loaded.classes, sizes(loaded)) == (("cat", "dog"), [12, 0, 3])
@@ -35,9 +35,7 @@ def test_folders_of_classes_need_no_folder_train(tmp_path: Path) -> None:
     ("train", "validation", "test"),
     [("Train", "Val", "Test"), ("training", "valid", "testing"), ("TRAINING", "Validation", "Testing")],
 )
-def test_folders_of_splits_have_the_names_that_are_common(
-    tmp_path: Path, train: str, validation: str, test: str
-) -> None:
+def test_folders_of_splits_have_the_names_that_are_common(tmp_path, train, validation, test):
     own = tmp_path / "own"
     for first, (name, count) in enumerate([(train, 4), (validation, 2), (test, 3)]):
         fill(own / name, {"cat": count, "dog": count}, 100 * first)
@@ -46,13 +44,13 @@ def test_folders_of_splits_have_the_names_that_are_common(
     assert layout(own) == f"folders of classes in {train}/, {validation}/, {test}/"
 
 
-def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+def test_two_folders_of_one_split_are_refused(tmp_path):
     for name in ("train", "val", "validation"):
         fill(tmp_path / "own" / name, {"cat": 4, "dog": 4})
     refused(tmp_path / "own", "own has two folders of validation images, val and validation; join them or rename one")
 
 
-def test_pictures_without_classes_in_a_test_folder_are_reported_and_left_out(tmp_path: Path) -> None:
+def test_pictures_without_classes_in_a_test_folder_are_reported_and_left_out(tmp_path):
     own = tmp_path / "own"
     fill(own / "train", {"cat": 5, "dog": 5})
     fill(own, {"test": 4}, 100)
@@ -63,7 +61,7 @@ def test_pictures_without_classes_in_a_test_folder_are_reported_and_left_out(tmp
     )
 
 
-def test_folders_of_classes_may_be_links(tmp_path: Path) -> None:
+def test_folders_of_classes_may_be_links(tmp_path):
     fill(tmp_path / "all", {"cat": 5, "dog": 5, "owl": 5})
     (tmp_path / "own/train").mkdir(parents=True)
     for kind in ("cat", "dog"):
@@ -74,13 +72,13 @@ def test_folders_of_classes_may_be_links(tmp_path: Path) -> None:
     assert load(tmp_path / "whole").classes == ("cat", "dog", "owl")
 
 
-def test_a_link_to_the_folder_around_it_does_not_loop(tmp_path: Path) -> None:
+def test_a_link_to_the_folder_around_it_does_not_loop(tmp_path):
     fill(tmp_path / "own/train", {"cat": 5, "dog": 5})
     (tmp_path / "own/train/all").symlink_to(tmp_path / "own/train")
     refused(tmp_path / "own", "own/train has no picture of class all")
 
 
-def test_a_single_folder_around_the_layout_is_looked_into(tmp_path: Path) -> None:
+def test_a_single_folder_around_the_layout_is_looked_into(tmp_path):
     fill(tmp_path / "download/pets/train", {"cat": 5, "dog": 5})
     loaded = load(tmp_path / "download")
     assert loaded.digest == load(tmp_path / "download/pets").digest
@@ -89,7 +87,7 @@ def test_a_single_folder_around_the_layout_is_looked_into(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
-def test_an_archive_is_the_same_data_as_its_folder(tmp_path: Path, kind: str, wrapped: bool) -> None:
+def test_an_archive_is_the_same_data_as_its_folder(tmp_path, kind, wrapped):
     fill(tmp_path / "own/train", {"cat": 60, "dog": 60})  # more than one thread reads at a time
     fill(tmp_path / "own/test", {"cat": 2, "dog": 2}, 200)
     path = shutil.make_archive(str(tmp_path / "own"), kind, *((tmp_path, "own") if wrapped else (tmp_path / "own",)))
@@ -99,7 +97,7 @@ def test_an_archive_is_the_same_data_as_its_folder(tmp_path: Path, kind: str, wr
     assert folder.names == archive.names
 
 
-def test_a_zip_archive_of_macos_has_the_names_of_its_files(tmp_path: Path) -> None:
+def test_a_zip_archive_of_macos_has_the_names_of_its_files(tmp_path):
     fill(tmp_path / "own", {"J\u00e4ger": 5, "dog": 5})
     path = Path(shutil.make_archive(str(tmp_path / "own"), "zip", tmp_path / "own"))
     content = bytearray(path.read_bytes())
@@ -120,19 +118,19 @@ def write_zip(path: Path, names: list[str]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["../train/a/1.png", "/train/a/1.png", "train/../../1.png", "C:/a/1.png"])
-def test_a_zip_archive_whose_members_point_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_zip_archive_whose_members_point_elsewhere_is_refused(tmp_path, name):
     refused(write_zip(tmp_path / "own.zip", ["train/a/1.png", name]), "own.zip is refused: its member .* elsewhere")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_zip_archive_with_tricks_is_refused(tmp_path: Path) -> None:
+def test_a_zip_archive_with_tricks_is_refused(tmp_path):
     refused(write_zip(tmp_path / "twice.zip", ["a/1.png", "a/1.png"]), "has two members 'a/1.png'")
     refused(write_zip(tmp_path / "both.zip", ["a/1.png", "a/1.png/2.png"]), "both a file and a folder")
     (tmp_path / "none.zip").write_bytes(b"PK\3\4 and no archive")
     refused(tmp_path / "none.zip", "none.zip is no zip archive that can be read")
 
 
-def test_links_in_a_zip_archive_are_left_out(tmp_path: Path) -> None:
+def test_links_in_a_zip_archive_are_left_out(tmp_path):
     fill(tmp_path / "own", {"cat": 5, "dog": 5})
     shutil.make_archive(str(tmp_path / "own"), "zip", tmp_path / "own")
     with zipfile.ZipFile(tmp_path / "own.zip", "a") as archive:
@@ -142,7 +140,7 @@ def test_links_in_a_zip_archive_are_left_out(tmp_path: Path) -> None:
     assert load(tmp_path / "own.zip").digest == load(tmp_path / "own").digest
 
 
-def test_a_damaged_member_of_a_zip_archive_is_named(tmp_path: Path) -> None:
+def test_a_damaged_member_of_a_zip_archive_is_named(tmp_path):
     fill(tmp_path / "own", {"cat": 5, "dog": 5})
     shutil.make_archive(str(tmp_path / "own"), "zip", tmp_path / "own")
     content = bytearray((tmp_path / "own.zip").read_bytes())
@@ -153,7 +151,7 @@ def test_a_damaged_member_of_a_zip_archive_is_named(tmp_path: Path) -> None:
     refused(tmp_path / "own.zip", r"1 of 10 pictures in .*own\.zip cannot be used: dog/003\.png: it ")
 
 
-def test_a_source_has_its_options_behind_a_question_mark(tmp_path: Path) -> None:
+def test_a_source_has_its_options_behind_a_question_mark(tmp_path):
     source = Source("photos", group=r"(.*)_\d+ a&b=c%20+", columns="file=A B,label=C", labels="coarse")
     assert sources.parse(str(source)) == source
     assert sources.parse(r"photos?group=(.*)_\d+") == Source("photos", group=r"(.*)_\d+")
@@ -168,7 +166,7 @@ def test_a_source_has_its_options_behind_a_question_mark(tmp_path: Path) -> None
         sources.parse("cifar-100-binary?labels=rough")
 
 
-def test_an_option_that_has_no_effect_on_a_layout_is_refused(tmp_path: Path) -> None:
+def test_an_option_that_has_no_effect_on_a_layout_is_refused(tmp_path):
     fill(tmp_path / "own", {"cat": 5, "dog": 5})
     np.savez(tmp_path / "own.npz", train_images=np.zeros((4, 8, 8), np.uint8), train_labels=np.arange(4))
     for source, option, use in (
@@ -182,9 +180,7 @@ def test_an_option_that_has_no_effect_on_a_layout_is_refused(tmp_path: Path) -> 
         refused(f"{tmp_path / source}?{option}", words)
 
 
-def test_an_empty_name_is_refused_and_the_folder_above_has_its_own_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_empty_name_is_refused_and_the_folder_above_has_its_own_name(tmp_path, monkeypatch):
     fill(tmp_path / "own", {"cat": 5, "dog": 5})
     monkeypatch.chdir(tmp_path / "own")
     refused("", "the name of the data is empty")
@@ -204,7 +200,7 @@ def groups(names: tuple[str, ...]) -> set[str]:
     return {Path(name).name.split("_")[0] for name in names}
 
 
-def test_pictures_of_one_group_lie_on_one_side_of_each_split(tmp_path: Path) -> None:
+def test_pictures_of_one_group_lie_on_one_side_of_each_split(tmp_path):
     shots(tmp_path / "own", {"cat": 100, "dog": 60}, 20)
     loaded = load(f"{tmp_path / 'own'}?group=(.*)_")
     assert not groups(loaded.names["train"]) & groups(loaded.names["test"])
@@ -219,7 +215,7 @@ def test_pictures_of_one_group_lie_on_one_side_of_each_split(tmp_path: Path) -> 
     assert load(tmp_path / "own").digest != loaded.digest
 
 
-def test_groups_that_folders_have_on_both_sides_are_refused(tmp_path: Path) -> None:
+def test_groups_that_folders_have_on_both_sides_are_refused(tmp_path):
     shots(tmp_path / "own/train", {"cat": 20, "dog": 20}, 5)
     shots(tmp_path / "own/test", {"cat": 5, "dog": 5}, 2)
     refused(f"{tmp_path / 'own'}?group=(.*)_", "4 groups lie in train and test: c0, c1, d0, d1; move each")
@@ -234,26 +230,26 @@ def test_groups_that_folders_have_on_both_sides_are_refused(tmp_path: Path) -> N
         ("(.)", "own has a single group of 2 classes: cat, dog, of which none can be held out"),
     ],
 )
-def test_patterns_that_give_no_groups_are_refused(tmp_path: Path, pattern: str, words: str) -> None:
+def test_patterns_that_give_no_groups_are_refused(tmp_path, pattern, words):
     shots(tmp_path / "own", {"cat": 5, "dog": 5}, 5)
     refused(f"{tmp_path / 'own'}?group={pattern}", words)
 
 
-def test_classes_whose_names_differ_in_case_only_are_two(tmp_path: Path) -> None:
+def test_classes_whose_names_differ_in_case_only_are_two(tmp_path):
     fill(tmp_path / "own", {"Cat": 5, "cat": 5})
     if len(list((tmp_path / "own").iterdir())) < 2:
         pytest.skip("this disk does not distinguish names by case")
     assert load(tmp_path / "own").classes == ("Cat", "cat")
 
 
-def test_a_thousand_classes_and_two_are_allowed(tmp_path: Path) -> None:
+def test_a_thousand_classes_and_two_are_allowed(tmp_path):
     fill(tmp_path / "many", {f"{kind:04}": 2 for kind in range(1_000)})
     assert sizes(load(tmp_path / "many")) == [1_000, 0, 1_000]
     fill(tmp_path / "few", {"a": 6, "b": 6})
     assert sizes(load(tmp_path / "few")) == [10, 0, 2]
 
 
-def test_data_to_be_scored_needs_no_training_images_and_not_all_classes(tmp_path: Path) -> None:
+def test_data_to_be_scored_needs_no_training_images_and_not_all_classes(tmp_path):
     classes = ("ant", "cat", "dog")
     fill(tmp_path / "new/test", {"cat": 3, "dog": 2})
     fill(tmp_path / "flat", {"cat": 3, "dog": 2})

@@ -42,15 +42,13 @@ def read(path: Path) -> torch.Tensor:
     return pictures.to_tensor(pictures.read(path))
 
 
-def test_a_cifar_image_saved_as_png_is_read_back_to_the_pixel(tmp_path: Path) -> None:
+def test_a_cifar_image_saved_as_png_is_read_back_to_the_pixel(tmp_path):
     image = data.sample().test_images[0]
     pictures.to_image(image).save(tmp_path / "image.png")
     assert torch.equal(read(tmp_path / "image.png"), image)
 
 
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
     monkeypatch.setitem(pictures.MOST_PIXELS, "PNG", 1000)
     with pytest.raises(ValueError, match=r"large\.png: 1,600 pixels, allowed are 1,000 in a PNG"):
@@ -58,7 +56,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path: Path, orientation: int) -> None:
+def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = pictures.to_image(data.sample().test_images[0])
@@ -69,19 +67,19 @@ def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path: Path, orientat
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*" + bytes(3)])
-def test_a_picture_with_damaged_notes_is_read_all_the_same(tmp_path: Path, exif: bytes) -> None:
+def test_a_picture_with_damaged_notes_is_read_all_the_same(tmp_path, exif):
     Image.new("RGB", (32, 32), (9, 99, 199)).save(tmp_path / "odd.png", exif=exif)
     assert read(tmp_path / "odd.png")[:, 3, 3].tolist() == [9, 99, 199]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders there")
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match=r"pipe\.png: no file"):
         read(tmp_path / "pipe.png")
 
 
-def test_a_dangling_link_in_a_folder_is_named_when_it_is_read_and_loops_are_not_followed(tmp_path: Path) -> None:
+def test_a_dangling_link_in_a_folder_is_named_when_it_is_read_and_loops_are_not_followed(tmp_path):
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "loop").symlink_to(tmp_path)
     (found,) = pictures.find([tmp_path])
@@ -89,7 +87,7 @@ def test_a_dangling_link_in_a_folder_is_named_when_it_is_read_and_loops_are_not_
         read(found)
 
 
-def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
+def test_what_is_no_picture_is_refused_by_name(tmp_path):
     (tmp_path / "notes.png").write_text("no picture")
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
     (tmp_path / "half.png").write_bytes(encoded(pictures.to_image(data.sample().test_images[0]), "PNG")[:1000])
@@ -108,7 +106,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
-def test_of_an_animation_the_first_frame_is_read(tmp_path: Path, format: str) -> None:
+def test_of_an_animation_the_first_frame_is_read(tmp_path, format):
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue")]
     path = tmp_path / f"moving.{format.lower()}"
     options = {"lossless": True} if format == "WEBP" else {}
@@ -116,13 +114,13 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path: Path, format: str) ->
     assert read(path)[:, 5, 5].tolist() == [255, 0, 0]
 
 
-def test_cmyk_is_converted_not_taken_for_rgb(tmp_path: Path) -> None:
+def test_cmyk_is_converted_not_taken_for_rgb(tmp_path):
     Image.new("CMYK", (40, 40), (0, 255, 255, 0)).save(tmp_path / "red.jpg", quality=95)
     red, green, blue = read(tmp_path / "red.jpg")[:, 16, 16].tolist()
     assert (red > 240, green < 15, blue < 15) == (True, True, True)
 
 
-def test_folders_are_searched_for_pictures_however_deep_and_hidden_files_left_out(tmp_path: Path) -> None:
+def test_folders_are_searched_for_pictures_however_deep_and_hidden_files_left_out(tmp_path):
     (tmp_path / "a" / "deep").mkdir(parents=True)
     (tmp_path / "a" / ".hidden").mkdir()
     names = ["a/b.PNG", "a/deep/c.jpeg", "a/a.webp", "a/notes.txt", "a/.d.png", "a/.hidden/e.png", "single.doc"]
@@ -132,7 +130,7 @@ def test_folders_are_searched_for_pictures_however_deep_and_hidden_files_left_ou
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["single.doc", *sorted(names[:3])]
 
 
-def test_a_missing_path_and_a_folder_without_pictures_are_refused(tmp_path: Path) -> None:
+def test_a_missing_path_and_a_folder_without_pictures_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"the folder .*empty holds no picture \(\.png, \.jpg"):
         pictures.find([tmp_path / "empty"])
@@ -142,7 +140,7 @@ def test_a_missing_path_and_a_folder_without_pictures_are_refused(tmp_path: Path
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("kind", ["L", "LA", "RGB", "RGBA", "TIFF"])
-def test_deep_pictures_that_use_few_bits_are_as_light_as_those_that_use_all(bits: int, kind: str) -> None:
+def test_deep_pictures_that_use_few_bits_are_as_light_as_those_that_use_all(bits, kind):
     levels = np.linspace(0, 2**bits - 1, 32).astype(np.uint16)
     seen = {
         "L": lambda: decode(png(16, 0, levels.astype(">u2").tobytes())),
@@ -154,7 +152,7 @@ def test_deep_pictures_that_use_few_bits_are_as_light_as_those_that_use_all(bits
     assert np.array_equal(seen, np.broadcast_to(levels >> bits - 8, (3, 32, 32)))
 
 
-def test_a_dark_picture_of_full_range_keeps_its_values() -> None:
+def test_a_dark_picture_of_full_range_keeps_its_values():
     levels = np.arange(32, dtype=np.uint16) * 600  # up to 18,600 of 65,535
     assert np.array_equal(decode(png(16, 0, levels.astype(">u2").tobytes()))[0, 0], levels >> 8)
     grey = b"P5 32 32 65535\n" + (np.tile(levels // 100, (32, 1))).astype(">u2").tobytes()
@@ -166,7 +164,7 @@ def test_a_dark_picture_of_full_range_keeps_its_values() -> None:
     [([0.0, 0.5, 1.0], [0, 128, 255]), ([0.0, 100.4, 255.0], [0, 100, 255]), ([-1.0, 0.0, 1.0], [0, 128, 255]),
      ([0.0, 32768.0, 65535.0], [0, 128, 255]), ([0.0, float("nan"), 1.0], [0, 0, 255])],
 )  # fmt: skip
-def test_floating_point_pictures_are_seen_in_their_range(values: list[float], expected: list[int]) -> None:
+def test_floating_point_pictures_are_seen_in_their_range(values, expected):
     image = Image.fromarray(np.repeat(np.array([values] * 3, np.float32), 16, 1)[:3].repeat(16, 0))
     assert decode(encoded(image, "TIFF"), size=48)[0, 24, [8, 24, 40]].tolist() == expected
 
@@ -196,13 +194,13 @@ DEEP = b"\x12\x34\x56\x78\x9a\xbc"
         (png(8, 6, bytes([0, 0, 0, 0] * 16 + [200, 240, 250, 255] * 16)), 255, [200, 240, 250]),
     ],
 )  # fmt: skip
-def test_what_is_transparent_is_white_unless_the_rest_would_vanish(content: bytes, left: int, right: list[int]) -> None:
+def test_what_is_transparent_is_white_unless_the_rest_would_vanish(content, left, right):
     seen = decode(content)
     assert seen[:, 16, 4].tolist() == [left] * 3
     assert seen[:, 16, 28].tolist() == right
 
 
-def test_a_gif_with_a_transparent_colour_is_on_white() -> None:
+def test_a_gif_with_a_transparent_colour_is_on_white():
     image = Image.new("P", (32, 32))
     image.putpalette([0, 0, 0, 0, 0, 255])
     image.paste(1, (16, 0, 32, 32))
@@ -217,7 +215,7 @@ def test_a_gif_with_a_transparent_colour_is_on_white() -> None:
      ("TIFF", "LAB"), ("TIFF", "YCbCr"), ("TIFF", "1"), ("TIFF", "P"), ("TIFF", "RGBA"), ("TIFF", "I"),
      ("TIFF", "I;16"), ("PPM", "RGB"), ("PPM", "L"), ("PPM", "1"), ("AVIF", "RGB"), ("AVIF", "RGBA")],
 )  # fmt: skip
-def test_formats_and_modes_are_recognised_by_their_content(tmp_path: Path, kind: str, mode: str) -> None:
+def test_formats_and_modes_are_recognised_by_their_content(tmp_path, kind, mode):
     picture = np.zeros((32, 32, 3), np.uint8)
     picture[:, 16:] = 255
     image = Image.fromarray(picture)
@@ -235,7 +233,7 @@ def test_formats_and_modes_are_recognised_by_their_content(tmp_path: Path, kind:
     assert seen[:, :, 20:].min() >= 243
 
 
-def test_sixteen_bits_may_be_stored_in_the_other_order_of_bytes(tmp_path: Path) -> None:
+def test_sixteen_bits_may_be_stored_in_the_other_order_of_bytes(tmp_path):
     levels = np.arange(32 * 40).reshape(32, 40) % 1024
     image = Image.frombytes("I;16B", (40, 32), levels.astype(">u2").tobytes())
     image.save(tmp_path / "other.tif")
@@ -245,7 +243,7 @@ def test_sixteen_bits_may_be_stored_in_the_other_order_of_bytes(tmp_path: Path) 
         assert np.array_equal(np.asarray(found)[..., 0], levels[:, 4:36] >> 2)
 
 
-def test_a_picture_in_memory_without_pixels_is_refused() -> None:
+def test_a_picture_in_memory_without_pixels_is_refused():
     with pytest.raises(ValueError, match="the picture has no pixels: its size is 0 x 5"):
         pictures.upright(Image.new("RGB", (0, 5)))
 
@@ -253,7 +251,7 @@ def test_a_picture_in_memory_without_pixels_is_refused() -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"BM is the name of a band", b"P2P networks", b"<html>", b"GIF", b"RIFFxxxxWAVE"]
 )
-def test_other_files_are_no_pictures(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_no_pictures(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     assert not pictures.is_picture(tmp_path / "file")
     assert pictures.is_picture(tmp_path / "named.JFIF")
@@ -262,7 +260,7 @@ def test_other_files_are_no_pictures(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_without_its_end_marker_is_read_and_one_that_is_cut_off_is_not(progressive: bool) -> None:
+def test_a_jpeg_without_its_end_marker_is_read_and_one_that_is_cut_off_is_not(progressive):
     image = pictures.to_image(data.sample().test_images[3]).resize((80, 60))
     content = encoded(image, "JPEG", quality=90, progressive=progressive)
     expected = decode(content)
@@ -277,7 +275,7 @@ def test_a_jpeg_without_its_end_marker_is_read_and_one_that_is_cut_off_is_not(pr
             decode(content[:size])
 
 
-def test_running_out_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_no_damage(tmp_path, monkeypatch):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
 
     def fail(*arguments: object, **options: object) -> None:
@@ -290,7 +288,7 @@ def test_running_out_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.
         decode((tmp_path / "a.png").read_bytes())
 
 
-def test_a_wide_picture_is_cropped_padded_or_squashed() -> None:
+def test_a_wide_picture_is_cropped_padded_or_squashed():
     picture = np.zeros((16, 64, 3), np.uint8)
     picture[:, :16, 0] = 255
     picture[:, 48:, 2] = 255
@@ -310,6 +308,6 @@ def test_a_wide_picture_is_cropped_padded_or_squashed() -> None:
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
-def test_a_square_picture_is_the_same_in_every_fit(fit: str) -> None:
+def test_a_square_picture_is_the_same_in_every_fit(fit):
     content = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)), "PNG")
     assert np.array_equal(decode(content, fit), decode(content))

@@ -5,7 +5,6 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,15 +13,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import tinycifar as package
-from conftest import Own
 from serve.test_app import png, start
 from tinycifar import catalog, data, inference, numpy_model, trained
 from tinycifar.evaluation import outside
 from tinycifar.formats import c_source, onnx_file
 from tinycifar.serve import app, served
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 
 def drawn(count: int, lead: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -32,13 +27,13 @@ def drawn(count: int, lead: float, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     return rng.normal(size=(count, 5)) + lead * np.eye(5)[labels], labels
 
 
-def test_a_score_is_how_far_the_largest_logit_lies_above_the_mean() -> None:
+def test_a_score_is_how_far_the_largest_logit_lies_above_the_mean():
     logits = np.array([[1.0, 5.0, 0.0], [2.0, 2.0, 2.0]], np.float32)
     assert outside.scores(logits).tolist() == [3.0, 0.0]
     assert outside.scores(logits + 7).tolist() == [3.0, 0.0]
 
 
-def test_a_threshold_keeps_the_share_of_right_answers_that_it_is_named_for() -> None:
+def test_a_threshold_keeps_the_share_of_right_answers_that_it_is_named_for():
     logits, labels = drawn(4000, 3)
     kept = outside.thresholds(logits, labels)
     assert len(kept) == 50
@@ -51,7 +46,7 @@ def test_a_threshold_keeps_the_share_of_right_answers_that_it_is_named_for() -> 
     assert (scores >= limit).mean() != pytest.approx(keep, abs=2e-3)  # of all answers it is another share
 
 
-def test_few_right_answers_give_no_thresholds() -> None:
+def test_few_right_answers_give_no_thresholds():
     logits, labels = drawn(99, 50)
     assert outside.thresholds(logits, labels) == []
     assert len(outside.thresholds(*drawn(100, 50))) == 50
@@ -67,24 +62,24 @@ def test_few_right_answers_give_no_thresholds() -> None:
         ([], None, float("nan"), "a threshold must be a number, not nan"),
     ],
 )
-def test_what_gives_no_threshold_is_refused(kept: list[float], keep: Any, value: Any, words: str) -> None:
+def test_what_gives_no_threshold_is_refused(kept, keep, value, words):
     with pytest.raises(ValueError, match=words):
         outside.chosen(kept, keep, value, "m")
 
 
-def test_without_a_share_or_a_value_there_is_no_threshold() -> None:
+def test_without_a_share_or_a_value_there_is_no_threshold():
     assert outside.chosen([], None, None, "m") is None
     assert outside.chosen([], None, 2.0, "m") == 2.0
 
 
-def test_the_area_under_the_curve_is_that_of_scikit_learn() -> None:
+def test_the_area_under_the_curve_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     inside, others = rng.integers(3, 9, 50).astype(float), rng.integers(0, 7, 70).astype(float)
     expected = roc_auc_score(np.repeat([1, 0], [50, 70]), np.concatenate([inside, others]))
     assert outside.auroc(inside, others) == pytest.approx(expected, abs=1e-12)
 
 
-def test_what_a_threshold_keeps_and_rejects_is_counted() -> None:
+def test_what_a_threshold_keeps_and_rejects_is_counted():
     logits = np.array([[9.0, 0, 0], [0, 3, 0], [3, 0, 0], [0, 0, 0.3]])
     labels = np.array([0, 1, 2, 2])
     found = outside.compare(logits, labels, np.array([[6.0, 0, 0], [0, 0.3, 0], [0, 0, 0]]), 1.0)
@@ -93,7 +88,7 @@ def test_what_a_threshold_keeps_and_rejects_is_counted() -> None:
     assert found["outside_rejected"] == pytest.approx(2 / 3)
 
 
-def test_on_validation_images_each_half_has_the_threshold_of_the_other() -> None:
+def test_on_validation_images_each_half_has_the_threshold_of_the_other():
     logits, labels = drawn(2000, 3)
     logits[::2] *= 3  # the halves differ, so thresholds of one's own half would keep the share exactly
     found = outside.crossfit(logits, labels, drawn(500, 0)[0], 0.9, "m")
@@ -105,7 +100,7 @@ def test_on_validation_images_each_half_has_the_threshold_of_the_other() -> None
     assert abs(found["right_kept"] - 0.9) > 0.02
 
 
-def test_a_shipped_model_has_thresholds_that_keep_what_they_promise_in_numpy_too() -> None:
+def test_a_shipped_model_has_thresholds_that_keep_what_they_promise_in_numpy_too():
     for name in catalog.shipped():
         model = trained.load(name, "cpu")
         assert numpy_model.load(name).kept == model.kept
@@ -120,7 +115,7 @@ def judging(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nano = trained.load("nano", "cpu")
     about = {"model_name": nano.model_name, "recipe": "nano", "classes": nano.classes, "data": "cifar10"}
     kept = np.linspace(9, 4, 50).round(4).tolist()
-    trained.save_weights(path, nano.model, **about, validation_images=0, kept=kept)  # type: ignore[arg-type]
+    trained.save_weights(path, nano.model, **about, validation_images=0, kept=kept)
     return path
 
 
@@ -131,7 +126,7 @@ def grey(folder: Path) -> Path:
     return folder
 
 
-def test_python_and_the_command_say_none_of_these(judging: Path, tmp_path: Path, tinycifar: Any) -> None:
+def test_python_and_the_command_say_none_of_these(judging, tmp_path, tinycifar):
     grey(tmp_path / "in")
     (tmp_path / "in" / "cat.png").write_bytes(png(0))
     cat, nothing = package.predict(judging, tmp_path / "in", keep=0.99)
@@ -155,9 +150,7 @@ def test_python_and_the_command_say_none_of_these(judging: Path, tmp_path: Path,
         assert [entry["none_of_these"] for entry in found["predictions"]] == [False, True]
 
 
-def test_evaluate_counts_foreign_pictures_from_a_folder_and_from_data(
-    judging: Path, tmp_path: Path, tinycifar: Any
-) -> None:
+def test_evaluate_counts_foreign_pictures_from_a_folder_and_from_data(judging, tmp_path, tinycifar):
     folder = grey(tmp_path / "foreign")
     out = ["--out", tmp_path / "out"]
     words = ["evaluate", judging, "--data", "sample", "--outside", folder, "--keep", "0.9", *out]
@@ -181,7 +174,7 @@ def test_evaluate_counts_foreign_pictures_from_a_folder_and_from_data(
     assert (missing.code, "does not exist" in missing.err) == (2, True)
 
 
-def test_a_run_with_validation_images_stores_its_thresholds_and_judges_each_half_by_the_other(own_run: Own) -> None:
+def test_a_run_with_validation_images_stores_its_thresholds_and_judges_each_half_by_the_other(own_run):
     model = trained.load(own_run.directory, "cpu")
     evaluation = inference.evaluate(model.model, own_run.dataset.split(60))
     assert list(model.kept) == list(evaluation.scores.kept or ()) == []  # 60 images are too few
@@ -191,7 +184,7 @@ def test_a_run_with_validation_images_stores_its_thresholds_and_judges_each_half
         inference.evaluate_model(model, source=own_run.dataset, others="sample")
 
 
-def test_pictures_without_labels_come_from_folders_and_from_data(own: Path, tmp_path: Path) -> None:
+def test_pictures_without_labels_come_from_folders_and_from_data(own, tmp_path):
     loaded = data.load(own, image_size=24, channels=1)
     assert torch.equal(data.load_pictures(own, image_size=24, channels=1), loaded.test_images)
     folder = tmp_path / "loose" / "deep"
@@ -205,7 +198,7 @@ def test_pictures_without_labels_come_from_folders_and_from_data(own: Path, tmp_
         data.load_pictures(tmp_path / "empty")
 
 
-def test_the_service_says_none_of_these_if_asked(judging: Path, tmp_path: Path) -> None:
+def test_the_service_says_none_of_these_if_asked(judging, tmp_path):
     exported = onnx_file.to_onnx(trained.load(judging, "cpu"), tmp_path / "judging.onnx")
     service = app.Service(served.open_model(str(exported.path)))
     assert service.model.about.kept == trained.load(judging).kept
@@ -216,7 +209,7 @@ def test_the_service_says_none_of_these_if_asked(judging: Path, tmp_path: Path) 
     assert below["classes"] == above["classes"]
 
 
-def test_a_header_of_c_states_thresholds(judging: Path, tmp_path: Path) -> None:
+def test_a_header_of_c_states_thresholds(judging, tmp_path):
     model = trained.load(judging, "cpu")
     onnx_file.to_int8(model, tmp_path / "int8.onnx", variant="u8u8")
     header, _ = c_source.write(c_source.read(tmp_path / "int8.onnx"), tmp_path, "judging")
@@ -226,9 +219,7 @@ def test_a_header_of_c_states_thresholds(judging: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_in_a_browser_the_page_says_none_of_these_if_its_visitor_wants_to(
-    judging: Path, chromium: "Browser", tmp_path: Path
-) -> None:
+def test_in_a_browser_the_page_says_none_of_these_if_its_visitor_wants_to(judging, chromium, tmp_path):
     grey(tmp_path / "in")
     running = start(judging, tmp_path / "log")
     try:

@@ -22,7 +22,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def test_the_lists_have_the_published_sizes_and_name_test_images_once() -> None:
+def test_the_lists_have_the_published_sizes_and_name_test_images_once():
     assert len(subsets.NEAR_DUPLICATES) == 286
     assert len(subsets.MLPERF_TINY) == 200
     for indices in (subsets.NEAR_DUPLICATES, subsets.MLPERF_TINY):
@@ -31,7 +31,7 @@ def test_the_lists_have_the_published_sizes_and_name_test_images_once() -> None:
     assert len(set(subsets.NEAR_DUPLICATES) & set(subsets.MLPERF_TINY)) == 3
 
 
-def test_a_score_counts_the_images_of_its_subset_alone(stand_in: tuple[Tensor, Tensor]) -> None:
+def test_a_score_counts_the_images_of_its_subset_alone(stand_in):
     images, labels = stand_in
     answers = labels.clone()
     answers[list(subsets.NEAR_DUPLICATES[:100])] = (labels[list(subsets.NEAR_DUPLICATES[:100])] + 1) % 10
@@ -46,7 +46,7 @@ def test_a_score_counts_the_images_of_its_subset_alone(stand_in: tuple[Tensor, T
     assert low < found["mlperf-tiny"].accuracy < high
 
 
-def test_other_images_labels_or_numbers_of_them_have_no_subsets(stand_in: tuple[Tensor, Tensor]) -> None:
+def test_other_images_labels_or_numbers_of_them_have_no_subsets(stand_in):
     images, labels = stand_in
     assert list(subsets.members(images, labels)) == ["without-near-duplicates", "mlperf-tiny"]
     changed, relabelled = images.clone(), labels.clone()
@@ -57,13 +57,13 @@ def test_other_images_labels_or_numbers_of_them_have_no_subsets(stand_in: tuple[
     assert subsets.members(images[:5_000], labels[:5_000]) == {}
 
 
-def test_an_evaluation_of_other_data_has_no_subsets() -> None:
+def test_an_evaluation_of_other_data_has_no_subsets():
     model = trained.load("minute", "cpu").model
     assert inference.evaluate(model, data.sample()).scores.subsets == {}
 
 
 @pytest.mark.end_to_end
-def test_mlperf_tinys_images_are_those_that_its_script_draws_from_the_labels() -> None:
+def test_mlperf_tinys_images_are_those_that_its_script_draws_from_the_labels():
     labels = data.load().test_labels.numpy()
     generator = np.random.default_rng(8108)
     drawn = [generator.choice(np.flatnonzero(labels == label), size=20, replace=False) for label in range(10)]
@@ -71,7 +71,7 @@ def test_mlperf_tinys_images_are_those_that_its_script_draws_from_the_labels() -
 
 
 @pytest.mark.end_to_end
-def test_near_duplicates_are_nearer_to_a_training_image_of_their_class_than_other_test_images_are() -> None:
+def test_near_duplicates_are_nearer_to_a_training_image_of_their_class_than_other_test_images_are():
     dataset = data.load()
 
     def standard(images: Tensor) -> Tensor:

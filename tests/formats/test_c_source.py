@@ -55,22 +55,20 @@ def printed_names(source: Path, folder: Path) -> list[str]:
 
 @needs_compiler
 @pytest.mark.parametrize(("images", "options"), [(100, []), (10, ["-O3", "-ffast-math"])])
-def test_the_compiled_code_gives_the_bits_of_the_integer_evaluation(
-    network: integer.Network, exports: Path, images: int, options: list[str]
-) -> None:
+def test_the_compiled_code_gives_the_bits_of_the_integer_evaluation(network, exports, images, options):
     assert_same_bits(network, exports / "c" / "minute.c", data.sample().test_images[:images], *options)
 
 
 @needs_compiler
 @pytest.mark.parametrize("options", [["-std=c99"], ["-std=c11"], ["-O3", "-std=gnu11"], ["-Os", "-Wshadow"]])
-def test_the_code_compiles_without_warnings_as_c(exports: Path, tmp_path: Path, options: list[str]) -> None:
+def test_the_code_compiles_without_warnings_as_c(exports, tmp_path, options):
     source = exports / "c" / "minute.c"
     subprocess.run(["gcc", *WARNINGS, *options, "-c", source, "-o", tmp_path / "minute.o"], check=True)
 
 
 @needs_compiler
 @needs_cpp
-def test_a_cpp_program_links_the_code_compiled_as_c_or_as_cpp(exports: Path, tmp_path: Path) -> None:
+def test_a_cpp_program_links_the_code_compiled_as_c_or_as_cpp(exports, tmp_path):
     main = """#include "minute.h"
     static uint8_t pixels[32 * 32 * 3], memory[MINUTE_MEMORY_BYTES];
     int main() { float logits[MINUTE_CLASSES]; return minute_classify(pixels, memory, logits) >= MINUTE_CLASSES; }"""
@@ -84,7 +82,7 @@ def test_a_cpp_program_links_the_code_compiled_as_c_or_as_cpp(exports: Path, tmp
 
 
 @needs_compiler
-def test_tables_are_constant_and_the_code_has_no_state(network: integer.Network, exports: Path, tmp_path: Path) -> None:
+def test_tables_are_constant_and_the_code_has_no_state(network, exports, tmp_path):
     subprocess.run(["gcc", *STRICT, "-c", exports / "c" / "minute.c", "-o", tmp_path / "minute.o"], check=True)
     done = subprocess.run(["size", "-A", tmp_path / "minute.o"], check=True, capture_output=True, text=True)
     sizes = {line.split()[0]: int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith(".")}
@@ -111,9 +109,7 @@ def single(step: integer.Step) -> integer.Network:
 @needs_compiler
 @pytest.mark.parametrize("kind", ["minute", "depthwise"])
 @pytest.mark.parametrize("address", range(0, 8, 3))
-def test_memory_may_lie_at_any_address_and_not_a_byte_beyond_is_used(
-    network: integer.Network, tmp_path: Path, address: int, kind: str
-) -> None:
+def test_memory_may_lie_at_any_address_and_not_a_byte_beyond_is_used(network, tmp_path, address, kind):
     if kind == "depthwise":  # three channels are read as four
         network = single(convolution(np.random.default_rng(0), inputs=3, outputs=3, size=32, groups=3))
     c_source.write(network, tmp_path, "model")
@@ -144,8 +140,8 @@ def test_memory_may_lie_at_any_address_and_not_a_byte_beyond_is_used(
 
 @needs_compiler
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_of_a_convolution_gives_the_same_bits(shape: dict[str, object], tmp_path: Path) -> None:
-    network = single(convolution(np.random.default_rng(0), **shape))  # type: ignore[arg-type]
+def test_every_shape_of_a_convolution_gives_the_same_bits(shape, tmp_path):
+    network = single(convolution(np.random.default_rng(0), **shape))
     _, source = c_source.write(network, tmp_path, "single")
     generator = torch.Generator().manual_seed(0)
     size = (20, network.pixels.channels, network.pixels.size, network.pixels.size)
@@ -153,9 +149,7 @@ def test_every_shape_of_a_convolution_gives_the_same_bits(shape: dict[str, objec
 
 
 @needs_compiler
-def test_the_example_runs_clean_under_sanitizers_and_names_the_classes(
-    network: integer.Network, exports: Path, tmp_path: Path
-) -> None:
+def test_the_example_runs_clean_under_sanitizers_and_names_the_classes(network, exports, tmp_path):
     program = tmp_path / "classify"
     command = ["gcc", *STRICT, *SANITIZED, "-I", exports / "c"]
     subprocess.run([*command, "-o", program, EXAMPLES / "main.c", exports / "c" / "minute.c"], check=True)
@@ -167,7 +161,7 @@ def test_the_example_runs_clean_under_sanitizers_and_names_the_classes(
     assert done.stdout.decode().split() == [CLASSES[index] for index in expected]
 
 
-def test_mirrored_filters_are_stored_once(network: integer.Network) -> None:
+def test_mirrored_filters_are_stored_once(network):
     shape = [(step.mirrored, step.weights.size) for step in network.steps if step.kind == "conv"]
     # The stem's halves are negatives of each other, and the first block sees the stem's own mirroring.
     assert shape[:2] == [(False, 48 * 48), (False, 48 * 32)]
@@ -177,7 +171,7 @@ def test_mirrored_filters_are_stored_once(network: integer.Network) -> None:
     assert c_source.weight_bytes(network) == sum(count for _, count in shape) + padding + 2 * 10 * 96
 
 
-def test_mirrored_depthwise_filters_are_stored_once_and_by_four_channels(tmp_path: Path) -> None:
+def test_mirrored_depthwise_filters_are_stored_once_and_by_four_channels(tmp_path):
     onnx_file.to_int8(trained.load("micro", "cpu"), tmp_path / "int8.onnx", variant="u8u8")
     network = c_source.read(tmp_path / "int8.onnx")
     depthwise = [step for step in network.steps if step.depthwise]
@@ -190,9 +184,7 @@ def test_mirrored_depthwise_filters_are_stored_once_and_by_four_channels(tmp_pat
     assert not stored[-c_source.OVERREAD - 2 :].any()  # the last four are two
 
 
-def test_what_a_step_needs_does_not_overlap_in_memory_but_for_an_output_that_overwrites_an_input(
-    network: integer.Network,
-) -> None:
+def test_what_a_step_needs_does_not_overlap_in_memory_but_for_an_output_that_overwrites_an_input(network):
     offsets, needed = c_memory.plan(network)
     end = len(network.steps)
     blocks: list[tuple[object, int, int, int]] = [
@@ -219,7 +211,7 @@ def test_what_a_step_needs_does_not_overlap_in_memory_but_for_an_output_that_ove
 
 @needs_compiler
 @pytest.mark.parametrize("outputs", [8, 6, 10])
-def test_a_1x1_convolution_overwrites_its_input_unless_it_has_more_channels(outputs: int, tmp_path: Path) -> None:
+def test_a_1x1_convolution_overwrites_its_input_unless_it_has_more_channels(outputs, tmp_path):
     network = single(convolution(np.random.default_rng(0), inputs=8, outputs=outputs, size=7, kernel=1, padding=0))
     (step,) = network.steps
     assert (c_memory.overwritten(step) is network.pixels) == (outputs <= 8)
@@ -230,7 +222,7 @@ def test_a_1x1_convolution_overwrites_its_input_unless_it_has_more_channels(outp
     assert_same_bits(network, source, images)
 
 
-def test_another_onnx_file_is_refused(exports: Path, tmp_path: Path) -> None:
+def test_another_onnx_file_is_refused(exports, tmp_path):
     with pytest.raises(ValueError, match="is no int8 file that tinycifar exported"):
         c_source.read(exports / "minute.onnx")
     onnx.save(onnx.ModelProto(), tmp_path / "empty.onnx")
@@ -248,14 +240,14 @@ def test_another_onnx_file_is_refused(exports: Path, tmp_path: Path) -> None:
         ("Signal", "model_Signal"),
     ],
 )
-def test_a_name_becomes_one_that_c_allows(network: integer.Network, tmp_path: Path, name: str, stem: str) -> None:
+def test_a_name_becomes_one_that_c_allows(network, tmp_path, name, stem):
     header, source = c_source.write(network, tmp_path, name)
     assert (header.name, source.name) == (f"{stem}.h", f"{stem}.c")
     assert f"int {stem}_classify(" in source.read_text()
 
 
 @needs_compiler
-def test_class_names_of_any_letters_come_out_of_c_as_they_were(network: integer.Network, tmp_path: Path) -> None:
+def test_class_names_of_any_letters_come_out_of_c_as_they_were(network, tmp_path):
     names = ['"quoted"', "back\\slash", "k\u00e4se 1", "\U0001f431", "what??/", "*/", "%s", *CLASSES[7:]]
     about = {**network.about, "classes": json.dumps(names)}
     _, source = c_source.write(dataclasses.replace(network, about=about), tmp_path, "odd")
@@ -263,7 +255,7 @@ def test_class_names_of_any_letters_come_out_of_c_as_they_were(network: integer.
 
 
 @needs_compiler
-def test_a_temperature_and_a_scale_that_are_whole_numbers_compile(network: integer.Network, tmp_path: Path) -> None:
+def test_a_temperature_and_a_scale_that_are_whole_numbers_compile(network, tmp_path):
     about = {**network.about, "temperature": "1"}
     header, _ = c_source.write(dataclasses.replace(network, about=about), tmp_path, "minute")
     assert "#define MINUTE_TEMPERATURE 1.0f " in header.read_text()
@@ -284,9 +276,7 @@ def exported_before(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("exported_before")
-def test_arithmetic_that_disagrees_is_not_written_without_a_compiler_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arithmetic_that_disagrees_is_not_written_without_a_compiler_either(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     read = c_source.read
 
@@ -308,12 +298,12 @@ def test_arithmetic_that_disagrees_is_not_written_without_a_compiler_either(
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.usefixtures("exported_before")
-def test_compiled_code_of_other_bits_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_code_of_other_bits_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(parity, "COMPARED_IMAGES", 4)
     write = c_source.write
 
     def damaged(*arguments: object) -> tuple[Path, Path]:
-        header, source = write(*arguments)  # type: ignore[arg-type]
+        header, source = write(*arguments)
         source.write_text(source.read_text().replace("(int32_t)1 << (shift - 1)", "0"))
         return header, source
 
@@ -324,9 +314,7 @@ def test_compiled_code_of_other_bits_is_not_written(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("exported_before")
-def test_a_source_that_does_not_fit_on_the_disk_leaves_the_header_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_that_does_not_fit_on_the_disk_leaves_the_header_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(parity, "COMPARED_IMAGES", 4)
     (tmp_path / "minute.h").write_text("before")
     write_bytes = atomic.write_bytes
@@ -344,9 +332,7 @@ def test_a_source_that_does_not_fit_on_the_disk_leaves_the_header_as_it_was(
 
 @needs_compiler
 @pytest.mark.parametrize(("includes", "error"), [("", parity.ParityError), ("-nostdinc", c_source.NotRunError)])
-def test_a_broken_compiler_is_told_from_broken_code(
-    network: integer.Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, includes: str, error: type[Exception]
-) -> None:
+def test_a_broken_compiler_is_told_from_broken_code(network, tmp_path, monkeypatch, includes, error):
     compiler = tmp_path / "cc"
     compiler.write_text(f'#!/bin/sh\nexec {shutil.which("gcc") or "clang"} {includes} "$@"\n')
     compiler.chmod(0o755)
@@ -365,7 +351,7 @@ def random_model(*layers: nn.Module) -> trained.Trained:
     return dataclasses.replace(trained.load("minute", "cpu"), model=model.eval())
 
 
-def test_a_pooling_of_other_windows_is_rejected_by_name_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_pooling_of_other_windows_is_rejected_by_name_before_anything_is_written(tmp_path):
     model = random_model(nn.Conv2d(3, 8, 3, padding=1, bias=False), *norm_act(8), nn.MaxPool2d(3, 2, 1))
     with pytest.raises(ValueError, match=r"MaxPool .*has kernel_shape \[3, 3\]; C is written for \[2, 2\] only"):
         c_source.export_c(model, tmp_path / "out", data.sample())
@@ -373,7 +359,7 @@ def test_a_pooling_of_other_windows_is_rejected_by_name_before_anything_is_writt
 
 
 @needs_compiler
-def test_groups_dilation_and_odd_channels_are_exported(tmp_path: Path) -> None:
+def test_groups_dilation_and_odd_channels_are_exported(tmp_path):
     model = random_model(
         nn.Conv2d(3, 12, 3, padding=1, stride=2, bias=False),
         *norm_act(12),
@@ -389,7 +375,7 @@ def test_groups_dilation_and_odd_channels_are_exported(tmp_path: Path) -> None:
 
 @needs_compiler
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs Linux and a mount as root")
-def test_c_is_written_where_programs_in_the_temporary_folder_may_not_be_run(exports: Path, tmp_path: Path) -> None:
+def test_c_is_written_where_programs_in_the_temporary_folder_may_not_be_run(exports, tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o noexec tmpfs "$1" && shift && exec "$@"', "sh"]
@@ -414,7 +400,7 @@ except c_source.NotRunError as error:
 @pytest.mark.end_to_end
 @needs_compiler
 @pytest.mark.parametrize("name", catalog.shipped())
-def test_the_compiled_code_gives_the_same_bits_on_a_thousand_test_images(name: str, tmp_path: Path) -> None:
+def test_the_compiled_code_gives_the_same_bits_on_a_thousand_test_images(name, tmp_path):
     dataset = data.load()
     images, labels = dataset.test_images[:1000], dataset.test_labels[:1000]
     model = trained.load(name, "cpu")
@@ -435,9 +421,7 @@ def test_the_compiled_code_gives_the_same_bits_on_a_thousand_test_images(name: s
 @needs_compiler
 @pytest.mark.parametrize("name", ["own_run", "thousand"])
 @pytest.mark.slow
-def test_c_of_other_sizes_and_of_a_thousand_classes_agrees(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_c_of_other_sizes_and_of_a_thousand_classes_agrees(name, tmp_path, request):
     own: Own = request.getfixturevalue(name)
     exported = c_source.export_c(trained.load(own.directory, "cpu"), tmp_path, own.dataset)
     size, classes = own.dataset.image_size, own.dataset.classes

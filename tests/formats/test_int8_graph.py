@@ -1,7 +1,6 @@
 """Reading int8 ONNX files: what integers cannot express is named."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import onnx
 import pytest
@@ -48,7 +47,7 @@ def operator(kind: str, new: str) -> Change:
         (operator("MaxPool", "AveragePool"), r"AveragePool .* has no equivalent in C"),
     ],
 )
-def test_what_integers_cannot_express_is_named(exports: Path, tmp_path: Path, change: Change, message: str) -> None:
+def test_what_integers_cannot_express_is_named(exports, tmp_path, change, message):
     model = onnx.load(exports / "minute-u8u8.onnx")
     change(model.graph)
     onnx.save(model, tmp_path / "changed.onnx")

@@ -1,7 +1,6 @@
 """Integer evaluation of int8 models: compared with a loop over pixels, and with the int8 ONNX file."""
 
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,9 +80,9 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_convolution_equals_loops_over_exact_fractions(shape: dict[str, object]) -> None:
+def test_a_convolution_equals_loops_over_exact_fractions(shape):
     generator = np.random.default_rng(0)
-    step = convolution(generator, **shape)  # type: ignore[arg-type]
+    step = convolution(generator, **shape)
     source = step.inputs[0]
     values = generator.integers(0, 256, (source.channels, source.size, source.size), np.uint8)
     result = integer._convolve(step, torch.from_numpy(values)[None])[0].numpy()
@@ -95,7 +94,7 @@ def test_a_convolution_equals_loops_over_exact_fractions(shape: dict[str, object
     assert (given.gain > 1) == (shape.get("scale", 0) == 3.0)
 
 
-def test_the_integer_evaluation_agrees_with_onnxruntime(exports: Path) -> None:
+def test_the_integer_evaluation_agrees_with_onnxruntime(exports):
     path = exports / "minute-u8u8.onnx"
     network = int8_graph.read(path)
     images = data.sample().test_images[:100]
@@ -106,7 +105,7 @@ def test_the_integer_evaluation_agrees_with_onnxruntime(exports: Path) -> None:
     assert logits.equal(scores.float() * np.float32(integer.head(network).scale))
 
 
-def test_the_head_uses_the_bits_that_sums_of_32_bits_leave(exports: Path) -> None:
+def test_the_head_uses_the_bits_that_sums_of_32_bits_leave(exports):
     network = int8_graph.read(exports / "minute-u8u8.onnx")
     given = integer.head(network)
     largest = max(network.features.zero, 255 - network.features.zero) * network.features.size**2
@@ -117,13 +116,13 @@ def test_the_head_uses_the_bits_that_sums_of_32_bits_leave(exports: Path) -> Non
     np.testing.assert_allclose(given.weights * given.scale, exact, atol=0.51 * given.scale)
 
 
-def test_an_addition_of_scales_that_32_bits_cannot_hold_is_refused() -> None:
+def test_an_addition_of_scales_that_32_bits_cannot_hold_is_refused():
     maps = [integer.Map(1, 1, scale, 0, 0, 0) for scale in (1.0, 1.0, 1e-8)]
     with pytest.raises(ValueError, match="far smaller scale"):
         integer.addition(integer.Step("add", maps[:2], maps[2]))
 
 
-def test_a_convolution_whose_sums_exceed_32_bits_is_refused() -> None:
+def test_a_convolution_whose_sums_exceed_32_bits_is_refused():
     step = convolution(np.random.default_rng(0), inputs=2, outputs=1)
     step.bias[0] = 2**31 - 1
     with pytest.raises(ValueError, match="exceed 32 bits"):

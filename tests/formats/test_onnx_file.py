@@ -18,7 +18,6 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Own
 from tinycifar import catalog, data, heatmaps, inference, machine, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
@@ -27,14 +26,14 @@ from tinycifar.formats import onnx_file, parity
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_the_exported_model_gives_the_logits_of_the_original(exports: Path) -> None:
+def test_the_exported_model_gives_the_logits_of_the_original(exports):
     images = data.sample().test_images
     expected = inference.logits(trained.load("minute", "cpu").model, images)
     found = onnx_file.logits(exports / "minute.onnx", images)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
-def test_one_image_and_many_and_float_images_are_taken(exports: Path) -> None:
+def test_one_image_and_many_and_float_images_are_taken(exports):
     images = data.sample().test_images[:5]
     path = exports / "minute.onnx"
     together = onnx_file.logits(path, images)
@@ -42,7 +41,7 @@ def test_one_image_and_many_and_float_images_are_taken(exports: Path) -> None:
     torch.testing.assert_close(onnx_file.logits(path, images / 255), together, rtol=0, atol=1e-4)
 
 
-def test_the_second_output_is_the_class_activation_map(exports: Path) -> None:
+def test_the_second_output_is_the_class_activation_map(exports):
     images, classes = data.sample().test_images[:8], torch.arange(8)
     session = onnx_file.session(exports / "minute.onnx")
     (maps,) = session.run(["class_activation"], {"images": (images / 255).numpy()})
@@ -52,7 +51,7 @@ def test_the_second_output_is_the_class_activation_map(exports: Path) -> None:
     torch.testing.assert_close(chosen, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_file_says_what_it_is_and_nothing_of_this_machine(exports: Path) -> None:
+def test_the_file_says_what_it_is_and_nothing_of_this_machine(exports):
     for name in ("minute.onnx", "minute-int8.onnx"):
         content = (exports / name).read_bytes()
         model = onnx.load_from_string(content)
@@ -68,7 +67,7 @@ def test_the_file_says_what_it_is_and_nothing_of_this_machine(exports: Path) -> 
         assert [path.name for path in exports.glob(f"{name}*")] == [name]  # no second file for weights
 
 
-def test_int8_stays_close_to_float_and_is_a_third_of_its_size(exports: Path) -> None:
+def test_int8_stays_close_to_float_and_is_a_third_of_its_size(exports):
     images = data.sample().test_images
     expected = inference.logits(trained.load("minute", "cpu").model, images)
     found = parity.compare(expected, onnx_file.logits(exports / "minute-int8.onnx", images))
@@ -82,8 +81,8 @@ def test_int8_stays_close_to_float_and_is_a_third_of_its_size(exports: Path) -> 
     [("u8s7", np.int8, {0}, None), ("u8u8", np.uint8, {128}, None), ("s8s8", np.int8, {0}, {0})],
 )
 def test_every_variant_has_its_types_and_is_computed_in_int8(
-    exports: Path, tmp_path: Path, variant: str, dtype: type, weight_zero: set[int], activation_zeros: set[int] | None
-) -> None:
+    exports, tmp_path, variant, dtype, weight_zero, activation_zeros
+):
     path = exports / ("minute-int8.onnx" if variant == "u8s7" else f"minute-{variant}.onnx")
     images = data.sample().test_images
     parity.INT8.check(inference.logits(trained.load("minute", "cpu").model, images), onnx_file.logits(path, images), "")
@@ -108,9 +107,7 @@ def test_every_variant_has_its_types_and_is_computed_in_int8(
 
 
 @pytest.mark.parametrize("vnni", [True, False])
-def test_a_file_whose_sums_may_overflow_is_not_optimized_without_vnni(
-    exports: Path, monkeypatch: pytest.MonkeyPatch, vnni: bool
-) -> None:
+def test_a_file_whose_sums_may_overflow_is_not_optimized_without_vnni(exports, monkeypatch, vnni):
     monkeypatch.setattr(machine, "has_vnni", lambda: vnni)
     levels = onnxruntime.GraphOptimizationLevel
     for name in ("minute.onnx", "minute-int8.onnx", "minute-u8u8.onnx"):
@@ -120,13 +117,13 @@ def test_a_file_whose_sums_may_overflow_is_not_optimized_without_vnni(
     assert level == (levels.ORT_ENABLE_ALL if vnni else levels.ORT_DISABLE_ALL)
 
 
-def test_an_unknown_variant_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_variant_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="unknown variant 'u4'; allowed are: u8s7, u8u8, s8s8"):
         onnx_file.to_int8(trained.load("minute", "cpu"), tmp_path / "model.onnx", variant="u4")
 
 
 # ST Edge AI Core 3.0 reads opsets 7 to 20 of ONNX 1.15, ESP-DL 3.2 opset 18, onnxruntime 1.17 IR versions up to 9.
-def test_files_keep_to_the_versions_and_operators_of_embedded_toolchains(exports: Path) -> None:
+def test_files_keep_to_the_versions_and_operators_of_embedded_toolchains(exports):
     standard = {"Sub", "Div", "Conv", "Relu", "MaxPool", "Add", "ReduceMean", "Gemm", "Unsqueeze"}
     for name in ("minute.onnx", "minute-int8.onnx"):
         model = onnx.load(exports / name)
@@ -144,7 +141,7 @@ def assumed_logits(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
     return logits
 
 
-def test_a_file_that_differs_from_its_original_is_not_written(assumed_logits: torch.Tensor, tmp_path: Path) -> None:
+def test_a_file_that_differs_from_its_original_is_not_written(assumed_logits, tmp_path):
     assumed_logits += 0.01
     with pytest.raises(parity.ParityError, match="differs from its original: 0 of 200 images"):
         onnx_file.to_onnx(trained.load("minute", "cpu"), tmp_path / "model.onnx")
@@ -152,9 +149,7 @@ def test_a_file_that_differs_from_its_original_is_not_written(assumed_logits: to
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_missing_package_is_named_with_what_installs_it(
-    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_named_with_what_installs_it(missing, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ValueError, match=r'pip install "tinycifar\[export\]"'):
         onnx_file.to_int8(trained.load("minute", "cpu"), tmp_path / "model.onnx")
@@ -163,16 +158,15 @@ def test_a_missing_package_is_named_with_what_installs_it(
 @pytest.mark.parametrize("fit", pictures.FITS)
 @pytest.mark.parametrize("size", [(32, 32), (151, 90), (90, 151)], ids=["small", "wide", "high"])
 def test_the_example_with_onnxruntime_alone_sees_and_answers_what_predict_does(
-    fit: str, size: tuple[int, int], exports: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    fit, size, exports, tmp_path, monkeypatch, capsys
+):
     image = pictures.to_image(data.sample().test_images[0]).resize(size)
     image.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, image.width).astype(np.uint8), (image.height, 1))))
     path = tmp_path / "picture.png"
     image.save(path)
     seen = []
 
-    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+    class Session(onnxruntime.InferenceSession):
         def get_modelmeta(self) -> SimpleNamespace:
             return SimpleNamespace(custom_metadata_map={**super().get_modelmeta().custom_metadata_map, "fit": fit})
 
@@ -194,7 +188,7 @@ def test_the_example_with_onnxruntime_alone_sees_and_answers_what_predict_does(
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("name", catalog.shipped())
-def test_parity_on_all_test_images(name: str, tmp_path: Path) -> None:
+def test_parity_on_all_test_images(name, tmp_path):
     model, dataset = trained.load(name, "cpu"), data.load()
     expected = inference.logits(model.model, dataset.test_images)
     onnx_file.to_onnx(model, tmp_path / "float.onnx")
@@ -211,7 +205,7 @@ def test_parity_on_all_test_images(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("assumed_logits")
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
-def test_what_is_no_file_is_not_written_over(kind: str, tmp_path: Path) -> None:
+def test_what_is_no_file_is_not_written_over(kind, tmp_path):
     path = tmp_path / "out"
     path.mkdir() if kind == "folder" else os.mkfifo(path)
     before = path.stat().st_ino
@@ -221,7 +215,7 @@ def test_what_is_no_file_is_not_written_over(kind: str, tmp_path: Path) -> None:
     assert [path] == list(tmp_path.iterdir())
 
 
-def test_after_exports_in_several_threads_the_process_prints_as_before() -> None:
+def test_after_exports_in_several_threads_the_process_prints_as_before():
     """A second thread that enters while the first is in, and leaves after it, would restore the first one's silence."""
     stdout, disabled = sys.stdout, logging.root.manager.disable
     first, second = onnx_file._quiet(), onnx_file._quiet()
@@ -236,7 +230,7 @@ def test_after_exports_in_several_threads_the_process_prints_as_before() -> None
 
 
 @pytest.mark.slow
-def test_a_model_of_own_data_is_exported_at_its_size_and_tried_on_its_own_images(own_run: Own, tmp_path: Path) -> None:
+def test_a_model_of_own_data_is_exported_at_its_size_and_tried_on_its_own_images(own_run, tmp_path):
     model, dataset = trained.load(own_run.directory, "cpu"), own_run.dataset
     exported = onnx_file.to_onnx(model, tmp_path / "own.onnx", dataset)
     assert (exported.parity.images, exported.parity.same_class) == (200, 200)
@@ -250,9 +244,7 @@ def test_a_model_of_own_data_is_exported_at_its_size_and_tried_on_its_own_images
         assert "24x24 pixels" in about["preprocessing"]
 
 
-def test_ranges_are_those_of_images_that_were_trained_on(
-    own_run: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranges_are_those_of_images_that_were_trained_on(own_run, tmp_path, monkeypatch):
     seen: list[torch.Tensor] = []
     quantized = onnx_file.quantized
 
@@ -272,7 +264,7 @@ def test_ranges_are_those_of_images_that_were_trained_on(
     assert torch.equal(seen[0], own_run.dataset.train_images[:340])  # the others were held out
 
 
-def test_where_own_data_is_gone_or_of_another_size_the_line_says_what_to_name(own_run: Own, tmp_path: Path) -> None:
+def test_where_own_data_is_gone_or_of_another_size_the_line_says_what_to_name(own_run, tmp_path):
     model = trained.load(own_run.directory, "cpu")
     with pytest.raises(ValueError, match="say where it is now with `data=`"):
         onnx_file.to_onnx(model, tmp_path / "own.onnx")

@@ -33,7 +33,7 @@ def trained_looking(name: str) -> models.Classifier:
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_a_model_written_out_has_plain_layers_alone_and_gives_the_same_logits(name: str) -> None:
+def test_a_model_written_out_has_plain_layers_alone_and_gives_the_same_logits(name):
     images = data.sample().test_images[:20]
     with float64(), torch.inference_mode():
         model = trained_looking(name)
@@ -54,7 +54,7 @@ def test_a_model_written_out_has_plain_layers_alone_and_gives_the_same_logits(na
     assert model.training
 
 
-def test_a_negative_scale_behind_pooling_is_refused() -> None:
+def test_a_negative_scale_behind_pooling_is_refused():
     norm = nn.BatchNorm2d(8)
     model = models.Classifier(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), norm, *TAIL)
     plain.write_out(model)
@@ -74,7 +74,7 @@ class Skip(nn.Sequential):
     """Layers whose input is added to their output."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
+        outputs: torch.Tensor = super().forward(inputs)
         return outputs + inputs
 
 
@@ -90,7 +90,7 @@ TAIL = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
         [nn.Conv2d(3, 8, 3), nn.Identity(), nn.Dropout2d(), plain.Residual(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))],
     ],
 )
-def test_layers_that_compute_something_of_their_own_are_kept(layers: list[nn.Module]) -> None:
+def test_layers_that_compute_something_of_their_own_are_kept(layers):
     torch.manual_seed(0)
     model = models.Classifier(*layers, *TAIL).eval()
     images = torch.rand(2, 3, 32, 32)
@@ -115,7 +115,7 @@ def test_layers_that_compute_something_of_their_own_are_kept(layers: list[nn.Mod
         ([nn.Conv2d(3, 10, 32), nn.Flatten()], "only models that end in global average pooling and a linear layer"),
     ],
 )
-def test_what_cannot_be_written_out_is_named(layers: list[nn.Module], message: str) -> None:
+def test_what_cannot_be_written_out_is_named(layers, message):
     with pytest.raises(ValueError, match=message):
         plain.write_out(models.Classifier(*layers))
 
@@ -127,7 +127,7 @@ class Bessel(nn.Module):
         return torch.special.bessel_j0(inputs)
 
 
-def test_an_operator_that_onnx_lacks_is_named_in_one_line() -> None:
+def test_an_operator_that_onnx_lacks_is_named_in_one_line():
     model = models.Classifier(nn.Conv2d(3, 8, 3), Bessel(), *TAIL)
     with pytest.raises(ValueError, match=r"cannot be exported to ONNX: there is no ONNX operator for .*bessel_j0$"):
         onnx_file.float_model(plain.write_out(model))

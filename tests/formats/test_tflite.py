@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +68,7 @@ def in_tflite_micro(content: bytes, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("int8", [True, False], ids=["int8", "float"])
 @pytest.mark.parametrize("name", ["nano", pytest.param("c1c2c3c4o", marks=pytest.mark.slow), "odd"])
-def test_a_file_gives_the_logits_of_its_model_in_every_interpreter(name: str, int8: bool, tmp_path: Path) -> None:
+def test_a_file_gives_the_logits_of_its_model_in_every_interpreter(name, int8, tmp_path):
     model = make(name)
     exported = tflite.to_tflite(model, tmp_path / "model.tflite", int8=int8)
     content = exported.path.read_bytes()
@@ -85,7 +84,7 @@ def test_a_file_gives_the_logits_of_its_model_in_every_interpreter(name: str, in
     tolerance.check(expected, tflite.logits(content, images)[0], "LiteRT")
 
 
-def test_of_an_int8_file_sums_are_exact_so_that_own_logits_are_within_a_step_of_litert(tmp_path: Path) -> None:
+def test_of_an_int8_file_sums_are_exact_so_that_own_logits_are_within_a_step_of_litert(tmp_path):
     pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
     path = tflite.to_tflite(trained.load("minute", "cpu"), tmp_path / "model.tflite").path
     images = data.sample().test_images[:40]
@@ -95,22 +94,20 @@ def test_of_an_int8_file_sums_are_exact_so_that_own_logits_are_within_a_step_of_
     assert float(difference.max()) <= 2.01 * step
 
 
-def test_without_litert_a_file_is_compared_in_our_own_interpreter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_litert_a_file_is_compared_in_our_own_interpreter(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     exported = tflite.to_tflite(make("odd"), tmp_path / "model.tflite")
     assert exported.runtime == "tinycifar's own interpreter"
     assert exported.parity.images == 200
 
 
-def test_without_flatbuffers_it_is_named_with_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_flatbuffers_it_is_named_with_what_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(ValueError, match=r'pip install "tinycifar\[tflite\]"'):
         tflite.to_tflite(trained.load("nano", "cpu"), tmp_path / "model.tflite")
 
 
-def test_the_file_has_int8_at_both_ends_and_says_what_it_is(tmp_path: Path) -> None:
+def test_the_file_has_int8_at_both_ends_and_says_what_it_is(tmp_path):
     model = trained.load("nano", "cpu")
     content = tflite.to_tflite(model, tmp_path / "nano.tflite").path.read_bytes()
     table = flat.read(content)
@@ -130,7 +127,7 @@ def test_the_file_has_int8_at_both_ends_and_says_what_it_is(tmp_path: Path) -> N
     assert str(Path.home()).encode() not in content
 
 
-def test_every_buffer_is_aligned_to_the_16_bytes_that_the_schema_demands(tmp_path: Path) -> None:
+def test_every_buffer_is_aligned_to_the_16_bytes_that_the_schema_demands(tmp_path):
     content = tflite.to_tflite(trained.load("nano", "cpu"), tmp_path / "nano.tflite").path.read_bytes()
     start = np.frombuffer(content, np.uint8).ctypes.data
     buffers = [buffer["data"] for buffer in flat.read(content)["buffers"] if len(buffer["data"])]
@@ -148,16 +145,14 @@ def test_every_buffer_is_aligned_to_the_16_bytes_that_the_schema_demands(tmp_pat
         ([nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")], "Conv2d with padding_mode='reflect'"),
     ],
 )
-def test_a_layer_or_argument_that_cannot_be_expressed_is_named_and_nothing_is_written(
-    layers: list[nn.Module], message: str, tmp_path: Path
-) -> None:
+def test_a_layer_or_argument_that_cannot_be_expressed_is_named_and_nothing_is_written(layers, message, tmp_path):
     model = as_trained(models.Classifier(nn.Conv2d(3, 8, 3), *layers, *TAIL))
     with pytest.raises(ValueError, match=message):
         tflite.to_tflite(model, tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_differs_from_its_model_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_differs_from_its_model_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(tflite, "logits", lambda content, images: (torch.zeros(len(images), 10), "nothing"))
     with pytest.raises(parity.ParityError, match="differs from its original"):
         tflite.to_tflite(trained.load("nano", "cpu"), tmp_path / "model.tflite")
@@ -165,9 +160,7 @@ def test_a_file_that_differs_from_its_model_is_not_written(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("name", ["own_run", "thousand"])
-def test_files_of_other_sizes_and_of_a_thousand_classes_agree(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_files_of_other_sizes_and_of_a_thousand_classes_agree(name, tmp_path, request):
     own: Own = request.getfixturevalue(name)
     exported = tflite.to_tflite(trained.load(own.directory, "cpu"), tmp_path / "own.tflite", own.dataset)
     table = flat.read(exported.path.read_bytes())
@@ -176,7 +169,7 @@ def test_files_of_other_sizes_and_of_a_thousand_classes_agree(
     assert exported.parity.images == 200
 
 
-def test_channels_without_weights_and_biases_beyond_int32_are_quantised(tmp_path: Path) -> None:
+def test_channels_without_weights_and_biases_beyond_int32_are_quantised(tmp_path):
     model = make("odd")
     first = model.model[0]
     assert isinstance(first, nn.Conv2d)
@@ -188,7 +181,7 @@ def test_channels_without_weights_and_biases_beyond_int32_are_quantised(tmp_path
 
 
 @pytest.mark.parametrize("kind", ["tflite", "tflite-float"])
-def test_the_command_writes_a_file_and_reports_the_interpreter(tinycifar: Any, kind: str, tmp_path: Path) -> None:
+def test_the_command_writes_a_file_and_reports_the_interpreter(tinycifar, kind, tmp_path):
     done = tinycifar("export", "nano", "--format", kind)
     assert (done.code, done.err) == (0, "")
     path = Path("exports") / ("nano-int8.tflite" if kind == "tflite" else "nano.tflite")
@@ -198,7 +191,7 @@ def test_the_command_writes_a_file_and_reports_the_interpreter(tinycifar: Any, k
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("name", catalog.shipped())
-def test_a_shipped_model_keeps_its_accuracy_on_all_test_images(name: str, tmp_path: Path) -> None:
+def test_a_shipped_model_keeps_its_accuracy_on_all_test_images(name, tmp_path):
     model, dataset = trained.load(name, "cpu"), data.load()
     path = tflite.to_tflite(model, tmp_path / "model.tflite").path
     logits, _ = tflite.logits(path.read_bytes(), dataset.test_images)

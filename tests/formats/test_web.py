@@ -19,7 +19,6 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Own
 from tinycifar import data, inference, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
@@ -116,10 +115,8 @@ def answer(page: Page, turn: int) -> dict[str, float]:
 
 @pytest.mark.end_to_end  # the first export fetches onnxruntime-web
 @pytest.mark.parametrize(("width", "scheme"), [(1000, "light"), (390, "dark")])
-def test_in_a_browser_the_page_answers_as_python_does(
-    address: str, chromium: Browser, tmp_path: Path, width: int, scheme: str
-) -> None:
-    page = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+def test_in_a_browser_the_page_answers_as_python_does(address, chromium, tmp_path, width, scheme):
+    page = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     said: list[str] = []
     asked: list[str] = []
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
@@ -164,7 +161,7 @@ def test_in_a_browser_the_page_answers_as_python_does(
 
 
 @pytest.mark.end_to_end
-def test_a_picture_can_be_pasted_and_dropped(page: Page) -> None:
+def test_a_picture_can_be_pasted_and_dropped(page):
     event = """async ([kind, sample]) => {
         const transfer = new DataTransfer();
         transfer.items.add(new File([await (await fetch(sample)).blob()], "picture.png", { type: "image/png" }));
@@ -184,7 +181,7 @@ def test_a_picture_can_be_pasted_and_dropped(page: Page) -> None:
 
 
 @pytest.mark.end_to_end
-def test_the_folder_names_the_runtime_and_its_licence(folder: Path) -> None:
+def test_the_folder_names_the_runtime_and_its_licence(folder):
     assert {path.name for path in folder.iterdir()} == {
         "index.html", "page.css", "deep.js", "page.js", "model.json", "model.onnx", "ort", "samples",
     }  # fmt: skip
@@ -195,7 +192,7 @@ def test_the_folder_names_the_runtime_and_its_licence(folder: Path) -> None:
 
 
 @pytest.mark.end_to_end
-def test_opened_as_a_file_the_page_says_what_it_needs(folder: Path, chromium: Browser) -> None:
+def test_opened_as_a_file_the_page_says_what_it_needs(folder, chromium):
     page = chromium.new_page()
     page.goto((folder / "index.html").as_uri())
     page.wait_for_selector("#problem:visible")
@@ -203,7 +200,7 @@ def test_opened_as_a_file_the_page_says_what_it_needs(folder: Path, chromium: Br
 
 
 @pytest.mark.end_to_end
-def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(page: Page, tmp_path: Path) -> None:
+def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(page, tmp_path):
     (path,) = make_pictures(tmp_path)[:1]
     page.evaluate("""() => {
         const real = window.fetch;
@@ -223,16 +220,14 @@ def test_a_sample_that_comes_late_does_not_replace_a_picture_chosen_since(page: 
     assert page.inner_text("#problem") == "samples/4.png is missing."
 
 
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="is in use; name a new or an empty one"):
         web.write(trained.load("minute", "cpu"), tmp_path)
 
 
 @pytest.mark.usefixtures("exported", "empty_runtime")
-def test_a_page_in_the_current_folder_is_replaced_whole_or_not_at_all_and_other_files_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_in_the_current_folder_is_replaced_whole_or_not_at_all_and_other_files_stay(tmp_path, monkeypatch):
     model, rename = trained.load("minute", "cpu"), Path.rename
     (tmp_path / f"{web.UNFINISHED}killed").mkdir()
     web.write(model, Path())
@@ -258,9 +253,7 @@ def test_a_page_in_the_current_folder_is_replaced_whole_or_not_at_all_and_other_
 
 
 @pytest.mark.parametrize("cached", [None, b"changed"])
-def test_without_npm_and_the_published_runtime_in_the_cache_the_page_says_what_it_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bytes | None
-) -> None:
+def test_without_npm_and_the_published_runtime_in_the_cache_the_page_says_what_it_needs(tmp_path, monkeypatch, cached):
     if cached is not None:
         (tmp_path / "cache").mkdir()
         (tmp_path / "cache" / f"{web.PACKAGE}-{web.VERSION}.tgz").write_bytes(cached)
@@ -278,9 +271,7 @@ def test_without_npm_and_the_published_runtime_in_the_cache_the_page_says_what_i
         ("sleep 5", "npm did not bring onnxruntime-web within 0.2 seconds"),
     ],
 )
-def test_a_runtime_that_is_not_the_published_one_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
-) -> None:
+def test_a_runtime_that_is_not_the_published_one_is_refused(tmp_path, monkeypatch, script, message):
     (tmp_path / "npm").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "npm").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -293,7 +284,7 @@ def test_a_runtime_that_is_not_the_published_one_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("empty_runtime")
-def test_a_page_of_own_data_names_its_size_classes_and_samples(own_run: Own, thousand: Own, tmp_path: Path) -> None:
+def test_a_page_of_own_data_names_its_size_classes_and_samples(own_run, thousand, tmp_path):
     for own in (own_run, thousand):
         folder = tmp_path / str(len(own.dataset.classes))
         exported = web.write(trained.load(own.directory, "cpu"), folder, own.dataset)

@@ -35,7 +35,7 @@ def make(directory: Path, recipe: Recipe, right: range | list[int], seed: int = 
     return directory
 
 
-def test_two_single_runs_are_compared_on_the_same_images(tmp_path: Path) -> None:
+def test_two_single_runs_are_compared_on_the_same_images(tmp_path):
     first = make(tmp_path / "a", RECIPE, range(100, 900))
     near = compare.compare([first, make(tmp_path / "b", OTHER, [*range(105, 900), *range(910, 919)])])
     (verdict,) = near.verdicts
@@ -54,7 +54,7 @@ def seeds_of(directory: Path, recipe: Recipe, counts: list[int]) -> Path:
     return directory
 
 
-def test_several_seeds_of_two_recipes_are_compared_by_welchs_interval(tmp_path: Path) -> None:
+def test_several_seeds_of_two_recipes_are_compared_by_welchs_interval(tmp_path):
     first = seeds_of(tmp_path / "a", RECIPE, [850, 852, 854])
     near = compare.compare([first, seeds_of(tmp_path / "b", OTHER, [851, 853, 856])])
     (verdict,) = near.verdicts
@@ -67,7 +67,7 @@ def test_several_seeds_of_two_recipes_are_compared_by_welchs_interval(tmp_path: 
     assert [len(of.runs) for of in far.contenders] == [3, 3]
 
 
-def test_a_single_seed_is_held_against_what_another_seed_would_give(tmp_path: Path) -> None:
+def test_a_single_seed_is_held_against_what_another_seed_would_give(tmp_path):
     several = seeds_of(tmp_path / "a", RECIPE, [850, 852, 854])
     inside = compare.compare([several, make(tmp_path / "b", OTHER, range(856))]).verdicts[0]
     outside = compare.compare([several, make(tmp_path / "c", OTHER, range(870))]).verdicts[0]
@@ -75,7 +75,7 @@ def test_a_single_seed_is_held_against_what_another_seed_would_give(tmp_path: Pa
     assert "B has only one seed" in inside["text"]
 
 
-def test_runs_of_one_recipe_are_one_contender_however_they_are_named(tmp_path: Path) -> None:
+def test_runs_of_one_recipe_are_one_contender_however_they_are_named(tmp_path):
     runs = [make(tmp_path / str(seed), RECIPE, range(840 + seed), seed) for seed in range(3)]
     found = compare.compare(runs)
     assert (len(found.contenders), found.verdicts) == (1, ())
@@ -87,14 +87,14 @@ def test_runs_of_one_recipe_are_one_contender_however_they_are_named(tmp_path: P
         compare.compare([*runs, again])
 
 
-def test_two_runs_of_one_recipe_are_compared_with_each_other(tmp_path: Path) -> None:
+def test_two_runs_of_one_recipe_are_compared_with_each_other(tmp_path):
     runs = [make(tmp_path / str(seed), RECIPE, range(840 + 30 * seed), seed) for seed in range(2)]
     found = compare.compare(runs)
     assert [len(of.runs) for of in found.contenders] == [1, 1]
     assert found.verdicts[0]["test"] == "mcnemar"
 
 
-def test_a_seed_that_was_not_finished_is_left_out_and_named(tmp_path: Path) -> None:
+def test_a_seed_that_was_not_finished_is_left_out_and_named(tmp_path):
     many = seeds_of(tmp_path / "many", RECIPE, [850, 852, 854])
     (many / "seed-1" / "evaluation.json").unlink()
     found = compare.compare([many])
@@ -106,14 +106,14 @@ def test_a_seed_that_was_not_finished_is_left_out_and_named(tmp_path: Path) -> N
         compare.compare([many])
 
 
-def test_equal_accuracies_are_level_and_intervals_stay_between_0_and_1(tmp_path: Path) -> None:
+def test_equal_accuracies_are_level_and_intervals_stay_between_0_and_1(tmp_path):
     found = compare.compare([make(tmp_path / "a", RECIPE, range(850)), make(tmp_path / "b", OTHER, range(850))])
     assert found.verdicts[0]["text"].startswith("B is level with A: within noise")
     spread = compare.compare([seeds_of(tmp_path / "c", RECIPE, [10, 600])])
     assert spread.contenders[0].interval == (0.0, 1.0)
 
 
-def test_each_curve_is_of_the_split_that_was_watched(tmp_path: Path) -> None:
+def test_each_curve_is_of_the_split_that_was_watched(tmp_path):
     first = make(tmp_path / "a", RECIPE, range(850))
     second = make(tmp_path / "b", OTHER, range(700), split="validation")
     found = compare.compare([first, second])
@@ -124,7 +124,7 @@ def test_each_curve_is_of_the_split_that_was_watched(tmp_path: Path) -> None:
     assert "B, training" in page
 
 
-def test_on_other_images_no_verdict_is_given(tmp_path: Path) -> None:
+def test_on_other_images_no_verdict_is_given(tmp_path):
     first = make(tmp_path / "a", RECIPE, range(850))
     second = make(tmp_path / "b", RECIPE, range(850), split="validation", data="mine")
     (verdict,) = compare.compare([first, second]).verdicts
@@ -132,7 +132,7 @@ def test_on_other_images_no_verdict_is_given(tmp_path: Path) -> None:
     assert "on different images: this says little" in verdict["text"]
 
 
-def test_the_text_and_the_page_hold_labels_with_what_was_changed_table_curves_and_verdict(tmp_path: Path) -> None:
+def test_the_text_and_the_page_hold_labels_with_what_was_changed_table_curves_and_verdict(tmp_path):
     found = compare.compare([make(tmp_path / "a", RECIPE, range(850)), make(tmp_path / "b", OTHER, range(700))])
     heading, first, second = found.table()
     assert first[0] == "A  reference-30, 2 of its epochs"
@@ -149,7 +149,7 @@ def test_the_text_and_the_page_hold_labels_with_what_was_changed_table_curves_an
         assert text_in_page in page
 
 
-def test_a_run_that_was_not_evaluated_or_lacks_its_epochs_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_run_that_was_not_evaluated_or_lacks_its_epochs_is_refused_by_name(tmp_path):
     for name in ("evaluation.json", "metrics.jsonl"):
         (make(tmp_path / name, RECIPE, range(5)) / name).unlink()
     (make(tmp_path / "damaged", RECIPE, range(5)) / "metrics.jsonl").write_text('{"epoch": 1}\n')
@@ -162,14 +162,14 @@ def test_a_run_that_was_not_evaluated_or_lacks_its_epochs_is_refused_by_name(tmp
             compare.compare([tmp_path / folder])
 
 
-def test_more_recipes_than_there_are_letters_are_refused(tmp_path: Path) -> None:
+def test_more_recipes_than_there_are_letters_are_refused(tmp_path):
     assert len(set(compare.LETTERS)) == len(compare.LETTERS)
     runs = [make(tmp_path / str(n), replace(RECIPE, weight_decay=n / 100), range(9)) for n in range(53)]
     with pytest.raises(ValueError, match="53 recipes are too many to compare; allowed are 52"):
         compare.compare(runs)
 
 
-def test_a_chart_has_letters_where_curves_run_and_asterisks_where_they_meet() -> None:
+def test_a_chart_has_letters_where_curves_run_and_asterisks_where_they_meet():
     lines = text.chart([("A test", [1, 2], [50.0, 70.0]), ("B test", [1, 2], [50.0, 60.0])], width=20, height=5)
     assert lines[1] == " 70% |                   A"
     assert lines[3] == "     |                   B"

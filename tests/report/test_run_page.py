@@ -6,18 +6,14 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conftest import Own, environment
+from conftest import environment
 from tinycifar import atomic, data, inference, recipes, run, trained, training
 from tinycifar.data import cifar10
 from tinycifar.data.dataset import CLASSES
 from tinycifar.report import run_page
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 RECIPE = recipes.with_settings(recipes.get("minute"), ["epochs=2", "validation_images=100"])
 
@@ -44,7 +40,7 @@ class Addresses(HTMLParser):
         self.found += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
 
 
-def test_a_page_needs_nothing_but_itself(finished: Path) -> None:
+def test_a_page_needs_nothing_but_itself(finished):
     page = (finished / "report.html").read_text()
     parser = Addresses()
     parser.feed(page)
@@ -54,7 +50,7 @@ def test_a_page_needs_nothing_but_itself(finished: Path) -> None:
     assert not re.findall(r"url\((?!#)", page)
 
 
-def test_a_page_holds_everything_that_is_known_of_a_run_and_its_validation_images(finished: Path) -> None:
+def test_a_page_holds_everything_that_is_known_of_a_run_and_its_validation_images(finished):
     page = (finished / "report.html").read_text()
     evaluation = atomic.read_json(finished / "evaluation.json")
     assert f"{100 * evaluation['accuracy']:.2f} %" in page
@@ -67,7 +63,7 @@ def test_a_page_holds_everything_that_is_known_of_a_run_and_its_validation_image
         assert text in page
 
 
-def test_the_gallery_shows_the_most_confident_mistakes_first(finished: Path) -> None:
+def test_the_gallery_shows_the_most_confident_mistakes_first(finished):
     page = (finished / "report.html").read_text()
     logits, labels = (run_page.read_logits(finished / "evaluation.safetensors")[key] for key in ("logits", "labels"))
     temperature = atomic.read_json(finished / "evaluation.json")["temperature"]
@@ -82,7 +78,7 @@ def test_the_gallery_shows_the_most_confident_mistakes_first(finished: Path) -> 
     assert first.group(3) == CLASSES[labels[expected[0]]]
 
 
-def test_the_names_of_classes_and_folders_cannot_become_markup(tmp_path: Path) -> None:
+def test_the_names_of_classes_and_folders_cannot_become_markup(tmp_path):
     from dataclasses import replace
 
     classes = ("<script>alert(1)</script>", *CLASSES[1:])
@@ -93,7 +89,7 @@ def test_the_names_of_classes_and_folders_cannot_become_markup(tmp_path: Path) -
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
-def test_a_run_that_was_stopped_is_reported_as_far_as_it_went(tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_is_reported_as_far_as_it_went(tmp_path):
     run.start(tmp_path, RECIPE, environment())
     assert "0 <small>epochs: stopped during the first" in run_page.write(tmp_path).read_text()
     entry = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.2, "learning_rate": 0.1, "train_seconds": 3.0}
@@ -101,23 +97,23 @@ def test_a_run_that_was_stopped_is_reported_as_far_as_it_went(tmp_path: Path) ->
     assert "1 <small>of 2 epochs: stopped before evaluation" in run_page.write(tmp_path).read_text()
 
 
-def test_a_run_that_ended_early_does_not_pass_as_whole(tmp_path: Path) -> None:
+def test_a_run_that_ended_early_does_not_pass_as_whole(tmp_path):
     training.train(RECIPE, "sample", out=tmp_path / "run", limit=60, stop_after_epoch=1)
     page = run_page.write(tmp_path / "run").read_text()
     assert "one run of 1 of 2 epochs, <strong>stopped early</strong>" in page
 
 
-def test_a_report_begins_no_download(finished: Path, tmp_path: Path) -> None:
+def test_a_report_begins_no_download(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     model = trained.load(finished)
     about = {"model_name": model.model_name, "recipe": model.recipe, "classes": model.classes, "data": "cifar10"}
-    trained.save_weights(tmp_path / "run" / "model.safetensors", model.model, **about, validation_images=100)  # type: ignore[arg-type]
+    trained.save_weights(tmp_path / "run" / "model.safetensors", model.model, **about, validation_images=100)
     content = json.loads((finished / "environment.json").read_text()) | {"data": "cifar10"}
     (tmp_path / "run/environment.json").write_text(json.dumps(content))
     assert "CIFAR-10 is not in the cache" in run_page.write(tmp_path / "run").read_text()
 
 
-def test_a_report_names_no_path_of_this_machine(finished: Path, tmp_path: Path) -> None:
+def test_a_report_names_no_path_of_this_machine(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     about = {
         "recipe": "minute",
@@ -133,7 +129,7 @@ def test_a_report_names_no_path_of_this_machine(finished: Path, tmp_path: Path) 
     assert "patients" in page
 
 
-def test_images_that_are_not_at_hand_cost_the_gallery_alone(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_are_not_at_hand_cost_the_gallery_alone(finished, monkeypatch):
     def gone(source: str, **_: object) -> None:
         raise cifar10.DataError(f"{source} is gone")
 
@@ -147,7 +143,7 @@ def test_images_that_are_not_at_hand_cost_the_gallery_alone(finished: Path, monk
     assert "Confusion: most often" in page
 
 
-def test_logits_of_other_images_and_a_folder_of_seeds_are_refused(finished: Path, tmp_path: Path) -> None:
+def test_logits_of_other_images_and_a_folder_of_seeds_are_refused(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     other = dataclasses.replace(data.sample(), test_labels=data.sample().test_labels.flip(0))
     inference.evaluate(trained.load(finished).model, other).save(tmp_path / "run")
@@ -162,10 +158,8 @@ def test_logits_of_other_images_and_a_folder_of_seeds_are_refused(finished: Path
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_in_a_browser_the_page_opens_from_disk_without_error_or_overflow(
-    finished: Path, chromium: Browser, width: int, scheme: str
-) -> None:
-    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+def test_in_a_browser_the_page_opens_from_disk_without_error_or_overflow(finished, chromium, width, scheme):
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said: list[str] = []
     asked: list[str] = []
     page.on("console", lambda message: said.append(message.text))
@@ -182,7 +176,7 @@ def test_in_a_browser_the_page_opens_from_disk_without_error_or_overflow(
     assert dark == (scheme == "dark")
 
 
-def test_a_run_on_own_data_is_reported_with_its_names_and_what_was_changed(own_run: Own) -> None:
+def test_a_run_on_own_data_is_reported_with_its_names_and_what_was_changed(own_run):
     page = (own_run.directory / "report.html").read_text()
     assert "<dt>data</dt><dd>mine</dd>" in page
     assert "<dt>image size</dt><dd>24 x 24 pixels</dd>" in page
@@ -193,7 +187,7 @@ def test_a_run_on_own_data_is_reported_with_its_names_and_what_was_changed(own_r
     assert "CIFAR-10" not in page
 
 
-def test_a_run_can_be_reported_on_the_images_it_opened_last_and_without_its_data(own_run: Own, tmp_path: Path) -> None:
+def test_a_run_can_be_reported_on_the_images_it_opened_last_and_without_its_data(own_run, tmp_path):
     directory = shutil.copytree(own_run.directory, tmp_path / "run")
     inference.evaluate(trained.load(directory, "cpu").model, own_run.dataset).save(directory)
     page = run_page.write(directory, own_run.dataset).read_text()
@@ -207,7 +201,7 @@ def test_a_run_can_be_reported_on_the_images_it_opened_last_and_without_its_data
         run_page.write(directory, data.sample(image_size=24))
 
 
-def test_data_that_is_called_as_cifar10_is_not_taken_for_it(own_run: Own, tmp_path: Path) -> None:
+def test_data_that_is_called_as_cifar10_is_not_taken_for_it(own_run, tmp_path):
     directory = shutil.copytree(own_run.directory, tmp_path / "run")
     for name in ("cifar10", "sample"):
         evaluation = atomic.read_json(directory / "evaluation.json") | {"data": name, "split": "test"}
@@ -217,9 +211,7 @@ def test_data_that_is_called_as_cifar10_is_not_taken_for_it(own_run: Own, tmp_pa
         assert "a trial, not a result" not in page
 
 
-def test_a_thousand_classes_are_reported_by_their_best_and_worst(
-    thousand: Own, tmp_path: Path, chromium: Browser
-) -> None:
+def test_a_thousand_classes_are_reported_by_their_best_and_worst(thousand, tmp_path, chromium):
     directory = shutil.copytree(thousand.directory, tmp_path / "run")
     inference.evaluate(trained.load(directory, "cpu").model, thousand.dataset).save(directory)
     path = run_page.write(directory, thousand.dataset)
@@ -233,7 +225,7 @@ def test_a_thousand_classes_are_reported_by_their_best_and_worst(
     assert shown.evaluate("document.documentElement.scrollWidth") == 390
 
 
-def test_the_page_shows_the_hardest_training_images_with_their_labels(own_run: Any) -> None:
+def test_the_page_shows_the_hardest_training_images_with_their_labels(own_run):
     page = (own_run.directory / "report.html").read_text()
     index, loss = run.read_hardest(own_run.directory)[0]
     section = page[page.index("Check these labels first") :]

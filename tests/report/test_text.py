@@ -16,7 +16,7 @@ def of_thousand(thousand: Own) -> Scores:
     return inference.evaluate(trained.load(thousand.directory, "cpu").model, thousand.dataset).scores
 
 
-def test_of_a_thousand_classes_the_worst_and_best_are_told_and_where_the_rest_is(of_thousand: Scores) -> None:
+def test_of_a_thousand_classes_the_worst_and_best_are_told_and_where_the_rest_is(of_thousand):
     lines = text.by_class(of_thousand)
     assert len(lines) < 50
     assert lines[0] == "The 10 worst of 1,000 classes"
@@ -26,14 +26,14 @@ def test_of_a_thousand_classes_the_worst_and_best_are_told_and_where_the_rest_is
     assert lines[-1].startswith("evaluation.json has all classes")
 
 
-def test_thirty_classes_are_told_in_full() -> None:
+def test_thirty_classes_are_told_in_full():
     confusion = torch.eye(30, dtype=torch.int64).tolist()
     classes = tuple(ClassScores(f"c{i}", 1, 1.0, 1.0, 1.0) for i in range(30))
     lines = text.by_class(scores(classes=classes, confusion=confusion))
     assert len(lines) == 31 + 2 + 31
 
 
-def test_the_target_of_a_recipe_is_not_held_against_other_data(own_run: Own) -> None:
+def test_the_target_of_a_recipe_is_not_held_against_other_data(own_run):
     evaluation = inference.evaluate(trained.load(own_run.directory, "cpu").model, own_run.dataset).scores
     record: dict[str, Any] = {"train_accuracy": None, "best_test_accuracy": None, "images_per_second": None}
     recipe = recipes.get("minute")
@@ -44,7 +44,7 @@ def test_the_target_of_a_recipe_is_not_held_against_other_data(own_run: Own) -> 
     assert any("Target of 85.00%" in line for line in text.closing_summary(recipe, record, known, False))
 
 
-def test_subsets_are_printed_with_what_they_count_and_nothing_without_them() -> None:
+def test_subsets_are_printed_with_what_they_count_and_nothing_without_them():
     found = Accuracy(images=200, correct=181, accuracy=0.905, accuracy_interval=(0.8564, 0.9382), loss=0.3)
     lines = text.subsets(scores(subsets={"mlperf-tiny": found}))
     interval = "95% interval 85.64% to 93.82%; 181 of 200 images"
@@ -52,7 +52,7 @@ def test_subsets_are_printed_with_what_they_count_and_nothing_without_them() -> 
     assert text.subsets(scores()) == []
 
 
-def test_the_note_on_corruptions_counts_those_of_the_benchmark_in_files_of_earlier_versions_too() -> None:
+def test_the_note_on_corruptions_counts_those_of_the_benchmark_in_files_of_earlier_versions_too():
     accuracy = dict.fromkeys(corruptions.CORRUPTIONS, (0.5,) * 5)
     note = text.corruption_note(Robustness(9, 0.8, 0.5, accuracy))
     assert note.startswith(
@@ -63,7 +63,7 @@ def test_the_note_on_corruptions_counts_those_of_the_benchmark_in_files_of_earli
     assert "these 16: 13 of CIFAR-10-C's fifteen (without snow and frost)" in note
 
 
-def test_classes_that_would_look_alike_above_the_confusion_are_numbered() -> None:
+def test_classes_that_would_look_alike_above_the_confusion_are_numbered():
     classes = tuple(ClassScores(f"class {i}", 1, 1.0, 1.0, 1.0) for i in ("one", "two"))
     heading, first, second = text.by_class(scores(classes=classes, confusion=((3, 0), (1, 2))))[-3:]
     assert (heading.split(), first.split(), second.split()) == (
@@ -73,7 +73,7 @@ def test_classes_that_would_look_alike_above_the_confusion_are_numbered() -> Non
     )
 
 
-def test_a_rare_class_that_is_not_recognised_is_warned_of() -> None:
+def test_a_rare_class_that_is_not_recognised_is_warned_of():
     classes = ClassScores("cat", 95, 1.0, 1.0, 1.0), ClassScores("dog", 5, 1.0, 0.2, 0.3)
     evaluation = scores(classes=classes, accuracy=0.96, balanced_accuracy=0.6, macro_f1=0.65)
     assert text.balance(evaluation) == [

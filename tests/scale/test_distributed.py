@@ -111,7 +111,7 @@ def averaging_halves(recipe: Recipe, weighted: bool = True) -> tuple[nn.Module, 
     mean, std = data.sample().statistics()  # the sample is known, and its mean and deviation are those of CIFAR-10
     augmentation = augment.build(recipe.augmentation, 32, mean)
     torch.manual_seed(0)
-    model = recipe.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = recipe.build().to(memory_format=torch.channels_last)
     model.mean.copy_(torch.tensor(mean).view(3, 1, 1))
     model.std.copy_(torch.tensor(std).view(3, 1, 1))
     model.prepare(images)
@@ -173,7 +173,7 @@ def trained_parameters(model: nn.Module, tensors: dict[str, Tensor], prefix: str
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one_process_that_averages_the_gradients_of_the_same_halves(tmp_path: Path) -> None:
+def test_two_ranks_equal_one_process_that_averages_the_gradients_of_the_same_halves(tmp_path):
     assert on_ranks(in_float64_without_dropout, tmp_path) == [None, None]
     for name in ("minute", "reference-30"):
         recipe = short(name)
@@ -212,9 +212,7 @@ def whole_and_in_parts(folder: Path) -> list[Any]:
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.end_to_end)])  # the order of additions matters
 @pytest.mark.slow
-def test_a_run_of_several_ranks_is_resumed_to_the_same_bits_and_all_have_the_same_weights(
-    tmp_path: Path, ranks: int
-) -> None:
+def test_a_run_of_several_ranks_is_resumed_to_the_same_bits_and_all_have_the_same_weights(tmp_path, ranks):
     first, *others = on_ranks(whole_and_in_parts, tmp_path, world=ranks)
     assert others == [first] * (ranks - 1)
     assert [(signal_number, step) for _, signal_number, _, step, _ in first] == [(signal.SIGINT, 2), (signal.SIGINT, 4)]
@@ -271,7 +269,7 @@ def failures(folder: Path, ports: list[int]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_what_is_wrong_on_one_rank_ends_all_and_only_the_first_prints(tmp_path: Path) -> None:
+def test_what_is_wrong_on_one_rank_ends_all_and_only_the_first_prints(tmp_path):
     first, second = on_ranks(failures, tmp_path, [free_port() for _ in range(11)])
     assert first[:9] == second[:9]
     words = [
@@ -306,14 +304,14 @@ def dying(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_ends_the_others_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_ends_the_others_and_leaves_the_checkpoint_before(tmp_path):
     (kind, message), killed = on_ranks(dying, tmp_path)
     assert (kind, killed) == ("LostRankError", None)
     assert message.startswith("another process of this run has ended")
     assert latest(tmp_path / "run").about["state.step"] == 3
 
 
-def test_every_process_has_at_least_two_images_of_every_batch() -> None:
+def test_every_process_has_at_least_two_images_of_every_batch():
     recipe = short("minute", "batch_size=20")
     for ranks, images, sizes in (
         (1, 41, [21, 20]),
@@ -329,9 +327,7 @@ def test_every_process_has_at_least_two_images_of_every_batch() -> None:
     assert plan(short("minute", "skip_easiest=0.9"), 20, 2).images == [20, 4]
 
 
-def test_one_process_is_no_rank_and_a_restart_is_known_by_the_launch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_process_is_no_rank_and_a_restart_is_known_by_the_launch(tmp_path, monkeypatch):
     alone = distributed.here()
     assert alone == distributed.Ranks()
     model = nn.Linear(1, 1)
@@ -357,9 +353,7 @@ def test_one_process_is_no_rank_and_a_restart_is_known_by_the_launch(
         ({"RANK": "first", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK, WORLD_SIZE, LOCAL_RANK must be whole numbers"),
     ],
 )
-def test_another_launcher_that_sets_something_else_is_refused(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
-) -> None:
+def test_another_launcher_that_sets_something_else_is_refused(monkeypatch, variables, message):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
@@ -367,7 +361,7 @@ def test_another_launcher_that_sets_something_else_is_refused(
 
 
 @pytest.mark.end_to_end
-def test_torchrun_that_is_told_to_end_leaves_a_checkpoint(tmp_path: Path) -> None:
+def test_torchrun_that_is_told_to_end_leaves_a_checkpoint(tmp_path):
     words = ["train", "--data", "sample", "--epochs", "1000", "--out", str(tmp_path / "run")]
     with faults.started(faults.torchrun(2, *words)) as process:
         for line in process.stdout:
@@ -386,13 +380,13 @@ def threads_left(out: Path) -> list[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
-def test_a_training_leaves_no_thread_of_gloo_that_could_abort_the_process_at_its_exit(tmp_path: Path) -> None:
+def test_a_training_leaves_no_thread_of_gloo_that_could_abort_the_process_at_its_exit(tmp_path):
     for names in on_ranks(threads_left, tmp_path / "run"):
         assert isinstance(names, list), names  # else the training failed
         assert not [name for name in names if "gloo" in name], names
 
 
 @pytest.mark.end_to_end
-def test_a_run_whose_ranks_are_killed_under_torchrun_comes_to_the_same_bits() -> None:
+def test_a_run_whose_ranks_are_killed_under_torchrun_comes_to_the_same_bits():
     kills = os.environ.get("KILLS", "2")
     assert faults.main(["--ranks", "2", "--kills", kills, "--signals", "0", "--controls", "0"]) == 0

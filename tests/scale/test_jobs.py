@@ -25,7 +25,7 @@ def work(number: int, seconds: float = 0.0, error: str = "") -> dict[str, Any]:
 WORK = "scale.test_jobs:work"
 
 
-def test_children_answer_with_a_result_or_with_the_reason_why_there_is_none() -> None:
+def test_children_answer_with_a_result_or_with_the_reason_why_there_is_none():
     requests: list[dict[str, Any]] = [{"number": 0}, {"number": 1}]
     requests += [{"number": number, "error": error} for number, error in ((2, "value"), (3, "diverged"), (4, "kill"))]
     with signals.StopSignal() as stop:
@@ -39,13 +39,13 @@ def test_children_answer_with_a_result_or_with_the_reason_why_there_is_none() ->
     ]
 
 
-def test_an_unexpected_error_of_a_child_is_named_by_its_last_line() -> None:
+def test_an_unexpected_error_of_a_child_is_named_by_its_last_line():
     with signals.StopSignal() as stop:
         (ended,) = jobs.run_all(WORK, [{"number": 0, "error": "unknown"}], 1, stop)
     assert (ended.code, ended.problem) == (1, "it ended with 1: KeyError: 'unknown'")
 
 
-def test_children_import_nothing_from_the_working_folder_that_this_process_does_not() -> None:
+def test_children_import_nothing_from_the_working_folder_that_this_process_does_not():
     for name in ("signal", "queue", "random", "torch"):
         Path(f"{name}.py").write_text("raise SystemExit('it was imported')")
     with signals.StopSignal() as stop:
@@ -53,7 +53,7 @@ def test_children_import_nothing_from_the_working_folder_that_this_process_does_
     assert (ended.result, ended.problem) == ({"twice": 2}, "")
 
 
-def test_a_signal_stops_the_children_and_starts_no_more() -> None:
+def test_a_signal_stops_the_children_and_starts_no_more():
     threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
     with signals.StopSignal() as stop:
         ended = list(jobs.run_all(WORK, [{"number": number, "seconds": 600} for number in range(3)], 2, stop))
@@ -62,7 +62,7 @@ def test_a_signal_stops_the_children_and_starts_no_more() -> None:
     assert {child.code for child in ended} == {128 + signal.SIGTERM}
 
 
-def test_children_that_are_left_at_the_end_are_killed() -> None:
+def test_children_that_are_left_at_the_end_are_killed():
     with jobs.Processes(WORK) as processes:
         processes.start(0, number=0, seconds=600)
         (child,) = (child.process for child in processes._running.values())

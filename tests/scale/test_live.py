@@ -26,7 +26,7 @@ def events(directory: Path) -> dict[str, list[Any]]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_event_files_hold_what_the_metrics_file_holds_and_the_loss_between(tmp_path: Path) -> None:
+def test_event_files_hold_what_the_metrics_file_holds_and_the_loss_between(tmp_path):
     result = training.train(RECIPE, data.sample(), out=tmp_path / "run", limit=320, tensorboard=True)
     values = {name: {event.step: event.value for event in row} for name, row in events(result.directory).items()}
     assert list(values["step_loss"]) == list(values["learning_rate"]) == [10, 20, 30, 40]
@@ -37,7 +37,7 @@ def test_event_files_hold_what_the_metrics_file_holds_and_the_loss_between(tmp_p
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_after_an_interruption_the_steps_that_are_taken_again_are_shown_once(tmp_path: Path) -> None:
+def test_after_an_interruption_the_steps_that_are_taken_again_are_shown_once(tmp_path):
     def shown() -> list[int]:
         return [event.step for event in events(tmp_path)["step_loss"]]
 
@@ -55,9 +55,7 @@ def test_after_an_interruption_the_steps_that_are_taken_again_are_shown_once(tmp
 FULL = OSError(28, "No space left on device")
 
 
-def test_a_view_that_cannot_be_written_is_reported_once_and_the_training_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_view_that_cannot_be_written_is_reported_once_and_the_training_goes_on(tmp_path, capsys):
     display = Progress(console=Console(file=sys.stdout), disable=True)
     options = {"out": tmp_path / "run", "limit": 320, "tensorboard": True, "display": display}
     with mock.patch.object(live.View, "_write", side_effect=FULL):
@@ -65,7 +63,7 @@ def test_a_view_that_cannot_be_written_is_reported_once_and_the_training_goes_on
     assert capsys.readouterr().out.count("TensorBoard shows nothing more of this run: No space left") == 1
 
 
-def test_a_disk_that_fills_up_ends_the_view_with_one_warning_and_nothing_waits(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_ends_the_view_with_one_warning_and_nothing_waits(tmp_path):
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     write, written, warnings = RecordWriter.write, [], []
@@ -82,12 +80,12 @@ def test_a_disk_that_fills_up_ends_the_view_with_one_warning_and_nothing_waits(t
     assert warnings == ["TensorBoard shows nothing more of this run: No space left on device"]
 
 
-def test_without_being_asked_for_no_event_files_are_written(tmp_path: Path) -> None:
+def test_without_being_asked_for_no_event_files_are_written(tmp_path):
     training.train(RECIPE, data.sample(), out=tmp_path / "run", limit=32)
     assert not (tmp_path / "run" / live.FOLDER).exists()
 
 
-def test_a_missing_package_is_named_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_before_anything_is_done(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     with pytest.raises(ValueError, match=r'needs another package: pip install "tinycifar\[tensorboard\]"'):
         training.train(RECIPE, data.sample(), out=tmp_path / "run", tensorboard=True)

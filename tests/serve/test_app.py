@@ -31,7 +31,6 @@ import uvicorn
 from PIL import Image
 from starlette.requests import ClientDisconnect, Request
 
-from conftest import Own
 from tinycifar import data, inference, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
@@ -139,7 +138,7 @@ def in_a_thread(model: served.Served) -> Iterator[Client]:
     """A client of a service that runs in this process, which starts sooner than one of its own."""
     service = app.Service(model)
     settings = {"port": 0, "log_config": None, "access_log": False, "lifespan": "off", "ws": "none"}
-    server = uvicorn.Server(uvicorn.Config(app.create_app(service), http=gate.Protocol, **settings))  # type: ignore[arg-type]
+    server = uvicorn.Server(uvicorn.Config(app.create_app(service), http=gate.Protocol, **settings))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -208,7 +207,7 @@ def form(content: bytes, fields: Sequence[str] = ()) -> tuple[bytes, dict[str, s
 
 
 @pytest.mark.parametrize("as_form", [False, True])
-def test_a_picture_gets_the_probabilities_that_predict_gives(running: Running, tmp_path: Path, as_form: bool) -> None:
+def test_a_picture_gets_the_probabilities_that_predict_gives(running, tmp_path, as_form):
     (tmp_path / "picture.png").write_bytes(png(3))
     body, headers = form(png(3), fields=["note"]) if as_form else (png(3), {})
     status, answer, _ = running.ask("POST", "/predict", body, headers)
@@ -219,7 +218,7 @@ def test_a_picture_gets_the_probabilities_that_predict_gives(running: Running, t
     assert answer["milliseconds"] > 0
 
 
-def test_health_and_models_answer(running: Running) -> None:
+def test_health_and_models_answer(running):
     assert running.ask("GET", "/health")[:2] == (200, {"status": "ok", "waiting": 0})
     (model,) = running.ask("GET", "/models")[1]["models"]
     assert (model["name"], model["model"], model["classes"]) == ("minute", "minutenet", list(CLASSES))
@@ -238,9 +237,7 @@ def test_health_and_models_answer(running: Running) -> None:
         (*form(png(), fields=["top"]), 400, "top is a field of the form; give it in the address: /predict?top="),
     ],
 )
-def test_what_is_no_picture_is_refused_in_one_line(
-    running: Running, body: bytes, headers: dict[str, str], status: int, message: str
-) -> None:
+def test_what_is_no_picture_is_refused_in_one_line(running, body, headers, status, message):
     refused, answer, _ = running.ask("POST", "/predict", body, headers)
     assert refused == status
     assert message in answer["error"]
@@ -269,9 +266,7 @@ def host_cases() -> list[tuple[str, str | None, bool]]:
 
 
 @pytest.mark.parametrize(("host", "origin", "passes"), host_cases())
-def test_only_this_machines_names_and_the_pages_own_origin_pass(
-    running: Running, host: str, origin: str | None, passes: bool
-) -> None:
+def test_only_this_machines_names_and_the_pages_own_origin_pass(running, host, origin, passes):
     lines = ["GET /health HTTP/1.1", f"Host: {host}", *([] if origin is None else [f"Origin: {origin}"])]
     head = "\r\n".join([*lines, "Connection: close"]).replace("PORT", str(running.port))
     answer = talk(running, head.encode() + b"\r\n\r\n")
@@ -300,15 +295,13 @@ def test_only_this_machines_names_and_the_pages_own_origin_pass(
         (("200",), ["GET /health HTTP/1.1", "Host: [2001:db8::7]:8000"]),
     ],
 )
-def test_a_request_needs_one_host_unless_it_is_a_health_check_by_address(
-    running: Running, statuses: tuple[str, ...], lines: list[str]
-) -> None:
+def test_a_request_needs_one_host_unless_it_is_a_health_check_by_address(running, statuses, lines):
     head = "\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n"
     assert talk(running, head.encode()).decode().split()[1] in statuses
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/samples/../../app.py", "/%2e%2e/app.py", "//page.js", "/page.js/"])
-def test_no_path_leads_to_a_file_that_is_not_on_the_list(running: Running, path: str) -> None:
+def test_no_path_leads_to_a_file_that_is_not_on_the_list(running, path):
     assert running.ask("GET", path)[:2] == (404, {"error": "Not Found"})
 
 
@@ -350,7 +343,7 @@ def patiently(running: Running, content: bytes) -> int:
     return status
 
 
-def test_malformed_uploads_and_bombs_get_4xx_and_memory_stays(running: Running) -> None:
+def test_malformed_uploads_and_bombs_get_4xx_and_memory_stays(running):
     count = int(os.environ.get("MALFORMED_UPLOADS", "200"))
     # Too many pixels, by far and by one row; and the largest that is allowed, of the kind that takes the most memory.
     bombs = [bomb(14_000), bomb(8_000), bomb(4_097), bomb(4_096, "RGBA")] * 3
@@ -372,7 +365,7 @@ def test_malformed_uploads_and_bombs_get_4xx_and_memory_stays(running: Running) 
     assert running.ask("GET", "/health")[0] == 200
 
 
-def test_every_request_is_one_line_of_json_in_the_log(running: Running) -> None:
+def test_every_request_is_one_line_of_json_in_the_log(running):
     before = len(running.log.read_text().splitlines())
     running.ask("POST", "/predict", png())
     running.ask("GET", "/a\u0022b".encode().decode("latin-1"))
@@ -407,8 +400,8 @@ def refusal(service: app.Service, upload: Request) -> app.HTTPException:
     return refused.value
 
 
-def test_an_upload_that_takes_too_long_is_ended(minute: served.Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = app.Service(minute, limits=Limits(upload_seconds=0.1))  # type: ignore[arg-type]
+def test_an_upload_that_takes_too_long_is_ended(minute, monkeypatch):
+    service = app.Service(minute, limits=Limits(upload_seconds=0.1))
     refused = refusal(service, request(png(), seconds=10))
     assert (refused.status_code, refused.detail) == (408, "the upload took longer than 0.1 seconds")
     monkeypatch.setattr(app, "SECONDS", 0.1)
@@ -416,9 +409,7 @@ def test_an_upload_that_takes_too_long_is_ended(minute: served.Served, monkeypat
     assert (refused.status_code, refused.detail) == (408, "nothing of the upload arrived for 0 seconds")
 
 
-def test_an_upload_that_arrives_steadily_may_take_longer_than_a_pause(
-    minute: served.Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_upload_that_arrives_steadily_may_take_longer_than_a_pause(minute, monkeypatch):
     service = app.Service(minute)
     content, sent = png(), 0
 
@@ -438,7 +429,7 @@ def test_an_upload_that_arrives_steadily_may_take_longer_than_a_pause(
     assert service.bytes == 0
 
 
-def test_an_upload_that_is_broken_off_is_not_counted_any_more(minute: served.Served) -> None:
+def test_an_upload_that_is_broken_off_is_not_counted_any_more(minute):
     service, messages = app.Service(minute), [{"type": "http.request", "body": png(), "more_body": True}]
 
     async def receive() -> dict[str, Any]:
@@ -449,15 +440,13 @@ def test_an_upload_that_is_broken_off_is_not_counted_any_more(minute: served.Ser
     assert (service.waiting, service.bytes) == (0, 0)
 
 
-def test_a_picture_that_finds_no_memory_gets_503(minute: served.Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_finds_no_memory_gets_503(minute, monkeypatch):
     service = app.Service(minute)
     monkeypatch.setattr(service, "decode", mock.Mock(side_effect=MemoryError))
     assert refusal(service, request(png())).status_code == 503
 
 
-def test_a_picture_that_waits_too_long_gets_503_and_leaves_the_queue(
-    minute: served.Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_that_waits_too_long_gets_503_and_leaves_the_queue(minute, monkeypatch):
     service = app.Service(minute)
     free = threading.Event()
     monkeypatch.setattr(app, "SECONDS", 0.1)
@@ -467,7 +456,7 @@ def test_a_picture_that_waits_too_long_gets_503_and_leaves_the_queue(
     assert (refused.status_code, refused.headers) == (503, {"Retry-After": "1"})
 
 
-def test_a_full_queue_answers_503_and_when_to_come_back(minute: served.Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_answers_503_and_when_to_come_back(minute, monkeypatch):
     service = app.Service(minute)
     free = threading.Event()
     monkeypatch.setattr(app, "MOST_WAITING", 3)
@@ -485,7 +474,7 @@ def test_a_full_queue_answers_503_and_when_to_come_back(minute: served.Served, m
     assert (service.waiting, service.bytes) == (0, 0)
 
 
-def test_uploads_that_are_too_many_bytes_together_get_503(minute: served.Served) -> None:
+def test_uploads_that_are_too_many_bytes_together_get_503(minute):
     service = app.Service(minute, most_bytes=len(png()))
     assert asyncio.run(service.predict(request(png()))).status_code == 200
     assert refusal(service, request(png() + b"1")).status_code == 503
@@ -506,9 +495,7 @@ def test_uploads_that_are_too_many_bytes_together_get_503(minute: served.Served)
         ("keep=0.9&threshold=1", "keep and threshold exclude each other"),
     ],
 )
-def test_a_query_that_the_service_does_not_know_is_refused_with_what_is_allowed(
-    minute: served.Served, query: str, message: str
-) -> None:
+def test_a_query_that_the_service_does_not_know_is_refused_with_what_is_allowed(minute, query, message):
     refused = refusal(app.Service(minute), request(png(), query=query.encode()))
     assert (refused.status_code, refused.detail) == (400, message)
 
@@ -525,26 +512,26 @@ def talk(running: Running, sent: bytes) -> bytes:
 
 
 @pytest.mark.end_to_end  # it takes the ten seconds
-def test_headers_that_do_not_end_are_not_waited_for(running: Running) -> None:
+def test_headers_that_do_not_end_are_not_waited_for(running):
     start = time.monotonic()
     assert talk(running, b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX: ") == b""
     assert 9 < time.monotonic() - start < 12
 
 
-def test_headers_that_are_too_large_end_the_connection(running: Running) -> None:
+def test_headers_that_are_too_large_end_the_connection(running):
     start = time.monotonic()
     assert talk(running, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 1_000_000) == b""
     assert time.monotonic() - start < 5
 
 
-def test_a_body_may_come_in_chunks(running: Running) -> None:
+def test_a_body_may_come_in_chunks(running):
     content = png()
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (content[:100], content[100:]))
     assert b'"probability"' in talk(running, head + chunks + b"0\r\n\r\n")
 
 
-def test_every_answer_says_that_it_is_what_it_says(running: Running) -> None:
+def test_every_answer_says_that_it_is_what_it_says(running):
     for path in ("/", "/health", "/nothing"):
         about = running.ask("GET", path)[2]
         assert about["x-content-type-options"] == "nosniff"
@@ -552,7 +539,7 @@ def test_every_answer_says_that_it_is_what_it_says(running: Running) -> None:
         assert not any(name.startswith("access-control") for name in about)
 
 
-def test_pictures_that_come_together_get_each_its_own_answer(running: Running, tmp_path: Path) -> None:
+def test_pictures_that_come_together_get_each_its_own_answer(running, tmp_path):
     files = [tmp_path / f"{index}.png" for index in range(60)]
     for index, file in enumerate(files):
         file.write_bytes(b"damaged" if index % 10 == 9 else png(index))
@@ -570,7 +557,7 @@ def test_pictures_that_come_together_get_each_its_own_answer(running: Running, t
     assert alike < 0.05 * len(pairs), "an answer to another picture would be noticed"
 
 
-def test_the_client_in_the_documents_names_the_class(running: Running, tmp_path: Path) -> None:
+def test_the_client_in_the_documents_names_the_class(running, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "SERVING.md").read_text()
     (client,) = re.findall(r"A short client.*?```python\n(.*?)```", page, flags=re.DOTALL)
     assert len(client.splitlines()) <= 10
@@ -582,7 +569,7 @@ def test_the_client_in_the_documents_names_the_class(running: Running, tmp_path:
     assert done.stdout.splitlines() == [f"{name} {value:.1%}" for name, value in by_class(expected).items()]
 
 
-def test_a_file_that_is_no_onnx_is_refused() -> None:
+def test_a_file_that_is_no_onnx_is_refused():
     Path("model.onnx").write_text("nothing")
     with pytest.raises(ValueError, match=r"^model\.onnx is no ONNX file that tinycifar exported$"):
         served.open_model("model.onnx")
@@ -605,7 +592,7 @@ def test_a_file_that_is_no_onnx_is_refused() -> None:
         ("kept", "[1]"),
     ],
 )
-def test_a_file_with_other_metadata_is_refused(exports: Path, tmp_path: Path, field: str, value: str) -> None:
+def test_a_file_with_other_metadata_is_refused(exports, tmp_path, field, value):
     model = onnx.load(exports / "minute.onnx")
     onnx.helper.set_model_props(model, {entry.key: entry.value for entry in model.metadata_props} | {field: value})
     onnx.save(model, tmp_path / "model.onnx")
@@ -614,8 +601,8 @@ def test_a_file_with_other_metadata_is_refused(exports: Path, tmp_path: Path, fi
 
 
 def test_in_a_browser_the_page_asks_the_server_and_sends_of_a_large_photograph_what_the_model_sees(
-    running: Running, chromium: Browser, tmp_path: Path
-) -> None:
+    running, chromium, tmp_path
+):
     page = Page(chromium, running.port)
     paths = [tmp_path / "picture.png", tmp_path / "photo.png"]
     paths[0].write_bytes(png(7))
@@ -633,9 +620,7 @@ def test_in_a_browser_the_page_asks_the_server_and_sends_of_a_large_photograph_w
     assert page.errors == []
 
 
-def test_in_a_browser_a_model_of_other_pixels_sees_what_python_sees_and_needs_not_its_data(
-    own_run: Own, chromium: Browser, tmp_path: Path
-) -> None:
+def test_in_a_browser_a_model_of_other_pixels_sees_what_python_sees_and_needs_not_its_data(own_run, chromium, tmp_path):
     with in_a_thread(served.open_model(str(own_run.directory))) as client:
         (about,) = client.ask("GET", "/models")[1]["models"]
         assert (about["image_size"], about["data"], about["classes"]) == (24, "mine", list(own_run.dataset.classes))
@@ -655,7 +640,7 @@ def test_in_a_browser_a_model_of_other_pixels_sees_what_python_sees_and_needs_no
         assert page.errors == []
 
 
-def test_of_a_thousand_classes_ten_are_told_or_as_many_as_asked(thousand: Own, tmp_path: Path) -> None:
+def test_of_a_thousand_classes_ten_are_told_or_as_many_as_asked(thousand, tmp_path):
     model = trained.load(thousand.directory, "cpu")
     path = onnx_file.to_onnx(model, tmp_path / "many.onnx", thousand.dataset).path
     service = app.Service(served.open_model(str(path)))
@@ -669,7 +654,7 @@ def test_of_a_thousand_classes_ten_are_told_or_as_many_as_asked(thousand: Own, t
     assert [len(entry["activation"]) for entry in answer["classes"]] == [16] * 10
 
 
-def test_pictures_in_one_batch_get_what_each_asked_for(minute: served.Served) -> None:
+def test_pictures_in_one_batch_get_what_each_asked_for(minute):
     service = app.Service(minute)
     pixels = [service.decode(png(index)) for index in range(2)]
     one, other = service.classify(pixels, [app.Asked(), app.Asked(top=2, activation=True)])
@@ -678,7 +663,7 @@ def test_pictures_in_one_batch_get_what_each_asked_for(minute: served.Served) ->
     assert all(len(entry["activation"]) == 16 for entry in other["classes"])
 
 
-def test_samples_are_of_ten_classes_at_most_and_of_those_that_have_images(own_run: Own, thousand: Own) -> None:
+def test_samples_are_of_ten_classes_at_most_and_of_those_that_have_images(own_run, thousand):
     own = web.samples(own_run.dataset)
     assert [label for _, label, _ in own] == ["käse", "größe <1>", "猫"]
     with Image.open(io.BytesIO(own[0][2])) as image:

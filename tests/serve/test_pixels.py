@@ -10,7 +10,7 @@ import struct
 import sys
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -26,9 +26,6 @@ from tinycifar import data, inference, models, predictions, trained
 from tinycifar.data import pictures
 from tinycifar.formats import onnx_file
 from tinycifar.serve import app, served
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -99,7 +96,7 @@ def contents() -> dict[str, tuple[bytes, int]]:
     return {name: (content, 2 if name in rounded else 0) for name, content in (exact | rounded).items()}
 
 
-def test_the_service_sees_in_a_picture_what_predict_sees(minute: served.Served, tmp_path: Path) -> None:
+def test_the_service_sees_in_a_picture_what_predict_sees(minute, tmp_path):
     service = app.Service(minute)
     for name, (content, _) in contents().items():
         (tmp_path / f"{name}.png").write_bytes(content)
@@ -108,9 +105,7 @@ def test_the_service_sees_in_a_picture_what_predict_sees(minute: served.Served, 
         assert by_class(answer) == pytest.approx(by_class(expected), abs=ROUNDED), name
 
 
-def test_in_a_browser_the_page_sees_in_a_picture_what_predict_sees(
-    minute: served.Served, chromium: Browser, tmp_path: Path
-) -> None:
+def test_in_a_browser_the_page_sees_in_a_picture_what_predict_sees(minute, chromium, tmp_path):
     with in_a_thread(minute) as client:
         page = Page(chromium, client.port)
         for name, (content, rounded) in contents().items():
@@ -149,7 +144,7 @@ def in_python(model: trained.Trained, picture: Path) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("fit", "channels"), [("crop", 3), ("pad", 3), ("squash", 3), ("pad", 1)])
-def test_every_consumer_sees_the_same_pixels(fit: str, channels: int, chromium: Browser, tmp_path: Path) -> None:
+def test_every_consumer_sees_the_same_pixels(fit, channels, chromium, tmp_path):
     torch.manual_seed(0)
     model = models.build("whitenet", width=0.25, channels=channels)
     model.prepare(data.sample(channels=channels).train_images)

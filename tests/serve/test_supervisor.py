@@ -20,7 +20,7 @@ from tinycifar.serve import supervisor
 pytestmark = pytest.mark.slow
 
 
-def test_a_signal_lets_the_requests_at_hand_finish(exports: Path, tmp_path: Path) -> None:
+def test_a_signal_lets_the_requests_at_hand_finish(exports, tmp_path):
     running = start(exports / "minute.onnx", tmp_path / "log")
     content = png()
     with socket.create_connection(("127.0.0.1", running.port), timeout=20) as connection:
@@ -39,7 +39,7 @@ def test_a_signal_lets_the_requests_at_hand_finish(exports: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("seconds", [*(pytest.param(time, marks=pytest.mark.end_to_end) for time in (0.0, 0.3)), 1.5])
-def test_an_interrupt_while_it_starts_ends_it_quietly(exports: Path, seconds: float) -> None:
+def test_an_interrupt_while_it_starts_ends_it_quietly(exports, seconds):
     command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", "0", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -72,14 +72,14 @@ if __name__ == "__main__":
 """
 
 
-def test_no_process_is_started_that_a_signal_of_the_terminal_reaches(tmp_path: Path) -> None:
+def test_no_process_is_started_that_a_signal_of_the_terminal_reaches(tmp_path):
     (tmp_path / "program.py").write_text(SIGNALS_ARE_BLOCKED)
     done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="older versions of Python always look there first")
-def test_it_runs_where_a_file_is_named_as_a_module_of_python_and_a_hangup_ends_it(exports: Path) -> None:
+def test_it_runs_where_a_file_is_named_as_a_module_of_python_and_a_hangup_ends_it(exports):
     for name in ("signal", "queue", "random"):
         Path(f"{name}.py").write_text("raise SystemExit('it was imported')")
     program = (
@@ -94,7 +94,7 @@ def test_it_runs_where_a_file_is_named_as_a_module_of_python_and_a_hangup_ends_i
     assert process.returncode == 0
 
 
-def test_a_worker_that_is_killed_is_replaced_and_none_outlives_the_service(exports: Path, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_is_replaced_and_none_outlives_the_service(exports, tmp_path):
     running = start(exports / "minute.onnx", tmp_path / "log")
     assert running.ask("POST", "/predict", png())[0] == 200
     first, second = running.workers()
@@ -114,7 +114,7 @@ def test_a_worker_that_is_killed_is_replaced_and_none_outlives_the_service(expor
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the processes share one socket")
-def test_connections_are_shared_out_among_the_processes() -> None:
+def test_connections_are_shared_out_among_the_processes():
     sockets = supervisor._listen("127.0.0.1", 0, 2)
     address = sockets[0].getsockname()
     clients = [socket.create_connection(address) for _ in range(40)]
@@ -134,7 +134,7 @@ def test_connections_are_shared_out_among_the_processes() -> None:
         opened.close()
 
 
-def test_a_port_in_use_is_reported_in_one_line(exports: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(exports):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", port]
@@ -161,7 +161,7 @@ if __name__ == "__main__":
 """
 
 
-def test_sigterm_while_a_process_is_started_ends_the_service_with_code_0(tmp_path: Path) -> None:
+def test_sigterm_while_a_process_is_started_ends_the_service_with_code_0(tmp_path):
     (tmp_path / "program.py").write_text(TERMINATED_AT_START)
     done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
@@ -190,9 +190,7 @@ def behind_a_proxy(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     running.stop()
 
 
-def test_ipv4_is_answered_on_ipv6_interfaces_too_and_the_log_names_the_client_that_a_proxy_reports(
-    behind_a_proxy: Running,
-) -> None:
+def test_ipv4_is_answered_on_ipv6_interfaces_too_and_the_log_names_the_client_that_a_proxy_reports(behind_a_proxy):
     if socket.has_dualstack_ipv6():
         socket.create_connection(("::1", behind_a_proxy.port), timeout=5).close()
     expected = ["127.0.0.1", "203.0.113.5"]
@@ -209,7 +207,7 @@ def test_ipv4_is_answered_on_ipv6_interfaces_too_and_the_log_names_the_client_th
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
 @pytest.mark.parametrize("line", ["", "proxy_set_header Host $host;", "proxy_set_header Host $http_host;"])
-def test_the_page_works_behind_nginx(behind_a_proxy: Running, tmp_path: Path, line: str) -> None:
+def test_the_page_works_behind_nginx(behind_a_proxy, tmp_path, line):
     running = behind_a_proxy
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -86,7 +86,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 # --- ranges -------------------------------------------------------------------------------------------------------
 
 
-def test_ranges_are_read_as_the_fields_types() -> None:
+def test_ranges_are_read_as_the_fields_types():
     texts = ["learning_rate=0.01:1:log", "batch_size=32:64", "nesterov=true,false", "epochs=2,4"]
     parsed = ranges.parse(texts, RECIPE)
     assert parsed == (
@@ -126,7 +126,7 @@ def test_ranges_are_read_as_the_fields_types() -> None:
         (["warmup_fraction=0.01:0.9"], "allows warmup_fraction=0.9, and then hold_fraction must lie between 0"),
     ],
 )
-def test_what_cannot_be_varied_is_refused_in_one_line(vary: list[str], message: str) -> None:
+def test_what_cannot_be_varied_is_refused_in_one_line(vary, message):
     with pytest.raises(ValueError, match=r"^[^\n]+$") as refused:
         ranges.parse(vary, RECIPE)
     assert message in str(refused.value)
@@ -135,31 +135,31 @@ def test_what_cannot_be_varied_is_refused_in_one_line(vary: list[str], message: 
 # --- studies ------------------------------------------------------------------------------------------------------
 
 
-def test_a_tenth_of_other_data_is_held_out_and_the_recipes_own_number_goes_first() -> None:
+def test_a_tenth_of_other_data_is_held_out_and_the_recipes_own_number_goes_first():
     assert study_in(Path("a")).validation_images == 6
     assert study_in(Path("b"), replace(RECIPE, validation_images=9)).validation_images == 9
     assert study_in(Path("c"), replace(RECIPE, validation_images=9), validation_images=7).scored_on == 7
 
 
-def test_data_with_validation_images_is_judged_by_those() -> None:
+def test_data_with_validation_images_is_judged_by_those():
     split = tiny().split(8)
     study = sweep_study.create(RECIPE, ranges.parse(VARY, RECIPE), split, out=Path("a"))
     assert (study.validation_images, study.scored_on) == (0, 8)
     assert study.trained({}).validation_images == 0
 
 
-def test_without_validation_images_no_folder_is_made() -> None:
+def test_without_validation_images_no_folder_is_made():
     for changes, held_out, message in (
         ({}, 0, "opens no test image: hold out at least 1"),
         ({"teacher": "teacher"}, None, "learns from a teacher"),
         ({}, 60, "cannot hold out 60 images"),
     ):
         with pytest.raises(ValueError, match=message):
-            study_in(Path("a"), replace(RECIPE, **changes), validation_images=held_out)  # type: ignore[arg-type]
+            study_in(Path("a"), replace(RECIPE, **changes), validation_images=held_out)
     assert not Path("a").exists()
 
 
-def test_a_folder_takes_the_same_study_again_and_names_how_another_differs() -> None:
+def test_a_folder_takes_the_same_study_again_and_names_how_another_differs():
     study = study_in(Path("a"))
     assert study_in(Path("a")) == study == sweep_study.read(Path("a"))
     for options, message in (
@@ -169,13 +169,13 @@ def test_a_folder_takes_the_same_study_again_and_names_how_another_differs() -> 
         ({"validation_images": 7}, "validation images is 6, not 7"),
     ):
         with pytest.raises(ValueError, match=f"a holds another sweep: .*{message}"):
-            study_in(Path("a"), **options)  # type: ignore[arg-type]
+            study_in(Path("a"), **options)
     other = replace(tiny(), name="mine", train_images=255 - tiny().train_images)
     with pytest.raises(ValueError, match=r"data is \w+, not \w+"):
         sweep_study.create(RECIPE, ranges.parse(VARY, RECIPE), other, out=Path("a"))
 
 
-def test_a_folder_with_something_else_is_left_alone() -> None:
+def test_a_folder_with_something_else_is_left_alone():
     Path("a").mkdir()
     Path("a/mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="a is in use and holds no sweep"):
@@ -190,7 +190,7 @@ def test_a_folder_with_something_else_is_left_alone() -> None:
 # --- trials -------------------------------------------------------------------------------------------------------
 
 
-def test_trials_are_runs_of_the_varied_recipe_and_see_the_validation_images_only() -> None:
+def test_trials_are_runs_of_the_varied_recipe_and_see_the_validation_images_only():
     study = study_in(Path("a"), replace(RECIPE, epochs=2, watch_test=True))
     trials = run_search(study, 2)
     assert [trial.number for trial in trials] == [0, 1]
@@ -212,7 +212,7 @@ def test_trials_are_runs_of_the_varied_recipe_and_see_the_validation_images_only
 
 
 @pytest.mark.slow
-def test_a_stopped_study_goes_on_to_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_study_goes_on_to_the_same_trials(monkeypatch):
     recipe = replace(RECIPE, epochs=3)
     whole = run_search(study_in(Path("whole"), recipe), 3)
     train, calls = training.train, iter(range(100))
@@ -234,16 +234,14 @@ def test_a_stopped_study_goes_on_to_the_same_trials(monkeypatch: pytest.MonkeyPa
     assert run_search(study, 3) == []
 
 
-def test_a_recipe_outside_the_ranges_is_trial_0_all_the_same(quick: list[tuple[str, int]]) -> None:
+def test_a_recipe_outside_the_ranges_is_trial_0_all_the_same(quick):
     study = study_in(Path("a"), vary=("learning_rate=0.01:0.1:log",))
     unchanged, *others = run_search(study, 12)
     assert unchanged.parameters == {"max_learning_rate": 0.5}
     assert all(0.01 <= trial.parameters["max_learning_rate"] <= 0.1 for trial in others)
 
 
-def test_trials_that_are_worse_than_three_quarters_are_pruned_and_those_that_diverge_end_nothing(
-    quick: list[tuple[str, int]],
-) -> None:
+def test_trials_that_are_worse_than_three_quarters_are_pruned_and_those_that_diverge_end_nothing(quick):
     study = study_in(Path("a"))
     trials = run_search(study, 25)
     assert {trial.state for trial in trials} == set(STATES)
@@ -260,7 +258,7 @@ def test_trials_that_are_worse_than_three_quarters_are_pruned_and_those_that_div
     assert sum(rate < 2 for rate in rates) > 7  # the sampler has learned where it is good
 
 
-def test_checks_begin_at_a_third_and_are_few() -> None:
+def test_checks_begin_at_a_third_and_are_few():
     assert sweep_trials.stops(1) == [1]
     assert sweep_trials.stops(4) == [2, 3, 4]
     assert sweep_trials.stops(3) == [1, 2, 3]
@@ -268,7 +266,7 @@ def test_checks_begin_at_a_third_and_are_few() -> None:
     assert sweep_trials.stops(240)[0] == 80
 
 
-def test_where_epochs_are_varied_no_trial_is_pruned(quick: list[tuple[str, int]]) -> None:
+def test_where_epochs_are_varied_no_trial_is_pruned(quick):
     run_search(study_in(Path("a"), vary=("epochs=2:9", "learning_rate=0.01:4")), 12)
     assert len(quick) == 12
 
@@ -280,7 +278,7 @@ def begin(study: Study, trials: int) -> sweep_trials._Started:
     return started
 
 
-def test_the_trial_of_a_dead_process_is_resumed_but_not_one_that_another_trains(quick: list[tuple[str, int]]) -> None:
+def test_the_trial_of_a_dead_process_is_resumed_but_not_one_that_another_trains(quick):
     study = study_in(Path("a"))
     dead, alive = begin(study, 9), begin(study, 9)
     dead.lock.release()
@@ -291,7 +289,7 @@ def test_the_trial_of_a_dead_process_is_resumed_but_not_one_that_another_trains(
     assert entries_of(study)[1].parameters == alive.values
 
 
-def test_a_trial_that_kills_its_process_each_time_is_given_up(quick: list[tuple[str, int]]) -> None:
+def test_a_trial_that_kills_its_process_each_time_is_given_up(quick):
     study = study_in(Path("a"))
     for _ in range(sweep_trials.MOST_STARTS):
         started = begin(study, 9)
@@ -302,9 +300,7 @@ def test_a_trial_that_kills_its_process_each_time_is_given_up(quick: list[tuple[
     assert "killed 3 times" in str(trials[0].problem)
 
 
-def test_an_end_in_order_is_no_kill_wherever_it_comes(
-    quick: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_end_in_order_is_no_kill_wherever_it_comes(quick, monkeypatch):
     study, train = study_in(Path("a")), training.train
     for error, code in ((KeyboardInterrupt(), signal.SIGINT), (SystemExit(143), signal.SIGTERM)):
         for _ in range(sweep_trials.MOST_STARTS):
@@ -316,7 +312,7 @@ def test_an_end_in_order_is_no_kill_wherever_it_comes(
     assert states(run_search(study, 1)) == ["complete"]
 
 
-def test_kills_count_against_a_trial_only_while_it_makes_no_progress() -> None:
+def test_kills_count_against_a_trial_only_while_it_makes_no_progress():
     study = study_in(Path("a"))
     for epochs in range(1, 1 + sweep_trials.MOST_STARTS):
         started = begin(study, 1)
@@ -337,9 +333,7 @@ def test_kills_count_against_a_trial_only_while_it_makes_no_progress() -> None:
     assert (trial.state, trial.epochs) == ("complete", 4)
 
 
-def test_values_that_no_recipe_takes_together_fail_their_trial_alone(
-    quick: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_that_no_recipe_takes_together_fail_their_trial_alone(quick, monkeypatch):
     trained = Study.trained
 
     def refusing(study: Study, values: dict[str, Any]) -> Recipe:
@@ -353,7 +347,7 @@ def test_values_that_no_recipe_takes_together_fail_their_trial_alone(
     assert trials[1].problem == "label_smoothing is wrong"
 
 
-def test_half_a_line_at_the_journals_end_is_dropped(quick: list[tuple[str, int]]) -> None:
+def test_half_a_line_at_the_journals_end_is_dropped(quick):
     study = study_in(Path("a"))
     run_search(study, 2)
     before = entries_of(study)
@@ -367,7 +361,7 @@ def test_half_a_line_at_the_journals_end_is_dropped(quick: list[tuple[str, int]]
 # --- outcome ------------------------------------------------------------------------------------------------------
 
 
-def test_the_results_of_a_sweep_are_written_and_the_best_recipe_trains(quick: list[tuple[str, int]]) -> None:
+def test_the_results_of_a_sweep_are_written_and_the_best_recipe_trains(quick):
     study = study_in(Path("a"))
     outcome = sweep_outcome.outcome(study, run_search(study, 20))
     sweep_outcome.save(study, outcome)
@@ -384,7 +378,7 @@ def test_the_results_of_a_sweep_are_written_and_the_best_recipe_trains(quick: li
     assert recipe.name == ("minute-sweep" if best.number else "minute")
 
 
-def test_a_best_recipe_that_chooses_its_epoch_holds_out_the_images_that_it_needs() -> None:
+def test_a_best_recipe_that_chooses_its_epoch_holds_out_the_images_that_it_needs():
     patient, study = replace(RECIPE, patience=1), study_in(Path("a"), validation_images=9)
     unchanged = Trial(0, {"max_learning_rate": 0.5}, "complete", 0.5, 4, 1.0, "", None)
     assert sweep_outcome.best_recipe(study, unchanged).validation_images == 0
@@ -395,7 +389,7 @@ def test_a_best_recipe_that_chooses_its_epoch_holds_out_the_images_that_it_needs
     assert sweep_outcome.best_recipe(study, varied).validation_images == 9
 
 
-def test_how_far_to_trust_the_best_is_reported() -> None:
+def test_how_far_to_trust_the_best_is_reported():
     study = study_in(Path("a"), vary=("learning_rate=0.01:1",), validation_images=50)
     trials = [
         Trial(number, {"max_learning_rate": 0.1 * (number + 1)}, state, accuracy, 4, 1.0, "", None)
@@ -426,13 +420,13 @@ def test_how_far_to_trust_the_best_is_reported() -> None:
     assert sweep_outcome.lines(study, none) == ["No trial was complete (1 diverged, 1 running)"]
 
 
-def test_the_best_of_many_alike_is_as_far_off_as_draws_are() -> None:
+def test_the_best_of_many_alike_is_as_far_off_as_draws_are():
     draws = torch.randn(20_000, 20, generator=torch.Generator().manual_seed(0))
     assert sweep_outcome.expected_largest(20) == pytest.approx(draws.amax(1).mean().item(), abs=0.03)
     assert sweep_outcome.expected_largest(1) == 0
 
 
-def test_one_bad_trial_does_not_flatten_the_picture() -> None:
+def test_one_bad_trial_does_not_flatten_the_picture():
     accuracies = enumerate((0.85, 0.851, 0.855, 0.86, 0.1))
     trials = tuple(Trial(number, {}, "complete", value, 4, 1.0, "", None) for number, value in accuracies)
     whole = sweep_outcome.outcome(study_in(Path("a")), trials)
@@ -447,7 +441,7 @@ WORDS = ["sweep", "minute", "--data", "sample", "--epochs", "2", "--set", "batch
 WORDS += ["--set", "image_size=16", "--vary", "learning_rate=0.1:1:log", "--out", "a"]
 
 
-def test_the_command_prints_one_json_object(quick: list[tuple[str, int]], tinycifar: Any) -> None:
+def test_the_command_prints_one_json_object(quick, tinycifar):
     assert [trial["number"] for trial in tinycifar(*WORDS, "--trials", "2", "--json").json["trials"]] == [0, 1]
     done = tinycifar(*WORDS, "--trials", "3")
     assert (done.code, "Trial 2: " in done.out, "Trial 1: " in done.out) == (0, True, False)
@@ -456,9 +450,7 @@ def test_the_command_prints_one_json_object(quick: list[tuple[str, int]], tinyci
     assert (other.code, "a holds another sweep: --vary is" in other.err) == (2, True)
 
 
-def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(
-    monkeypatch: pytest.MonkeyPatch, tinycifar: Any, quick: list[tuple[str, int]]
-) -> None:
+def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(monkeypatch, tinycifar, quick):
     train = training.train
 
     def interrupted(*arguments: Any, **options: Any) -> Result:
@@ -474,9 +466,7 @@ def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(
     assert tinycifar(*WORDS, "--trials", "3").code == 0
 
 
-def test_a_sweep_without_a_result_ends_with_1_and_one_under_torchrun_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tinycifar: Any, quick: list[tuple[str, int]]
-) -> None:
+def test_a_sweep_without_a_result_ends_with_1_and_one_under_torchrun_is_refused(monkeypatch, tinycifar, quick):
     monkeypatch.setattr(training, "train", mock.Mock(side_effect=FloatingPointError("the loss is nan")))
     done = tinycifar(*WORDS, "--trials", "2")
     assert (done.code, "No trial was complete (2 diverged)" in done.out) == (1, True)
@@ -486,7 +476,7 @@ def test_a_sweep_without_a_result_ends_with_1_and_one_under_torchrun_is_refused(
     assert (refused.code, "start it without torchrun, with --jobs" in refused.err) == (2, True)
 
 
-def test_trials_that_another_process_trains_are_counted(tinycifar: Any, quick: list[tuple[str, int]]) -> None:
+def test_trials_that_another_process_trains_are_counted(tinycifar, quick):
     assert tinycifar(*WORDS, "--trials", "1").code == 0
     started = begin(sweep_study.read(Path("a")), 2)
     done = tinycifar(*WORDS, "--trials", "2")
@@ -494,7 +484,7 @@ def test_trials_that_another_process_trains_are_counted(tinycifar: Any, quick: l
     started.lock.release()
 
 
-def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tinycifar: Any) -> None:
+def test_without_the_extra_one_line_says_what_to_install(monkeypatch, tinycifar):
     for name in ("search", "trials"):
         monkeypatch.delitem(sys.modules, f"tinycifar.sweep.{name}")
         monkeypatch.delattr(f"tinycifar.sweep.{name}")
@@ -540,7 +530,7 @@ def wait_for_trials(count: int) -> None:
 
 @pytest.mark.end_to_end
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
-def test_two_processes_share_a_study_and_killed_ones_lose_no_trial(start: Callable[..., Any]) -> None:
+def test_two_processes_share_a_study_and_killed_ones_lose_no_trial(start):
     process = start("--trials", "8")
     wait_for_trials(2)
     os.kill(children(process)[0], signal.SIGKILL)  # one worker; the other does all the rest
