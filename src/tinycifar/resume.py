@@ -96,7 +96,7 @@ def merged(request: Request) -> Start:
     source, threads = request.data, request.threads
     if environment is not None and source is None:
         source = environment.data
-        if source not in data.NAMES and not sources.exists(source):
+        if source not in data.NAMES and not Path(sources.parse(source).path).exists():
             raise ValueError(
                 f"{source} does not exist. {directory} was trained on it: say where it is now with `data=`"
             )

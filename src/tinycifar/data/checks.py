@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinycifar.data.dataset import ROWS, Dataset, pixel_digests
+from tinycifar.data.dataset import ROWS, SPLITS, Dataset, pixel_digests
 from tinycifar.words import counted
 
 LEAST_CONTRAST = 4  # levels between the darkest and the lightest sample of an image
 NAMED = 3
-SPLITS = ("train", "validation", "test")
 
 
 class UntrainableError(ValueError):

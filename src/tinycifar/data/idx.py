@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tinycifar.data import arrays
-from tinycifar.data.arrays import Arrays, Bytes
+from tinycifar.data.arrays import MOST_PIXELS, Arrays, Bytes
 from tinycifar.data.contents import Contents
 from tinycifar.data.trees import Tree
 from tinycifar.words import printable
@@ -25,7 +25,6 @@ FILES = {  # as MNIST has them: of each split those of images and labels; each m
 }
 IMAGES, LABELS = 0x0803, 0x0801  # the magic numbers of bytes in three dimensions and in one
 MOST_BYTES = 1 << 30  # of a file, unpacked
-MOST_PIXELS = 512  # a side
 FASHION_MNIST = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip

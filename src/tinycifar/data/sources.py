@@ -74,8 +74,3 @@ def parse(text: str | Path) -> Source:
     if unknown := sorted(options.keys() - set(allowed)):
         raise ValueError(f"{text}: unknown option {unknown[0]!r}; allowed are {', '.join(allowed)}")
     return Source(path, **options)
-
-
-def exists(text: str) -> bool:
-    """Whether there is something at the path of a source."""
-    return Path(parse(text).path).exists()

@@ -45,30 +45,15 @@ class Stopped(Exception):  # noqa: N818  (no error)
         self.signal = signal
 
 
-class _JournalLock:
-    """The journal's lock as a file lock, which is free as soon as its process is dead (Optuna's own stays 30 s)."""
-
-    def __init__(self, path: Path) -> None:
-        self._lock = FileLock(path)
-
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
-
-
 def open_study(study: Study) -> optuna.Study:
     """Optuna's side of a study, with trial 0, the unchanged recipe, waiting if there is no trial."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = study.folder / "study.journal"
-    lock = _JournalLock(study.folder / ".journal.lock")
-    lock.acquire()
-    content = path.read_bytes() if path.exists() else b""
-    if content and not content.endswith(b"\n"):  # a full disk leaves half a line; later lines would be lost
-        os.truncate(path, content.rfind(b"\n") + 1)
-    lock.release()
+    lock = FileLock(study.folder / ".journal.lock")  # free as soon as its process is dead; Optuna's own stays 30 s
+    with lock:
+        content = path.read_bytes() if path.exists() else b""
+        if content and not content.endswith(b"\n"):  # a full disk leaves half a line; later lines would be lost
+            os.truncate(path, content.rfind(b"\n") + 1)
     with FileLock(study.folder / ".lock"):
         stored = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(path), lock_obj=lock)),  # type: ignore[arg-type]
