@@ -6,6 +6,7 @@ The command line lists and checks names before it needs a model. `tests/test_cat
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,14 @@ def shipped() -> dict[str, dict[str, Any]]:
     """The shipped models, the most accurate first: by name, the JSON beside each model's weights."""
     content = {path.stem: atomic.read_json(path) for path in sorted(WEIGHTS.glob("*.json"))}
     return dict(sorted(content.items(), key=lambda entry: -entry[1]["test_accuracy"]))
+
+
+def weights(name: str) -> Path:
+    """The file with the weights of the shipped model of that name; ValueError if it is not what was shipped."""
+    file = WEIGHTS / f"{name}.safetensors"
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != shipped()[name]["sha256"]:
+        raise ValueError(f"{file} is damaged or missing; install tinycifar again")
+    return file
 
 
 def list_models(*, max_parameters: int | None = None, max_macs: int | None = None) -> list[str]:

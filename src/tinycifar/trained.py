@@ -200,10 +200,8 @@ def load(source: str | Path, device: str = "auto") -> Trained:
     """
     known = catalog.shipped()
     if isinstance(source, str) and source in known:
-        file = catalog.WEIGHTS / f"{source}.safetensors"
-        if not file.is_file() or _digest(file) != known[source]["sha256"]:
-            raise ValueError(f"{file} is damaged or missing; install tinycifar again")
-        return replace(_read(file, source, source, device), kept=tuple(known[source].get("kept", ())))
+        shipped = _read(catalog.weights(source), source, source, device)
+        return replace(shipped, kept=tuple(known[source].get("kept", ())))
     path = Path(source)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
@@ -213,10 +211,6 @@ def load(source: str | Path, device: str = "auto") -> Trained:
         raise ValueError(f"{path} {what}; name a run directory, a .safetensors file{shipped_names}")
     name = file.parent.resolve().name if file.stem == "model" else file.stem
     return _read(file, name, str(file.resolve()), device)
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _read(file: Path, name: str, source: str, device: str) -> Trained:
@@ -229,7 +223,7 @@ def _read(file: Path, name: str, source: str, device: str) -> Trained:
         with safe_open(file, framework="pt") as stored:
             metadata = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no dict)
-        sha256 = _digest(file)
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
     try:
