@@ -161,12 +161,6 @@ def kolmogorov_smirnov(ours: np.ndarray, theirs: np.ndarray) -> float:
 # --- Names and what they need ---------------------------------------------------------------------------------------
 
 
-def test_an_unknown_name_is_answered_with_the_choices():
-    with pytest.raises(ValueError, match="'mixup'") as raised:
-        build("mixup")
-    assert all(name in str(raised.value) for name in AUGMENTATIONS)
-
-
 def test_without_albumentations_the_message_is_one_line_that_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "albumentations", None)
     with pytest.raises(ValueError, match=r"^.*pip install albumentations==2\.0\.8 opencv-python-headless$"):

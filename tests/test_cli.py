@@ -441,7 +441,7 @@ def refusals(trained: Path, own: Path, folder: Path) -> list[tuple[list[str | Pa
             ["summary", "resnet"],
             "resnet does not exist; name an architecture (c1c2c3c4o, minutenet, whitenet, micronet, nanonet",
         ),
-        (["bench", "step", "resnet"], "unknown model 'resnet'"),
+        (["bench", "step", "resnet"], "unknown model 'resnet'; the models are: c1c2c3c4o, minutenet"),
         (["bench", "train", "resnet"], "unknown recipe 'resnet'"),
         (["bench", "train", "--steps", "1"], "1 is not in the range"),
         (

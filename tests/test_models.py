@@ -86,12 +86,6 @@ def test_the_case_of_a_name_is_ignored(name):
     assert type(build(name.upper())) is type(build(name))
 
 
-def test_an_unknown_model_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match=r"'resnet152'.*c1c2c3c4o") as refusal:
-        build("resnet152")
-    assert "\n" not in str(refusal.value)
-
-
 def test_only_the_dilated_convolution_of_the_reference_has_a_bias():
     convolutions = [module for module in build("c1c2c3c4o").modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == 10

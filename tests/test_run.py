@@ -75,24 +75,6 @@ def test_a_nearly_full_disk_is_refused_before_anything_is_trained(tmp_path, monk
         run.create(tmp_path / "run", "reference-30", 100_000)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("recipe.json", "[]"),
-        ("recipe.json", '{"colour": "red"}'),
-        ("recipe.json", "{}"),
-        ("recipe.json", '{"name": "x", "model": 5, "epochs": 1, "augmentation": "none"}'),
-        ("environment.json", "[]"),
-        ("environment.json", '{"data": 5}'),
-    ],
-)
-def test_a_run_with_foreign_content_is_refused_by_name(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
-    reader = run.read_recipe if name == "recipe.json" else run.read_environment
-    with pytest.raises(ValueError, match=name):
-        reader(tmp_path)
-
-
 def test_the_first_signal_is_noted_and_the_second_one_acts():
     with signals.StopSignal() as stop:
         assert stop.received is None

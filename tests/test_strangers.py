@@ -342,6 +342,7 @@ OTHER = "^{}.* is not as tinycifar writes it"
         ("recipe.json", {"epochs": 2.0}, "recipe.json"),
         ("recipe.json", {"nesterov": 1}, "recipe.json"),
         ("recipe.json", {"model": None}, "recipe.json"),
+        ("recipe.json", {"colour": "red"}, "recipe.json"),
         ("recipe.json", {"weight_decay": "0.1"}, "recipe.json"),
         ("environment.json", {"limit": "abc"}, "environment.json"),
         ("environment.json", {"limit": 1.5}, "environment.json"),

@@ -128,7 +128,10 @@ def test_the_peak_counts_the_operations_of_what_it_times():
         ({"batch_size": 0}, "at least 1"),
         ({"batch_size": 50_001}, "at most 50000 images"),
         ({"model_name": "resnet152"}, "unknown model"),
-        ({"augmentation": "mirrors"}, "unknown augmentation"),
+        (
+            {"augmentation": "mirrors"},
+            "unknown augmentation 'mirrors'; choose from none, translate, translate-hole",
+        ),
     ],
 )
 def test_a_step_that_cannot_be_timed_is_refused(wrong, message):
