@@ -1,6 +1,7 @@
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from PIL import Image
@@ -66,7 +67,21 @@ def test_only_cifar10_is_fetched(tinycifar: Any, own: Path, tmp_path: Path) -> N
         refused = tinycifar("data", "fetch", "--data", folder)
         assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
         assert f"own images need no fetching: run `tinycifar train --data {folder}`" in refused.err
+    refused = tinycifar("data", "fetch", "--data", "")
+    assert (refused.code, refused.out) == (2, "")
+    assert "the name of the data is empty" in refused.err
     assert not cifar10.cache_directory().exists()
+    with mock.patch.object(cifar10, "fetch", return_value=tmp_path) as fetch:
+        assert tinycifar("data", "fetch", "--data", "cifar10").code == 0
+    fetch.assert_called_once_with(None)
+
+
+@pytest.mark.parametrize("command", [("data", "info", "--data", "sample"), ("summary", "micronet")])
+def test_a_drawing_of_another_name_than_that_of_a_png_is_refused(tinycifar: Any, command: tuple[str, ...]) -> None:
+    refused = tinycifar(*command, "--plot", "drawing.jpg")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert "drawing.jpg does not end in .png" in refused.err
+    assert not Path("drawing.jpg").exists()
 
 
 def test_the_summary_of_a_model_of_another_size_and_width_is_that_of_its_own(tinycifar: Any, own_run: Any) -> None:

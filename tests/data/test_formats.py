@@ -95,6 +95,7 @@ def test_columns_of_other_names_are_named_by_an_option(tmp_path: Path) -> None:
     (own / "more.csv").write_text("x,y\n1,2\n")
     assert load(f"{own}?columns=file=was,label=what").classes == ("cat", "dog")
     refused(f"{own}?columns=files=was", r"`columns=` takes KIND=NAME,KIND=NAME of the kinds file, label, split, group")
+    refused(f"{own}?columns=file=was,file=what", "`columns=` names the column of the file twice; name it once")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,8 @@ def test_columns_of_other_names_are_named_by_an_option(tmp_path: Path) -> None:
         (["file,label", "../../secret.png,cat"], "does not have.*secret.png"),
         (["file,label", "/etc/passwd,cat"], "does not have.*passwd"),
         (["file,label"], "lists no picture with a label"),
-        ([""], "has the columns , none of which"),
+        ([""], "labels.csv has no heading; its first line must name the columns, as file,label"),
+        ([" , ", "1.png,cat"], "labels.csv has no heading"),
         (["file,label", "1.png,cat", "1.png,dog"], "1.png is listed twice, with different labels or splits"),
         (["file,label,split", "1.png,cat,fold1"], "line 2, has the split 'fold1'; allowed are train, training, val"),
         (
