@@ -326,4 +326,4 @@ def _source(model: Source) -> str | Path:
             "a model is the name of a shipped one, a run directory, a weights file, or what `train` returned, not "
             f"{type(model).__name__}"
         )
-    return directory
+    return directory if isinstance(directory, str) else Path(directory)

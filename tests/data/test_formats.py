@@ -227,6 +227,7 @@ def test_grey_arrays_without_test_images_have_some_held_out(tmp_path: Path) -> N
             {"train_images": np.zeros((20, 28, 28, 28, 1), np.uint8)},
             r"has the shape \(20, 28, 28, 28, 1\); allowed are",
         ),
+        ({"train_images": np.uint8(5)}, r"train_images has the shape \(\); allowed are"),
         ({"test_images": np.zeros((6, 14, 14, 3), np.uint8)}, r"images of \(28, 28, 3\) and of \(14, 14, 3\)"),
     ],
 )
