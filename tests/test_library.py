@@ -377,6 +377,19 @@ def test_what_train_returned_names_a_model_and_runs_to_compare(result: Result) -
         tinycifar.compare([])
 
 
+@pytest.mark.parametrize("given", [torch.zeros(2, 3, 32, 32), ["photos"]])
+def test_data_that_is_neither_a_path_nor_a_dataset_is_refused(given: Any) -> None:
+    for call in (
+        lambda: tinycifar.train("minute", given, out="run"),
+        lambda: tinycifar.evaluate("micro", given),
+        lambda: tinycifar.evaluate("micro", "sample", outside=given),
+        lambda: tinycifar.export("micro", data=given),
+    ):
+        with pytest.raises(TypeError, match=f"not {type(given).__name__}"):
+            call()
+    assert not Path("run").exists()
+
+
 def test_a_device_of_torch_is_a_device() -> None:
     assert tinycifar.load("micro", torch.device("cpu")).mean.device.type == "cpu"  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no device 'None' here; allowed are auto, cpu, cuda and mps"):

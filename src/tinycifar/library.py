@@ -104,7 +104,7 @@ def train(
     request = Request(
         recipe=recipe if isinstance(recipe, Recipe | None) else str(recipe),
         changes={name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()},
-        data=data if isinstance(data, Dataset | None) else str(data),
+        data=data if isinstance(data, Dataset | None) else os.fspath(data),
         out=None if out is None else Path(out),
         resume=None if resume is None else Path(resume),
         init=None if init is None else str(_source(init)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -62,8 +63,10 @@ def parse(text: str | Path) -> Source:
     """Read a source: a path that exists is one as it is, else what follows a "?" are options.
 
     That is the first "?" behind a path that exists, or the first one of all: values may have others. Raises ValueError
-    for an unknown option and for one that is given twice.
+    for an unknown option and for one that is given twice, TypeError for what is no path.
     """
+    if not isinstance(text, (str, os.PathLike)):
+        raise TypeError(f"data is a name, a path or a Dataset, not {type(text).__name__}")
     whole = str(text)
     parts = [(whole[: mark.start()], whole[mark.end() :]) for mark in re.finditer(r"\?(?=\w+=)", whole)]
     if not parts or Path(whole).exists():
