@@ -532,6 +532,7 @@ def refusals(trained: Path, own: Path, folder: Path) -> list[tuple[list[str | Pa
             (["data", "fetch", "--data", source], f"own images need no fetching: run `tinycifar train --data {source}`")
             for source in (own, folder)  # which has an IDX file
         ),
+        (["data", "fetch", "--data", ""], "the name of the data is empty"),
         (["predict", trained / "loss.png", "--keep", "2"], "right answers to keep lies between 0.5 and 0.99, not 2"),
         (["evaluate", trained, "--keep", "0.9"], "--keep and --threshold need --outside"),
     ]

@@ -17,6 +17,7 @@ from tinycifar import data, inference, recipes, run, trained, training
 from tinycifar.data import pictures
 from tinycifar.data.dataset import Dataset
 from tinycifar.recipes import Recipe
+from tinycifar.seeds import Several
 from tinycifar.training import Result
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -357,6 +358,38 @@ def test_pictures_are_explained_and_runs_compared_without_overwriting(result, tm
         tinycifar.compare([result.directory], "page.html")
     assert tinycifar.compare([result.directory], "page.html", overwrite=True).verdicts == ()
     assert tinycifar.compare([result.directory]).lines()
+
+
+def test_what_train_returned_names_a_model_and_runs_to_compare(result):
+    several = Several(result.directory.parent, (result,), (), {}, None)
+    assert [row.runs[0].directory for row in tinycifar.compare([result]).contenders] == [result.directory]
+    with pytest.raises(ValueError, match="holds 1 run; name one of them"):
+        tinycifar.load(several)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"a model is the name of a shipped one, .* not Tensor"):
+        tinycifar.load(torch.zeros(3, 32, 32))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`runs` is a list of directories, \['minute', \.\.\.\], not one of them"):
+        tinycifar.compare("minute")
+    with pytest.raises(ValueError, match="no run is named; name at least one"):
+        tinycifar.compare([])
+
+
+@pytest.mark.parametrize("given", [torch.zeros(2, 3, 32, 32), ["photos"]])
+def test_data_that_is_neither_a_path_nor_a_dataset_is_refused(given):
+    for call in (
+        lambda: tinycifar.train("minute", given, out="run"),
+        lambda: tinycifar.evaluate("micro", given),
+        lambda: tinycifar.evaluate("micro", "sample", outside=given),
+        lambda: tinycifar.export("micro", data=given),
+    ):
+        with pytest.raises(TypeError, match=f"not {type(given).__name__}"):
+            call()
+    assert not Path("run").exists()
+
+
+def test_a_device_of_torch_is_a_device():
+    assert tinycifar.load("micro", torch.device("cpu")).mean.device.type == "cpu"  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no device 'None' here; allowed are auto, cpu, cuda and mps"):
+        tinycifar.load("micro", None)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -104,13 +104,13 @@ def train(
     request = Request(
         recipe=recipe if isinstance(recipe, Recipe | None) else str(recipe),
         changes={name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()},
-        data=data if isinstance(data, Dataset | None) else str(data),
+        data=data if isinstance(data, Dataset | None) else os.fspath(data),
         out=None if out is None else Path(out),
         resume=None if resume is None else Path(resume),
         init=None if init is None else str(_source(init)),
         teachers=None if teacher is None else (str(_source(teacher)),),
         seed=typed.whole_number("seed", seed, 0),
-        device=device,
+        device=str(device),
         threads=typed.whole_number("threads", threads, 1, os.cpu_count() or 1),
         max_parameters=typed.whole_number("max_parameters", max_parameters, 1),
         limit=typed.whole_number("limit", limit, 1),
@@ -297,7 +297,7 @@ def output_name(model: Trained) -> str:
     return f"{source.parent.parent.name}-{model.name}" if one_of_seeds else model.name
 
 
-def compare(runs: Sequence[str | Path], out: str | Path | None = None, *, overwrite: bool = False) -> Comparison:
+def compare(runs: Sequence[Source], out: str | Path | None = None, *, overwrite: bool = False) -> Comparison:
     """Compare evaluated runs: accuracies with intervals, curves, and whether they differ by more than noise.
 
     Runs of the same recipe and data, and the runs in a directory of several seeds, are compared as one contender. The
@@ -310,11 +310,20 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None, *, overwr
     page = None if out is None else atomic.file_path(out)
     if page is not None:
         atomic.check_new(page, overwrite)
-    comparison = comparing.compare([Path(run) for run in runs])
+    if isinstance(runs, (str, Path)):
+        raise ValueError(f"`runs` is a list of directories, [{str(runs)!r}, ...], not one of them")
+    comparison = comparing.compare([Path(_source(run)) for run in runs])
     if page is not None:
         comparing.write(comparison, page)
     return comparison
 
 
 def _source(model: Source) -> str | Path:
-    return model.directory if isinstance(model, Result) else model
+    """What `trained.load` takes to find a model; TypeError, with what is allowed, for anything else."""
+    directory = getattr(model, "directory", model)  # of one run, or of several seeds
+    if not isinstance(directory, (str, os.PathLike)):
+        raise TypeError(
+            "a model is the name of a shipped one, a run directory, a weights file, or what `train` returned, not "
+            f"{type(model).__name__}"
+        )
+    return directory if isinstance(directory, str) else Path(directory)

@@ -1,10 +1,12 @@
 from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from PIL import Image
 
 from tinycifar import data, recipes, run
+from tinycifar.data import cifar10
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -43,6 +45,20 @@ def test_info_of_the_sample_and_of_cifar10(tinycifar):
     found = tinycifar("data", "info", "--data", "sample", "--json").json
     assert (found["name"], found["train_images"], found["cache"]) == ("sample", 400, None)
     assert tinycifar("data", "info", "--data", "cifar10").out == tinycifar("data", "info").out
+
+
+def test_cifar10_is_fetched_by_its_name_too(tinycifar, tmp_path):
+    with mock.patch.object(cifar10, "fetch", return_value=tmp_path) as fetch:
+        assert tinycifar("data", "fetch", "--data", "cifar10").code == 0
+    fetch.assert_called_once_with(None)
+
+
+@pytest.mark.parametrize("command", [("data", "info", "--data", "sample"), ("summary", "micronet")])
+def test_a_drawing_of_another_name_than_that_of_a_png_is_refused(tinycifar, command):
+    refused = tinycifar(*command, "--plot", "drawing.jpg")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert "drawing.jpg does not end in .png" in refused.err
+    assert not Path("drawing.jpg").exists()
 
 
 def test_the_summary_of_a_model_of_another_size_and_width_is_that_of_its_own(tinycifar, own_run):

@@ -32,6 +32,26 @@ def test_a_run_keeps_the_evaluation_of_its_own_model_on_its_own_data(tinycifar, 
     assert (done.code, done.out.splitlines()[-1]) == (0, f"Results: {Path('other/evaluation.json')} (replaced)")
 
 
+def test_a_file_is_no_folder_for_an_evaluation_and_other_data_is_not_that_of_a_report(tinycifar, trained):
+    Path("file").write_bytes(b"mine")
+    refused = tinycifar("evaluate", "minute", "--data", "sample", "--out", "file")
+    assert (refused.code, refused.out, refused.err) == (
+        2,
+        "",
+        "tinycifar: --out file exists and is not a folder; name another one\n",
+    )
+    assert Path("file").read_bytes() == b"mine"
+    for kind in ("cat", "dog"):
+        for level in range(3):
+            picture = Image.new("RGB", (32, 32), (level, 0, len(kind)))
+            picture.putpixel((0, 0), (255, level, 0))
+            Path("own", kind).mkdir(parents=True, exist_ok=True)
+            picture.save(f"own/{kind}/{level}.png")
+    refused = tinycifar("report", trained, "--data", "own")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "or --data names other data: name the run's own, or evaluate it again" in refused.err
+
+
 def test_the_test_images_of_a_run_with_validation_images_are_opened_beside_its_own_evaluation(tinycifar):
     words = ["--data", "sample", "--epochs", "1", "--limit", "64", "--set", "validation_images=50", "--out", "runs/one"]
     assert tinycifar("train", *words).code == 0

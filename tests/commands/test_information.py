@@ -43,6 +43,22 @@ def test_info_describes_data_that_is_too_small_to_be_trained_on(tinycifar, tmp_p
     assert "nothing to draw" in refused.err
 
 
+def test_info_shows_names_of_classes_that_cannot_be_printed_with_escapes(tinycifar, tmp_path):
+    own = shots(tmp_path / "own")
+    lines = [f"{path.relative_to(own)},{path.parent.name}\x1b[31m" for path in own.rglob("*.png")]
+    (own / "labels.csv").write_text("\n".join(["file,label", *lines]))
+    shown = tinycifar("data", "info", "--data", own)
+    assert (shown.code, "\x1b" in shown.out) == (0, False)
+    assert "classes: cat\\x1b[31m, dog\\x1b[31m" in shown.out
+
+
+def test_a_source_and_an_option_do_not_say_the_same_twice(tinycifar, tmp_path):
+    own = shots(tmp_path / "own")
+    refused = tinycifar("data", "info", "--data", f"{own}?group=(.*)_", "--group", "(.*)_1")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "group is given twice, in --data and as an option; give it once" in refused.err
+
+
 def test_info_names_unreadable_pictures_as_a_problem_unless_they_are_to_be_skipped(tinycifar, tmp_path):
     own = shots(tmp_path / "own")
     (own / "cat" / "damaged.png").write_bytes(b"no picture")

@@ -94,6 +94,7 @@ def test_columns_of_other_names_are_named_by_an_option(tmp_path):
     (own / "more.csv").write_text("x,y\n1,2\n")
     assert load(f"{own}?columns=file=was,label=what").classes == ("cat", "dog")
     refused(f"{own}?columns=files=was", r"`columns=` takes KIND=NAME,KIND=NAME of the kinds file, label, split, group")
+    refused(f"{own}?columns=file=was,file=what", "`columns=` names the column of the file twice; name it once")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,8 @@ def test_columns_of_other_names_are_named_by_an_option(tmp_path):
         (["file,label", "../../secret.png,cat"], "does not have.*secret.png"),
         (["file,label", "/etc/passwd,cat"], "does not have.*passwd"),
         (["file,label"], "lists no picture with a label"),
-        ([""], "has the columns , none of which"),
+        ([""], "labels.csv has no heading; its first line must name the columns, as file,label"),
+        ([" , ", "1.png,cat"], "labels.csv has no heading"),
         (["file,label", "1.png,cat", "1.png,dog"], "1.png is listed twice, with different labels or splits"),
         (["file,label,split", "1.png,cat,fold1"], "line 2, has the split 'fold1'; allowed are train, training, val"),
         (
@@ -224,6 +226,7 @@ def test_grey_arrays_without_test_images_have_some_held_out(tmp_path):
             {"train_images": np.zeros((20, 28, 28, 28, 1), np.uint8)},
             r"has the shape \(20, 28, 28, 28, 1\); allowed are",
         ),
+        ({"train_images": np.uint8(5)}, r"train_images has the shape \(\); allowed are"),
         ({"test_images": np.zeros((6, 14, 14, 3), np.uint8)}, r"images of \(28, 28, 3\) and of \(14, 14, 3\)"),
     ],
 )

@@ -194,3 +194,13 @@ def test_of_several_data_sets_one_is_named_by_a_file(tmp_path):
         load(tmp_path / "own", 32)
     assert load(tmp_path / "own/kmnist-train-images-idx3-ubyte.gz").classes[1] == "ki"
     assert load(tmp_path / "own/emnist-digits-test-labels-idx1-ubyte.gz").classes == tuple("0123456789")
+
+
+def test_a_file_that_is_named_may_lie_there_packed_and_unpacked_and_needs_the_name_of_a_split(tmp_path):
+    arrays = write(tmp_path / "own")
+    (tmp_path / "own" / IMAGES).write_bytes(packed(arrays[IMAGES]))
+    for name in (IMAGES, f"{IMAGES}.gz"):
+        assert load(tmp_path / "own" / name).classes == tuple("0123456789")
+    (tmp_path / "own" / IMAGES).rename(tmp_path / "own/mine-images-idx3-ubyte")
+    with pytest.raises(ValueError, match="own/mine-images-idx3-ubyte is not named for a split, as train-images-idx3-"):
+        load(tmp_path / "own/mine-images-idx3-ubyte")

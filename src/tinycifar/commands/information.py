@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command("info")
 @terminal.data_option("CIFAR-10 in the cache", hide_details=False)
-@terminal.option("--plot", metavar="PNG", type=terminal.OutputFile(), help="Draw training images by class.")
+@terminal.option("--plot", metavar="PNG", type=terminal.OutputFile(".png"), help="Draw training images by class.")
 @terminal.overwrite_option
 @terminal.json_option
 def info_command(source: str | None, plot: Path | None, overwrite: bool, as_json: bool) -> None:
@@ -64,7 +64,7 @@ def info_command(source: str | None, plot: Path | None, overwrite: bool, as_json
             values = (
                 value if isinstance(value, list) else ["yes" if value is True else "no" if value is False else value]
             )
-            click.echo(f"{name.replace('_', ' ')}: {', '.join(map(str, values))}")
+            click.echo(f"{name.replace('_', ' ')}: {', '.join(words.printable(str(shown)) for shown in values)}")
 
 
 def _about(source: str) -> tuple[dict[str, Any], Dataset | None]:

@@ -15,7 +15,7 @@ from tinycifar.commands import terminal
 @terminal.option(
     "--plot",
     metavar="PNG",
-    type=terminal.OutputFile(),
+    type=terminal.OutputFile(".png"),
     help="Also draw the receptive fields over an example into this file.",
 )
 @terminal.overwrite_option

@@ -68,7 +68,10 @@ def data_option(default: str, hide_details: bool = True) -> Callable[[Command], 
                 name = next(iter(given)).replace("unreadable", "skip-unreadable")
                 raise ValueError(f"--{name} is for own data: give --data too")
             if source is not None and given:
-                source = str(replace(sources.parse(source), **given))
+                parsed = sources.parse(source)
+                if twice := [name for name in given if getattr(parsed, name)]:
+                    raise ValueError(f"{twice[0]} is given twice, in --data and as an option; give it once")
+                source = str(replace(parsed, **given))
             return command(*arguments, source=source, **options)
 
         with_source = click.option(
@@ -113,10 +116,11 @@ def _first() -> bool:
 
 
 class OutputFile(click.Path):
-    """The path of a file to write; what ends like a folder is refused."""
+    """The path of a file to write; what ends like a folder is refused, and what does not end in `suffix`."""
 
-    def __init__(self) -> None:
+    def __init__(self, suffix: str = "") -> None:
         super().__init__(path_type=Path, dir_okay=False)
+        self._suffix = suffix
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path as a `Path`."""
@@ -124,6 +128,8 @@ class OutputFile(click.Path):
             atomic.file_path(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if not str(value).lower().endswith(self._suffix):
+            self.fail(f"{value} does not end in {self._suffix}, as what is written is", param, ctx)
         return super().convert(value, param, ctx)
 
 

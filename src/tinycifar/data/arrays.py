@@ -35,14 +35,14 @@ def contents(
     shape: tuple[int, ...] | None = None
     for split, part in parts.items():
         images = part.images
-        if len(images) != len(part.labels):
-            raise ValueError(f"{path} has {len(images):,} {split} images, but {len(part.labels):,} labels of them")
         size = images.shape[1:]
         if not (len(size) in (2, 3) and min(size[:2]) >= 1 and max(size[:2]) <= MOST_PIXELS and size[2:] in ((), (3,))):
             raise ValueError(
                 f"{path}: {part.name} has the shape {images.shape}; allowed are (N, H, W) and (N, H, W, 3), of 1 to "
                 f"{MOST_PIXELS} pixels a side"
             )
+        if len(images) != len(part.labels):
+            raise ValueError(f"{path} has {len(images):,} {split} images, but {len(part.labels):,} labels of them")
         if shape not in (None, size):
             raise ValueError(f"{path} has images of {shape} and of {size}; all must have one size")
         shape = size

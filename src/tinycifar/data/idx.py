@@ -86,7 +86,11 @@ def read(tree: Tree, transposed: str = "", file: str = "") -> Contents:
     """
     data_sets = sets(tree)
     if file:
-        data_sets = {name: known for name, known in data_sets.items() if file in known.files.values()}
+        data_sets = {
+            name: known for name, known in data_sets.items() if _plain(file) in map(_plain, known.files.values())
+        }
+        if not data_sets:
+            raise ValueError(f"{tree.where(file)} is not named for a split, as {FILES['train'][0]} is")
     if len(data_sets) > 1:
         example = next(iter(data_sets.values())).files
         raise ValueError(
@@ -135,6 +139,11 @@ def read(tree: Tree, transposed: str = "", file: str = "") -> Contents:
         },
         tuple(notes),
     )
+
+
+def _plain(name: str) -> str:
+    """The name of a file, packed or not."""
+    return name.lower().removesuffix(".gz")
 
 
 def _stem(name: str) -> str:

@@ -54,12 +54,12 @@ def load(
     if source == "sample":
         return sample(image_size, channels)
     _check_form(image_size, fit, channels)
-    if source not in (None, "cifar10") and (own := examine(str(source))) is not None:
+    if source not in (None, "cifar10") and (own := examine(source)) is not None:
         if skip_unreadable:
             own = replace(own, skip_unreadable=True, source=str(replace(sources.parse(own.source), unreadable="skip")))
         folder = cifar10.cache_directory() if cache is None else cache
         return contents.to_dataset(own, folder, image_size, fit, display).with_channels(channels)
-    path = None if source in (None, "cifar10") else sources.parse(str(source)).path
+    path = None if source in (None, "cifar10") else sources.parse(source).path
     known = _dataset("cifar10", cifar10.read(path, cache), image_size)
     return known.with_channels(channels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -62,15 +63,20 @@ def parse(text: str | Path) -> Source:
     """Read a source: a path that exists is one as it is, else what follows a "?" are options.
 
     That is the first "?" behind a path that exists, or the first one of all: values may have others. Raises ValueError
-    for an unknown option.
+    for an unknown option and for one that is given twice, TypeError for what is no path.
     """
+    if not isinstance(text, (str, os.PathLike)):
+        raise TypeError(f"data is a name, a path or a Dataset, not {type(text).__name__}")
     whole = str(text)
     parts = [(whole[: mark.start()], whole[mark.end() :]) for mark in re.finditer(r"\?(?=\w+=)", whole)]
     if not parts or Path(whole).exists():
         return Source(whole)
     path, query = next((part for part in parts if part[0] and Path(part[0]).exists()), parts[0])
-    options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
+    pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)
+    options = dict(pairs)
     allowed = [field.name for field in fields(Source)[1:]]
     if unknown := sorted(options.keys() - set(allowed)):
         raise ValueError(f"{text}: unknown option {unknown[0]!r}; allowed are {', '.join(allowed)}")
+    if len(options) < len(pairs):
+        raise ValueError(f"{text}: an option is given twice; give each once")
     return Source(path, **options)

@@ -179,6 +179,8 @@ def _pictures(tree: Tree, folder: str, depth: int) -> Iterator[str]:
 def _rows(tree: Tree, table: str, columns: str, of_table: str | None) -> Iterator[Row]:
     lines, chosen = _cells(tree, table), _chosen(columns)
     header = next(lines)
+    if not any(header):
+        raise ValueError(f"{tree.where(table)} has no heading; its first line must name the columns, as file,label")
     indices = {kind: _column(header, kind, chosen) for kind in COLUMNS}
     if lacking := [kind for kind in NEEDED if indices[kind] is None]:
         raise ValueError(
@@ -250,6 +252,8 @@ def _chosen(columns: str) -> Mapping[str, str]:
                 f"`columns=` takes KIND=NAME,KIND=NAME of the kinds {', '.join(COLUMNS)}, as "
                 f"file=Path,label=ClassId, not {part!r}"
             )
+        if kind in chosen:
+            raise ValueError(f"`columns=` names the column of the {kind} twice; name it once")
         chosen[kind] = name
     return chosen
 

@@ -86,10 +86,7 @@ class FolderTree(Tree):
         with os.scandir(self.where(folder)) as entries:
             for entry in entries:
                 if not entry.name.startswith(HIDDEN):
-                    kind = "folder" if entry.is_dir() else "file"
-                    if kind == "file" and entry.is_symlink() and not entry.is_file():
-                        kind = "broken link"
-                    inside.append(Entry(entry.name, kind))
+                    inside.append(Entry(entry.name, _kind(entry)))
         return sorted(inside, key=lambda entry: entry.name)
 
     def size(self, name: str) -> int:
@@ -117,6 +114,13 @@ class FolderTree(Tree):
             return parts[0] if len(parts) == 1 else b"".join(parts)
         finally:
             os.close(file)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """The kind of an entry of a folder, or of what it links to; a link to itself is a broken link."""
+    if not entry.is_symlink():
+        return "folder" if entry.is_dir() else "file"
+    return "folder" if Path(entry.path).is_dir() else "file" if Path(entry.path).is_file() else "broken link"
 
 
 class _Archive(Tree):
@@ -183,8 +187,13 @@ def _name_in_zip(member: zipfile.ZipInfo) -> str:
     """The name of a member; macOS's Finder writes UTF-8 without the flag that says so."""
     if not member.flag_bits & UTF_8_NAME:
         with contextlib.suppress(UnicodeError):
-            return member.filename.encode("cp437").decode()
-    return member.filename
+            return _plain(member.filename.encode("cp437").decode())
+    return _plain(member.filename)
+
+
+def _plain(name: str) -> str:
+    """A member's name without "." and repeated slashes in its path; that of a folder keeps its "/" at the end."""
+    return f"{PurePosixPath(name)}{'/' * name.endswith('/')}"
 
 
 class TarTree(_Archive):
@@ -203,7 +212,7 @@ class TarTree(_Archive):
                         "unpack it and name the folder, or make a zip archive"
                     )
                 if member.isfile():
-                    self._members[member.name.removeprefix("./")] = member
+                    self._members[_plain(member.name)] = member
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ValueError(f"{path} cannot be read as a tar archive: {str(error).partition(':')[0]}") from None
         super().__init__(path, iter(self._members))

@@ -174,6 +174,8 @@ def compare(directories: Sequence[Path]) -> Comparison:
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError("a run is named twice; name each once")
     members = [read(path) for path in paths if path not in unfinished]
+    if not directories:
+        raise ValueError("no run is named; name at least one")
     if not members:
         raise ValueError("no seed was finished: there is nothing to compare")
     groups: dict[tuple[Any, ...], list[Evaluated]] = {}

@@ -183,7 +183,10 @@ def _mistakes(directory: Path, evaluation: Scores, dataset: Dataset) -> list[dic
     _, images, labels = inference.evaluation_split(dataset, test=split == "test")
     names = dataset.names.get(split, ())
     if evaluation.data_digest != dataset.data_digest or not torch.equal(stored["labels"], labels):
-        raise ValueError(f"{directory / 'evaluation.safetensors'} is not of the run's own data: evaluate it again")
+        raise ValueError(
+            f"{directory / 'evaluation.safetensors'} is not of the run's own data, or `data=` names other data: name "
+            "the run's own, or evaluate it again"
+        )
     probabilities = (stored["logits"] / (model.temperature or 1)).softmax(1)
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != labels).nonzero()[:, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import queue
 import re
@@ -84,6 +85,7 @@ class Service:
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self.waiting = 0
         self.bytes = 0
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # no line for what strangers send that is no form
         threading.Thread(target=self._work, name="predict", daemon=True).start()
 
     def _work(self) -> None:
