@@ -241,39 +241,36 @@ def evaluate_model(
             display.console.print(line)
     if not test and trained.trained_on(dataset):
         dataset = dataset.split(trained.validation_images)
+    strangers = limit = None
+    if others is not None:  # whatever is wrong with them is reported before the evaluation
+        if threshold is not None or evaluation_split(dataset, test=test)[0] != "validation":
+            keep = 0.95 if keep is None and threshold is None else keep
+            limit = outside.chosen(trained.kept, keep, threshold, trained.name)
+        strangers = data.load_pictures(
+            others, image_size=trained.image_size, fit=trained.fit, channels=trained.channels, display=display
+        )
     evaluation = evaluate(trained.model, dataset, trained.temperature, test=test)
     scores = replace(evaluation.scores, seen=_seen(trained, dataset, evaluation.scores.split))
-    if others is not None:
-        scores = replace(scores, outside=_outside(trained, evaluation, others, keep, threshold, display))
+    if strangers is not None:
+        name = Path(str(others)).name
+        scores = replace(scores, outside=_outside(trained, evaluation, strangers, name, keep, limit))
     if corrupted:
         scores = replace(scores, robustness=robustness(trained.model, dataset, corrupted, test=test))
     return replace(evaluation, scores=scores)
 
 
 def _outside(
-    trained: Trained,
-    known: Evaluation,
-    source: str | Path,
-    keep: float | None,
-    threshold: float | None,
-    display: Progress | None,
+    trained: Trained, known: Evaluation, strangers: Tensor, source: str, keep: float | None, limit: float | None
 ) -> Outside:
-    """What a threshold does with the known images and with pictures of other kinds; see `evaluation.outside`.
+    """What the threshold `limit` does with the known images and with pictures of other kinds; see `evaluation.outside`.
 
-    A share to keep on validation images is that of each half at the threshold of the other half.
+    Without one, each half of the known images is judged at the threshold that keeps the share `keep` of the other half.
     """
-    images = data.load_pictures(
-        source, image_size=trained.image_size, fit=trained.fit, channels=trained.channels, display=display
-    )
-    others, values, labels = logits(trained.model, images).numpy(), known.logits.numpy(), known.labels.numpy()
-    name = Path(str(source)).name
-    if threshold is None:
+    others, values, labels = logits(trained.model, strangers).numpy(), known.logits.numpy(), known.labels.numpy()
+    if limit is None:
         keep = 0.95 if keep is None else keep
-        if known.scores.split == "validation":
-            return Outside(source=name, keep=keep, **outside.crossfit(values, labels, others, keep, trained.name))
-    limit = outside.chosen(trained.kept, keep, threshold, trained.name)
-    assert limit is not None
-    return Outside(source=name, keep=keep, **outside.compare(values, labels, others, limit))
+        return Outside(source=source, keep=keep, **outside.crossfit(values, labels, others, keep, trained.name))
+    return Outside(source=source, keep=keep, **outside.compare(values, labels, others, limit))
 
 
 def _load_to_score(trained: Trained, source: str | Path, display: Progress | None) -> Dataset:

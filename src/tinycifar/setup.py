@@ -295,7 +295,7 @@ def _advice(job: Job) -> Iterator[str]:
     elif common > IMBALANCED * rare:
         yield f"Classes have {span} training images; class_weights=balanced gives each class the same weight"
     if (steps := sum(job.plan.steps)) < FEW_STEPS:
-        yield f"{steps:,} steps are few: with so few images, more epochs may help"
+        yield f"Only {counted(steps, 'step')}: with so few images, more epochs may help"
     if job.recipe.watch_test and inference.evaluation_split(job.dataset)[0] == "test":
         yield "Val is the test set, evaluated after every epoch as in the reference"
 

@@ -150,7 +150,7 @@ def test_python_and_the_command_say_none_of_these(judging, tmp_path, tinycifar):
         assert [entry["none_of_these"] for entry in found["predictions"]] == [False, True]
 
 
-def test_evaluate_counts_foreign_pictures_from_a_folder_and_from_data(judging, tmp_path, tinycifar):
+def test_evaluate_counts_foreign_pictures_from_a_folder_and_from_data(judging, tmp_path, tinycifar, monkeypatch):
     folder = grey(tmp_path / "foreign")
     out = ["--out", tmp_path / "out"]
     words = ["evaluate", judging, "--data", "sample", "--outside", folder, "--keep", "0.9", *out]
@@ -170,8 +170,13 @@ def test_evaluate_counts_foreign_pictures_from_a_folder_and_from_data(judging, t
     )
     found = package.evaluate(judging, "sample", outside="sample", threshold=3.0)["outside"]
     assert (found["outside"], found["auroc"]) == (200, 0.5)
-    missing = tinycifar("evaluate", judging, "--data", "sample", "--outside", tmp_path / "gone", *out)
-    assert (missing.code, "does not exist" in missing.err) == (2, True)
+    monkeypatch.setattr(inference, "evaluate", None)  # what is wrong is found before the evaluation
+    for words, message in (
+        (["--outside", tmp_path / "gone"], "does not exist"),
+        (["--outside", "sample", "--keep", "2"], "right answers to keep lies between 0.5 and 0.99, not 2"),
+    ):
+        refused = tinycifar("evaluate", judging, "--data", "sample", *words, *out)
+        assert (refused.code, message in refused.err) == (2, True)
 
 
 def test_a_run_with_validation_images_stores_its_thresholds_and_judges_each_half_by_the_other(own_run):
