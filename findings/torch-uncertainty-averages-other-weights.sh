@@ -147,9 +147,7 @@ for norm, name in ((batch_norm, "batch"), (group_norm, "group")):
             continue
         means = [abs(m.running_mean.numpy()).max() for m in (trained, layer)]
         steps = [m.num_batches_tracked.item() for m in (trained, layer)]
-        print(
-            f"  its largest mean: net {means[0]:.2f} after {steps[0]} steps, EMA {means[1]:.2f} after {steps[1]}"
-        )
+        print(f"  its largest mean: net {means[0]:.2f} after {steps[0]} steps, EMA {means[1]:.2f} after {steps[1]}")
         stands &= ema < 0.4 and steps == [300, 0] and means[1] == 0
 sys.exit(0 if stands else 1)
 PY
