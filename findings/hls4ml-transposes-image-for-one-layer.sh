@@ -8,10 +8,10 @@
 #     single head is right.
 # And its frontend for PyTorch leaves out arguments of layers that it supports: `ceil_mode` and `dilation` of a max
 # pooling, `divisor_override` of an average pooling, and the value of Threshold(threshold, value), which becomes 0.
-# Nothing is said, and the layers behind get maps of other sizes; groups are refused, bilinear resizing gives a warning.
+# The layers behind get maps of other sizes. Grouped convolutions are refused.
 #
 # Seen with hls4ml 1.3.0, torch 2.13.0 and g++ 12, Python 3.11, x86-64, backend Vivado, io_parallel, fixed-point numbers
-# with 20 bits behind the point; largest difference of the compiled C++ from the net's definition in NumPy, with which
+# with 20 fractional bits; largest difference of the compiled C++ from the net's definition in NumPy, with which
 # PyTorch agrees, and behind it the difference from what is said above:
 #   max pooling of the conv's map  0.00
 #   one head                       0.00
@@ -23,7 +23,7 @@
 #   max pooling, dilation=2        3x3x3 instead of 3x2x2, 0.00
 #   average, divisor_override=1    1.66, 0.00
 #   Threshold(0.5, 20)             20.00, 0.00
-# Exit code 0 while hls4ml differs as above, without a warning, 1 if it has changed. Needs g++.
+# Exit code 0 while hls4ml differs as above and warns of no argument that it ignores, 1 otherwise. Needs g++.
 set -euo pipefail
 PYTHON=${PYTHON:-python3}
 folder=$(mktemp -d)

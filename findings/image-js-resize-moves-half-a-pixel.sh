@@ -3,10 +3,10 @@
 # result to the right and down, whatever the size. Resizing asks for the place (n + 1/2) / factor - 1/2 of the old image
 # for the new pixel n, so that both cover the same area; here it is n / factor - 1/2: the matrix that is handed to
 # `transform`, which counts from the middle of the first pixel, moves by factor / 2 instead of (factor - 1) / 2. A
-# 96x96 image made 32x32 is read one and a half pixels too far to the left and above; its first row and column are taken
-# twice, and the last ones are lost. Even with a factor of 1, "bilinear", the default, and "bicubic" do not return the
-# image, but values between its pixels, which blur it. Nothing is said. A net that was trained on images made by OpenCV
-# or Pillow sees other ones in the browser.
+# 96x96 image made 32x32 is read one and a half pixels too far to the left and above; its first row and column alone
+# make those of the result, and the last ones are lost. Even with a factor of 1, "bilinear", the default, and "bicubic"
+# do not return the image, but values between its pixels, which blur it. A net that was trained on images made by
+# OpenCV's INTER_LINEAR sees other ones in the browser.
 # `transform` with the matrix by the definition, the same interpolation and the same border gives what it should. The
 # package's own test compares an enlargement by 10 with OpenCV, where half a new pixel is a twentieth of an old one.
 # The definition (OpenCV's INTER_LINEAR, without an antialiasing that neither has) is computed in plain JavaScript.

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # `WarmupScheduler` of pytorch-scheduler is, by its documentation, a warm-up for "any LR scheduler": the rate rises from
-# 0 to that of the optimiser, and the wrapped schedule follows. Its own schedules and those that compute a rate from the
-# epoch (LambdaLR) do so. For others of PyTorch it sets `last_epoch` and calls `get_lr`, which multiplies the rate of
-# the epoch before, and that is the last one of the warm-up, not the full one. Nothing brings it there later:
-#   - StepLR and PolynomialLR train with about 4/5 of the rate after a warm-up of 5 epochs, and with a rate of 0 after
-#     one of 1 epoch: the net learns nothing at all;
-#   - CosineAnnealingWarmRestarts, which counts in its `step`, stays at the full rate for ever;
-#   - CosineAnnealingLR starts an epoch late, and is right from then on.
-# The only message is PyTorch's, about get_last_lr(). The rates in brackets are computed with NumPy from the definitions
-# of the schedules.
+# 0 to that of the optimiser, and the wrapped schedule follows. With KDecayScheduler, one of its own, and with LambdaLR,
+# which computes a rate from the epoch, it does so. For other schedules of PyTorch it sets `last_epoch` and calls
+# `get_lr`, which multiplies the rate of the epoch before, and that is the last one of the warm-up, not the full one.
+# Nothing makes up for it later:
+#   - StepLR and PolynomialLR train with (n - 1) / n of the rate after a warm-up of n steps: 4/5 of it after 5 epochs if
+#     the scheduler is called once an epoch, 0 after 1. With 500 steps, as in the README, only 1/500 is missing;
+#   - CosineAnnealingWarmRestarts, which counts in its `step`, stays at the full rate, however long the warm-up is;
+#   - CosineAnnealingLR has the last rate of the warm-up for one more epoch, and is right from then on.
+# The rates in brackets are computed with NumPy from the definitions of the schedules.
 #
 # Seen with pytorch-scheduler 0.2.2 and torch 2.13.0, Python 3.11, rate 0.1, 100 epochs:
 #   warm-up 5, KDecayScheduler             highest rate 0.100 (0.100), mean 0.0500 (0.0500), wrong in 0 epochs

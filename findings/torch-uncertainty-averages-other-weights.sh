@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Two ways of averaging the weights of a training in Torch-Uncertainty give another net than they say, without a
-# message:
+# Two ways of averaging the weights of a training in Torch-Uncertainty give another net than they say:
 #   - `SWA` is stochastic weight averaging by Izmailov et al. (2018), the mean of the weights at the end of each cycle,
 #     all with equal shares. It counts the first one twice: its counter is set to 1 and raised to 2 at the same call. Of
 #     n checkpoints the first, which is the worst, has a share of 2 / (n + 1), and the others 1 / (n + 1);

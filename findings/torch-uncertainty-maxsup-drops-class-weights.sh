@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # `CrossEntropyMaxSupLoss` of Torch-Uncertainty is PyTorch's cross-entropy and, with max_sup > 0, a term against
 # overconfidence, max_sup * (largest logit - mean of the logits) (Zhou et al., 2025). Whoever switches the term on loses
-# two arguments, without a message:
+# two arguments:
 #   - `weight`, the weights of the classes, no longer weights classes. The cross-entropy is computed without them, and
 #     their mean multiplies the result. Weights against imbalance, or 0 for a class to be left out, do nothing but
 #     change the size of the loss. Only their mean counts;
 #   - with reduction="none" each image gets the mean cross-entropy of the batch instead of its own, and the shape is
 #     (images, 1). Whoever then selects or weights images by their loss does so by the term alone.
 # With max_sup=0 both are right, as then PyTorch's class does all of it. With reduction="mean" and without weights the
-# loss is right with the term, too. The documentation says nothing of either; there is no warning.
+# loss is right with the term, too. The documentation says nothing of either.
 # The term is so small here, 1e-9, that the loss should be that of PyTorch. The training has three classes with 90%, 9%
 # and 1% of the images, which overlap, and weights of one over the frequency. The definition is computed in NumPy. The
 # file of the losses is loaded by itself, as the package as a whole imports Lightning.

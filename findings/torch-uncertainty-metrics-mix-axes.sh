@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Two metrics of Torch-Uncertainty give numbers of something else, without a message:
+# Two metrics of Torch-Uncertainty give numbers of something else:
 #   - `VariationRatio`, by its documentation for probabilities of shape (images, estimators, classes) as the other
 #     metrics for ensembles, takes estimators for images and images for estimators. It thus measures how often each net
-#     gives one and the same class to all images: ten nets that agree on all of them, sure of ten classes, get 0.9, the
-#     highest value that there is, instead of next to 0. With reduction="none" there is a value for each net instead of
-#     each image. With the nets first, (estimators, images, classes), it counts the right way. Even then, with
+#     gives one and the same class to all images: ten nets that agree on every image, with ten classes in equal shares,
+#     get 0.9, the highest possible value, instead of next to 0. With reduction="none" there is a value for each net
+#     instead of each image. With the nets first, (estimators, images, classes), it counts the right way. Even then, with
 #     probabilistic=False, the class that it counts is not the most frequent one, as its documentation says, but the
 #     one of the largest mean probability, so that with two classes more than half of the nets can differ from it;
 #   - `AUGRC.plot()`, which the package's routine for classification logs, writes "AUGRC=" and a number next to the
 #     curve. In this number the risk at coverage k has the weight 1 - k instead of k: of two nets the worse can look
-#     better. The curve is right, and so are `AUGRC.compute()` and the number that `AURC.plot()` writes.
+#     better. `AUGRC.compute()` and the number that `AURC.plot()` writes are right.
 # `Disagreement` and `MutualInformation` are right for the same tensors. The definitions are computed here in NumPy.
 # The files of the metrics are loaded by themselves, as the package as a whole imports Lightning.
 #

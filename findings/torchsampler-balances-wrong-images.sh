@@ -4,9 +4,9 @@
 # order (as `labels` or from `callback_get_label`). It sorts the labels by index, computes the weights, and draws with
 # them from the indices as they were given. If these are not sorted, as after any random split into training and
 # validation, each image has the weight of another one. Nothing is balanced then: the classes keep their frequencies, as
-# without a sampler, but the weights of some 120 images of the two rarest classes go to as many images of any class, most
-# of them frequent ones, and these are drawn about 15 and 25 times an epoch, most others less than once. With sorted
-# indices all is right. An older version, which had no sorting, weighed the images in the order of the indices.
+# without a sampler, but the weights of some 120 images of the two rarest classes go to as many images of any class,
+# most of them frequent ones, and these are drawn about 15 and 25 times an epoch, most others less than once. With
+# sorted indices all is right.
 # The labels are CIFAR-10's usual long tail, of which nine tenths are a random part. The reference is the definition,
 # drawn by NumPy. torchvision, which is imported for the classes of its data sets, is replaced by an empty module here.
 #

@@ -367,8 +367,9 @@ def test_what_train_returned_names_a_model_and_runs_to_compare(result):
         tinycifar.load(several)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"a model is the name of a shipped one, .* not Tensor"):
         tinycifar.load(torch.zeros(3, 32, 32))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"`runs` is a list of directories, \['minute', \.\.\.\], not one of them"):
-        tinycifar.compare("minute")
+    for single in ("minute", Path("minute"), result):
+        with pytest.raises(TypeError, match=r"`runs` is a list of runs; put a single one into brackets: \[run\]"):
+            tinycifar.compare(single)
     with pytest.raises(ValueError, match="no run is named; name at least one"):
         tinycifar.compare([])
 

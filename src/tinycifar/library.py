@@ -1,7 +1,7 @@
 """The public functions of `tinycifar`: each does what the command of that name does.
 
-They raise ValueError for a value that is not allowed, OSError if the disk fails, and FloatingPointError if a training
-diverges.
+They raise ValueError for a value that is not allowed, TypeError for one of another type, OSError if the disk fails, and
+FloatingPointError if a training diverges.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tinycifar import atomic, catalog, inference, predictions, recipes, run, trained, typed
-from tinycifar.data import Dataset, loading
+from tinycifar.data import Dataset, loading, sources
 from tinycifar.data.pictures import find as find_pictures
 from tinycifar.evaluation.outside import chosen as chosen_threshold
 from tinycifar.models import Classifier
@@ -101,6 +101,8 @@ def train(
     seeds, parallel = typed.whole_number("seeds", seeds, 1), typed.whole_number("jobs", jobs, 1)
     if parallel != 1 and seeds is None:
         raise ValueError("jobs is the number of seeds to train in parallel: give seeds too")
+    if not isinstance(data, Dataset | None):
+        sources.parse(data)  # TypeError for anything that is no path
     request = Request(
         recipe=recipe if isinstance(recipe, Recipe | None) else str(recipe),
         changes={name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()},
@@ -297,7 +299,7 @@ def output_name(model: Trained) -> str:
     return f"{source.parent.parent.name}-{model.name}" if one_of_seeds else model.name
 
 
-def compare(runs: Sequence[Source], out: str | Path | None = None, *, overwrite: bool = False) -> Comparison:
+def compare(runs: Sequence[Source | Several], out: str | Path | None = None, *, overwrite: bool = False) -> Comparison:
     """Compare evaluated runs: accuracies with intervals, curves, and whether they differ by more than noise.
 
     Runs of the same recipe and data, and the runs in a directory of several seeds, are compared as one contender. The
@@ -310,15 +312,15 @@ def compare(runs: Sequence[Source], out: str | Path | None = None, *, overwrite:
     page = None if out is None else atomic.file_path(out)
     if page is not None:
         atomic.check_new(page, overwrite)
-    if isinstance(runs, (str, Path)):
-        raise ValueError(f"`runs` is a list of directories, [{str(runs)!r}, ...], not one of them")
+    if isinstance(runs, str | os.PathLike) or hasattr(runs, "directory"):
+        raise TypeError("`runs` is a list of runs; put a single one into brackets: [run]")
     comparison = comparing.compare([Path(_source(run)) for run in runs])
     if page is not None:
         comparing.write(comparison, page)
     return comparison
 
 
-def _source(model: Source) -> str | Path:
+def _source(model: Source | Several) -> str | Path:
     """What `trained.load` takes to find a model; TypeError, with what is allowed, for anything else."""
     directory = getattr(model, "directory", model)  # of one run, or of several seeds
     if not isinstance(directory, (str, os.PathLike)):

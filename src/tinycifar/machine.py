@@ -74,7 +74,7 @@ def select_device(name: str = "auto") -> torch.device:
 
     Raises ValueError for a name torch does not know and for a device that is not there.
     """
-    name = str(name)  # of a torch.device too
+    name = str(name)  # a torch.device is accepted too
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

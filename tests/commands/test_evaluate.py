@@ -38,7 +38,7 @@ def test_a_file_is_no_folder_for_an_evaluation_and_other_data_is_not_that_of_a_r
     assert (refused.code, refused.out, refused.err) == (
         2,
         "",
-        "tinycifar: --out file exists and is not a folder; name another one\n",
+        "tinycifar: --out file exists and is not a folder; name a folder\n",
     )
     assert Path("file").read_bytes() == b"mine"
     for kind in ("cat", "dog"):
@@ -49,7 +49,7 @@ def test_a_file_is_no_folder_for_an_evaluation_and_other_data_is_not_that_of_a_r
             picture.save(f"own/{kind}/{level}.png")
     refused = tinycifar("report", trained, "--data", "own")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "or --data names other data: name the run's own, or evaluate it again" in refused.err
+    assert "belongs to other data than --data names; name the run's own data, or evaluate the run again" in refused.err
 
 
 def test_the_test_images_of_a_run_with_validation_images_are_opened_beside_its_own_evaluation(tinycifar):

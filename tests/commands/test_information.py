@@ -56,7 +56,7 @@ def test_a_source_and_an_option_do_not_say_the_same_twice(tinycifar, tmp_path):
     own = shots(tmp_path / "own")
     refused = tinycifar("data", "info", "--data", f"{own}?group=(.*)_", "--group", "(.*)_1")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "group is given twice, in --data and as an option; give it once" in refused.err
+    assert "group is given twice, in --data and as --group; give it once" in refused.err
 
 
 def test_info_names_unreadable_pictures_as_a_problem_unless_they_are_to_be_skipped(tinycifar, tmp_path):

@@ -202,5 +202,7 @@ def test_a_file_that_is_named_may_lie_there_packed_and_unpacked_and_needs_the_na
     for name in (IMAGES, f"{IMAGES}.gz"):
         assert load(tmp_path / "own" / name).classes == tuple("0123456789")
     (tmp_path / "own" / IMAGES).rename(tmp_path / "own/mine-images-idx3-ubyte")
-    with pytest.raises(ValueError, match="own/mine-images-idx3-ubyte is not named for a split, as train-images-idx3-"):
+    with pytest.raises(
+        ValueError, match="own/mine-images-idx3-ubyte has no split in its name; name it like train-images-idx3-"
+    ):
         load(tmp_path / "own/mine-images-idx3-ubyte")

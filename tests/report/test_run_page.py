@@ -147,7 +147,7 @@ def test_logits_of_other_images_and_a_folder_of_seeds_are_refused(finished, tmp_
     shutil.copytree(finished, tmp_path / "run")
     other = dataclasses.replace(data.sample(), test_labels=data.sample().test_labels.flip(0))
     inference.evaluate(trained.load(finished).model, other).save(tmp_path / "run")
-    with pytest.raises(ValueError, match="is not of the run's own data"):
+    with pytest.raises(ValueError, match="belongs to other data than `data=` names"):
         run_page.write(tmp_path / "run")
     (tmp_path / "run" / "evaluation.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"evaluation\.safetensors is missing or damaged"):
@@ -197,7 +197,7 @@ def test_a_run_can_be_reported_on_the_images_it_opened_last_and_without_its_data
     page = run_page.write(directory).read_text()
     assert re.search("The images are not available: .*mine.*with --data", page)
     assert "Confusion: most often" in page
-    with pytest.raises(ValueError, match="is not of the run's own data"):
+    with pytest.raises(ValueError, match="belongs to other data than `data=` names"):
         run_page.write(directory, data.sample(image_size=24))
 
 

@@ -67,7 +67,7 @@ def evaluate(
             f"--out {out} is a run, which holds the evaluation of its own model on its own data; name another folder"
         )
     if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} exists and is not a folder; name another one")
+        raise ValueError(f"--out {out} exists and is not a folder; name a folder")
     with terminal.display(to_stderr=True) as display:
         evaluation = inference.evaluate_model(
             model,

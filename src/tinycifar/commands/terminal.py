@@ -70,7 +70,8 @@ def data_option(default: str, hide_details: bool = True) -> Callable[[Command], 
             if source is not None and given:
                 parsed = sources.parse(source)
                 if twice := [name for name in given if getattr(parsed, name)]:
-                    raise ValueError(f"{twice[0]} is given twice, in --data and as an option; give it once")
+                    option = twice[0].replace("unreadable", "skip-unreadable")
+                    raise ValueError(f"{twice[0]} is given twice, in --data and as --{option}; give it once")
                 source = str(replace(parsed, **given))
             return command(*arguments, source=source, **options)
 
@@ -129,7 +130,11 @@ class OutputFile(click.Path):
         except ValueError as error:
             self.fail(str(error), param, ctx)
         if not str(value).lower().endswith(self._suffix):
-            self.fail(f"{value} does not end in {self._suffix}, as what is written is", param, ctx)
+            self.fail(
+                f"{value} does not end in {self._suffix}; the command writes a {self._suffix[1:].upper()} file",
+                param,
+                ctx,
+            )
         return super().convert(value, param, ctx)
 
 

@@ -90,7 +90,7 @@ def read(tree: Tree, transposed: str = "", file: str = "") -> Contents:
             name: known for name, known in data_sets.items() if _plain(file) in map(_plain, known.files.values())
         }
         if not data_sets:
-            raise ValueError(f"{tree.where(file)} is not named for a split, as {FILES['train'][0]} is")
+            raise ValueError(f"{tree.where(file)} has no split in its name; name it like {FILES['train'][0]}")
     if len(data_sets) > 1:
         example = next(iter(data_sets.values())).files
         raise ValueError(
@@ -99,6 +99,8 @@ def read(tree: Tree, transposed: str = "", file: str = "") -> Contents:
         )
     (data_set,) = data_sets.values()
     files = dict(data_set.files)
+    if file:  # the one that is named, if it lies there packed and unpacked
+        files[next(key for key, name in files.items() if _plain(name) == _plain(file))] = file
     for split, kind in (("train", "images"), ("train", "labels"), ("test", "images"), ("test", "labels")):
         if (split, kind) not in files:
             missing = FILES[split][kind == "labels"]

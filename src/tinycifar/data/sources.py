@@ -65,9 +65,9 @@ def parse(text: str | Path) -> Source:
     That is the first "?" behind a path that exists, or the first one of all: values may have others. Raises ValueError
     for an unknown option and for one that is given twice, TypeError for what is no path.
     """
-    if not isinstance(text, (str, os.PathLike)):
+    whole = os.fspath(text) if isinstance(text, os.PathLike) else text
+    if not isinstance(whole, str):
         raise TypeError(f"data is a name, a path or a Dataset, not {type(text).__name__}")
-    whole = str(text)
     parts = [(whole[: mark.start()], whole[mark.end() :]) for mark in re.finditer(r"\?(?=\w+=)", whole)]
     if not parts or Path(whole).exists():
         return Source(whole)

@@ -180,7 +180,9 @@ def _rows(tree: Tree, table: str, columns: str, of_table: str | None) -> Iterato
     lines, chosen = _cells(tree, table), _chosen(columns)
     header = next(lines)
     if not any(header):
-        raise ValueError(f"{tree.where(table)} has no heading; its first line must name the columns, as file,label")
+        raise ValueError(
+            f"{tree.where(table)} has no heading; its first line must name the columns, for example file,label"
+        )
     indices = {kind: _column(header, kind, chosen) for kind in COLUMNS}
     if lacking := [kind for kind in NEEDED if indices[kind] is None]:
         raise ValueError(

@@ -161,7 +161,7 @@ class ZipTree(_Archive):
         self._members: dict[str, zipfile.ZipInfo] = {}
         for member in members:
             name = _name_in_zip(member)
-            if name in self._members:
+            if name in self._members and not name.endswith("/"):
                 raise ValueError(f"{path} is refused: it has two members {printable(name)[:80]!r}")
             if member.flag_bits & 1:
                 raise ValueError(f"{path} is encrypted; unpack it and name the folder")

@@ -184,8 +184,8 @@ def _mistakes(directory: Path, evaluation: Scores, dataset: Dataset) -> list[dic
     names = dataset.names.get(split, ())
     if evaluation.data_digest != dataset.data_digest or not torch.equal(stored["labels"], labels):
         raise ValueError(
-            f"{directory / 'evaluation.safetensors'} is not of the run's own data, or `data=` names other data: name "
-            "the run's own, or evaluate it again"
+            f"{directory / 'evaluation.safetensors'} belongs to other data than `data=` names; name the run's own "
+            "data, or evaluate the run again"
         )
     probabilities = (stored["logits"] / (model.temperature or 1)).softmax(1)
     confidence, predicted = probabilities.max(1)

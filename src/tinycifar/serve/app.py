@@ -85,7 +85,9 @@ class Service:
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self.waiting = 0
         self.bytes = 0
-        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # no line for what strangers send that is no form
+        logging.getLogger("python_multipart").setLevel(
+            logging.ERROR
+        )  # a form that cannot be read is its sender's mistake
         threading.Thread(target=self._work, name="predict", daemon=True).start()
 
     def _work(self) -> None:
