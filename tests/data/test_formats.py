@@ -104,7 +104,7 @@ def test_columns_of_other_names_are_named_by_an_option(tmp_path):
         (["file,label", "../../secret.png,cat"], "does not have.*secret.png"),
         (["file,label", "/etc/passwd,cat"], "does not have.*passwd"),
         (["file,label"], "lists no picture with a label"),
-        ([""], "labels.csv has no heading; its first line must name the columns, as file,label"),
+        ([""], "labels.csv has no heading; its first line must name the columns, for example file,label"),
         ([" , ", "1.png,cat"], "labels.csv has no heading"),
         (["file,label", "1.png,cat", "1.png,dog"], "1.png is listed twice, with different labels or splits"),
         (["file,label,split", "1.png,cat,fold1"], "line 2, has the split 'fold1'; allowed are train, training, val"),
