@@ -435,6 +435,8 @@ def refusals(trained: Path, own: Path, folder: Path) -> list[tuple[list[str | Pa
         ),
         (["export", "minute", "--out", "new/"], "new/ names a folder; name a file to write"),
         (["summary", "nanonet", "--plot", "new/"], "new/ names a folder; name a file to write"),
+        (["export", "minute", "--out", "minute.tflite"], "minute.tflite does not end in .onnx"),
+        (["compare", trained, "--out", "page.png"], "page.png does not end in .html"),
         (["compare", trained, "--out", "new/"], "new/ names a folder; name a file to write"),
         (["serve", "new.onnx"], "new.onnx does not exist; name an ONNX file of tinycifar"),
         (

@@ -400,7 +400,10 @@ def test_an_export_in_python_refuses_what_it_cannot_write_and_overwrites_only_if
         ({"int8": "u8u8"}, "`int8=` is for the format onnx-int8"),
         ({"format": "c", "out": result.directory / "recipe.json"}, "must be a folder for the format c"),
         ({"out": result.directory / "model.safetensors"}, "names the weights themselves"),
-        ({"out": result.directory / "recipe.json"}, "recipe.json exists already"),
+        (
+            {"out": result.directory / "recipe.json"},
+            r"recipe\.json does not end in \.onnx; the file is written as ONNX",
+        ),
         ({"format": "web", "out": result.directory}, "is in use; name a new or an empty one with `out=`"),
     ):
         before = {path: path.stat().st_mtime_ns for path in result.directory.iterdir()}

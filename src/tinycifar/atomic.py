@@ -54,6 +54,12 @@ def file_path(out: str | Path) -> Path:
     return Path(out)
 
 
+def check_suffix(path: str | Path, suffix: str) -> None:
+    """Raise ValueError unless the name of a file to write ends in `suffix`, case ignored, as what is written does."""
+    if not str(path).lower().endswith(suffix):
+        raise ValueError(f"{path} does not end in {suffix}; the file is written as {suffix[1:].upper()}")
+
+
 def check_new(path: Path, overwrite: bool = False) -> None:
     """Raise ValueError if a file is there already, unless `overwrite` is set: nothing is overwritten silently."""
     if path.exists() and not overwrite:

@@ -243,8 +243,10 @@ def evaluate_model(
         dataset = dataset.split(trained.validation_images)
     strangers = limit = None
     if others is not None:  # whatever is wrong with them is reported before the evaluation
+        keep = 0.95 if keep is None and threshold is None else keep
+        if keep is not None:
+            outside.check_share(keep)
         if threshold is not None or evaluation_split(dataset, test=test)[0] != "validation":
-            keep = 0.95 if keep is None and threshold is None else keep
             limit = outside.chosen(trained.kept, keep, threshold, trained.name)
         strangers = data.load_pictures(
             others, image_size=trained.image_size, fit=trained.fit, channels=trained.channels, display=display
@@ -268,7 +270,7 @@ def _outside(
     """
     others, values, labels = logits(trained.model, strangers).numpy(), known.logits.numpy(), known.labels.numpy()
     if limit is None:
-        keep = 0.95 if keep is None else keep
+        assert keep is not None
         return Outside(source=source, keep=keep, **outside.crossfit(values, labels, others, keep, trained.name))
     return Outside(source=source, keep=keep, **outside.compare(values, labels, others, limit))
 

@@ -257,8 +257,9 @@ def export(
     for "onnx-int8": the types of activations and weights, "u8s7" (the fastest, the default), "u8u8" (8 bits of weights;
     the default for a model that does not agree in 7 bits) or "s8s8" (no zero points).
 
-    Returns the paths, sizes and parity of what was written. Raises ValueError for an unknown format, and for an output
-    that exists already, unless `overwrite` is set; ParityError, writing nothing, if the results differ.
+    Returns the paths, sizes and parity of what was written. Raises ValueError for an unknown format, for a file
+    whose name does not end as the format's do, and for an output that exists already, unless `overwrite` is set;
+    ParityError, writing nothing, if the results differ.
     """
     if format not in catalog.FORMATS:
         raise ValueError(f"unknown format {format!r}; allowed are: {', '.join(catalog.FORMATS)}")
@@ -275,6 +276,8 @@ def export(
         raise ValueError(
             f"`out=` {path} must be a {'folder' if format in catalog.FOLDERS else 'file'} for the format {format}"
         )
+    if format not in catalog.FOLDERS:
+        atomic.check_suffix(path, Path(f"model{catalog.FORMATS[format]}").suffix)
     from tinycifar.formats import c_source, onnx_file, tflite, web
 
     for file in c_source.paths(path, loaded.name) if format == "c" else [] if format == "web" else [path]:
@@ -304,13 +307,14 @@ def compare(runs: Sequence[Source | Several], out: str | Path | None = None, *, 
 
     Runs of the same recipe and data, and the runs in a directory of several seeds, are compared as one contender. The
     result has `contenders` and `verdicts`; `lines()` is a report in text, `as_json()` plain values. `out` is an HTML
-    page to write. Raises ValueError for a directory that is not an evaluated run, and if `out` exists already, unless
-    `overwrite` is set.
+    page to write. Raises ValueError for a directory that is not an evaluated run, for an `out` that does not end in
+    `.html`, and if it exists already, unless `overwrite` is set; TypeError for `runs` that are no list of runs.
     """
     from tinycifar.report import compare as comparing
 
     page = None if out is None else atomic.file_path(out)
     if page is not None:
+        atomic.check_suffix(page, ".html")
         atomic.check_new(page, overwrite)
     if isinstance(runs, str | os.PathLike) or hasattr(runs, "directory"):
         raise TypeError("`runs` is a list of runs; put a single one into brackets: [run]")

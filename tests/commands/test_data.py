@@ -57,7 +57,7 @@ def test_cifar10_is_fetched_by_its_name_too(tinycifar, tmp_path):
 def test_a_drawing_of_another_name_than_that_of_a_png_is_refused(tinycifar, command):
     refused = tinycifar(*command, "--plot", "drawing.jpg")
     assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
-    assert "drawing.jpg does not end in .png" in refused.err
+    assert "drawing.jpg does not end in .png; the file is written as PNG" in refused.err
     assert not Path("drawing.jpg").exists()
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -187,6 +188,8 @@ def test_a_run_with_validation_images_stores_its_thresholds_and_judges_each_half
     assert (found.images, found.outside) == (60, 200)
     with pytest.raises(ValueError, match="run has no thresholds"):
         inference.evaluate_model(model, source=own_run.dataset, others="sample")
+    with mock.patch.object(inference, "evaluate", None), pytest.raises(ValueError, match=r"0\.5 and 0\.99, not 2"):
+        inference.evaluate_model(model, source=own_run.dataset, others="sample", keep=2.0)
 
 
 def test_pictures_without_labels_come_from_folders_and_from_data(own, tmp_path):

@@ -121,7 +121,7 @@ def report_command(directory: Path, source: str | None, as_json: bool) -> int:
 @click.command("compare")
 @click.argument("directories", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @terminal.option(
-    "--out", type=terminal.OutputFile(), default="comparison.html", show_default=True, help="Page to write."
+    "--out", type=terminal.OutputFile(".html"), default="comparison.html", show_default=True, help="Page to write."
 )
 @terminal.overwrite_option
 @terminal.json_option

@@ -117,9 +117,9 @@ def _first() -> bool:
 
 
 class OutputFile(click.Path):
-    """The path of a file to write; what ends like a folder is refused, and what does not end in `suffix`."""
+    """The path of a file to write, whose name ends in `suffix`; anything else is refused."""
 
-    def __init__(self, suffix: str = "") -> None:
+    def __init__(self, suffix: str) -> None:
         super().__init__(path_type=Path, dir_okay=False)
         self._suffix = suffix
 
@@ -127,14 +127,9 @@ class OutputFile(click.Path):
         """The path as a `Path`."""
         try:
             atomic.file_path(value)
+            atomic.check_suffix(value, self._suffix)
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        if not str(value).lower().endswith(self._suffix):
-            self.fail(
-                f"{value} does not end in {self._suffix}; the command writes a {self._suffix[1:].upper()} file",
-                param,
-                ctx,
-            )
         return super().convert(value, param, ctx)
 
 

@@ -35,13 +35,18 @@ def thresholds(logits: Array, labels: Array) -> list[float]:
     return [round(float(value), 4) for value in np.quantile(right, [1 - percent / 100 for percent in KEEP_PERCENT])]
 
 
+def check_share(keep: float) -> None:
+    """Raise ValueError for a share of right answers outside of 0.5 to 0.99."""
+    if not KEEP_PERCENT[0] / 100 <= keep <= KEEP_PERCENT[-1] / 100:
+        raise ValueError(f"the share of right answers to keep lies between 0.5 and 0.99, not {keep:g}")
+
+
 def threshold(kept: Sequence[float], keep: float, name: str) -> float:
     """The score that a share `keep` of right answers reach, from what `thresholds` gave for the model `name`.
 
     Raises ValueError for a model without thresholds and for a share outside of 0.5 to 0.99.
     """
-    if not KEEP_PERCENT[0] / 100 <= keep <= KEEP_PERCENT[-1] / 100:
-        raise ValueError(f"the share of right answers to keep lies between 0.5 and 0.99, not {keep:g}")
+    check_share(keep)
     if not kept:
         raise ValueError(
             f"{name} has no thresholds, as it was trained without validation images, or with too few; give a "
