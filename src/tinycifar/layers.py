@@ -8,25 +8,25 @@ from torch.nn import functional
 
 
 class WhiteningStem(nn.Conv2d):
-    """A 4x4 convolution of stride 2 whose fixed filters make patches of an image uncorrelated and of equal variance.
+    """A convolution whose fixed filters make patches of an image uncorrelated and of equal variance.
 
-    Half of the filters are the first principal components of 4x4 patches and of their mirror images, each divided by
+    Half of the filters are the first principal components of the patches and of their mirror images, each divided by
     its standard deviation, the other half their negatives, so that a ReLU behind loses nothing; components without
-    variance get filters of zeros. From cifar10-fast (Page
-    2019) and airbench (Jordan 2024, arXiv:2404.00498), which whiten smaller patches without a stride.
+    variance get filters of zeros. Patches have 4x4 pixels, two apart, or with `patch` 2 2x2 pixels, one apart, as in
+    airbench (Jordan 2024, arXiv:2404.00498), after cifar10-fast (Page 2019).
     """
 
     EPSILON = 5e-4  # added to the variances: components that are nearly constant are not blown up
     NO_VARIANCE = 1e-5  # below it a component is no more than rounding, as two thirds of them are on grey images
 
-    def __init__(self, out_channels: int, in_channels: int = 3) -> None:
-        super().__init__(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
+    def __init__(self, out_channels: int, in_channels: int = 3, patch: int = 4) -> None:
+        super().__init__(in_channels, out_channels, patch, stride=patch // 2, padding=patch // 2 - 1, bias=False)
         self.weight.requires_grad_(False)
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> Tensor:
         """Set the filters from normalised images (N, C, H, W); gives the channel each one becomes in a mirror image."""
-        patches = functional.unfold(images, 4, stride=2).transpose(1, 2).flatten(0, 1)
+        patches = functional.unfold(images, self.kernel_size, stride=2).transpose(1, 2).flatten(0, 1)
         moments = (patches.T @ patches / len(patches)).cpu().double()
         positions = torch.arange(moments.shape[0]).view(self.weight.shape[1:])
         mirrored = positions.flip(2).flatten()

@@ -152,16 +152,16 @@ class C1C2C3C4O(Classifier):
         )
 
 
-def whitening_stem(count: int, width: float, channels: int) -> WhiteningStem:
-    """A stem of `scaled` filters, but no more than there are components of 4x4 patches and their negatives."""
-    return WhiteningStem(min(scaled(count, width), 2 * channels * 4 * 4), channels)
+def whitening_stem(count: int, width: float, channels: int, patch: int = 4) -> WhiteningStem:
+    """A stem of `scaled` filters, but no more than there are components of its patches and their negatives."""
+    return WhiteningStem(min(scaled(count, width), 2 * channels * patch**2), channels, patch)
 
 
 class MirroredNet(Classifier):
     """A fixed whitening stem, blocks of mirrored convolutions, a pooled linear head.
 
     Its logits are the same for an image and its mirror image. The first block is a `MirroredBlock`, the last gives
-    `features` channels. Feature maps start with 16x16 pixels.
+    `features` channels. Feature maps start with 16x16 pixels, or with 31x31 behind a stem of 2x2 patches.
     """
 
     def __init__(self, stem: WhiteningStem, *blocks: nn.Module, features: int, num_classes: int) -> None:
@@ -285,7 +285,7 @@ class AccurateNet(MirroredNet):
 
 
 class TeacherNet(MirroredNet):
-    """What `nano` and `accurate` learn from; it has more than 200,000 parameters and is not shipped."""
+    """What `nano`, `micro` and `accurate` learn from; it has more than 200,000 parameters and is not shipped."""
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3) -> None:
         stem = whitening_stem(64, width, channels)
@@ -303,6 +303,25 @@ class TeacherNet(MirroredNet):
         )
 
 
+class LargeTeacherNet(MirroredNet):
+    """A teacher that begins at 31x31 pixels, where it is more accurate at equal cost; after airbench94 (Jordan 2024)."""
+
+    def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3) -> None:
+        stem = whitening_stem(24, width, channels, patch=2)
+        narrow, wide = (scaled(count, width) for count in (64, 256))
+        super().__init__(
+            stem,
+            MirroredBlock(stem.out_channels, narrow, pool=True),
+            MirroredBlock(narrow, narrow),
+            MirroredBlock(narrow, wide, pool=True),
+            MirroredBlock(wide, wide),
+            MirroredBlock(wide, wide, pool=True),
+            MirroredBlock(wide, wide, residual=True),
+            features=wide,
+            num_classes=num_classes,
+        )
+
+
 MODELS: dict[str, type[Classifier]] = {
     "c1c2c3c4o": C1C2C3C4O,
     "minutenet": MinuteNet,
@@ -311,6 +330,7 @@ MODELS: dict[str, type[Classifier]] = {
     "nanonet": NanoNet,
     "accuratenet": AccurateNet,
     "teachernet": TeacherNet,
+    "largeteachernet": LargeTeacherNet,
 }
 """By name: each is called with `num_classes`, `width`, a factor on its channels, and `channels` for other than RGB."""
 
