@@ -42,7 +42,7 @@ ARCHITECTURES = {
     "nanonet": Architecture(77_472, 151_872, 12_149_216, residual=(5, 7, 8)),
     "accuratenet": Architecture(179_328, 354_048, 25_657_824, residual=(5, 6, 8, 9)),
     "teachernet": Architecture(1_318_944, 2_634_816, 131_729_280, residual=(5, 7)),
-    "largeteachernet": Architecture(985_952, 1_971_616, 118_146_080, residual=(7,)),
+    "largeteachernet": Architecture(988_832, 1_976_800, 151_880_960, residual=(7,)),
 }
 AUGMENTATIONS = (
     "none",

@@ -161,7 +161,7 @@ class MirroredNet(Classifier):
     """A fixed whitening stem, blocks of mirrored convolutions, a pooled linear head.
 
     Its logits are the same for an image and its mirror image. The first block is a `MirroredBlock`, the last gives
-    `features` channels. Feature maps start with 16x16 pixels, or with 31x31 behind a stem of 2x2 patches.
+    `features` channels. Feature maps start with 16x16 pixels, or with 32x32 behind a stem of 3x3 patches.
     """
 
     def __init__(self, stem: WhiteningStem, *blocks: nn.Module, features: int, num_classes: int) -> None:
@@ -304,10 +304,10 @@ class TeacherNet(MirroredNet):
 
 
 class LargeTeacherNet(MirroredNet):
-    """A teacher that begins at 31x31 pixels, where it is more accurate at equal cost; after airbench94 (Jordan 2024)."""
+    """A teacher that begins at 32x32 pixels, where it is more accurate at equal cost; after airbench94 (Jordan 2024)."""
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3) -> None:
-        stem = whitening_stem(24, width, channels, patch=2)
+        stem = whitening_stem(32, width, channels, patch=3)
         narrow, wide = (scaled(count, width) for count in (64, 256))
         super().__init__(
             stem,
