@@ -340,6 +340,8 @@ def test_names_are_listed_and_limited():
     assert tinycifar.list_models(max_parameters=77_472) == ["nano", "micro"]
     assert tinycifar.list_models(max_macs=12_485_088) == ["nano", "micro", "minute"]
     assert tinycifar.list_models(max_macs=12_149_216) == ["nano", "micro"]
+    with pytest.raises(ValueError, match="max_parameters must be a number, not '5'"):
+        tinycifar.list_models(max_parameters="5")
 
 
 def test_pictures_are_explained_and_runs_compared_without_overwriting(result, tmp_path):

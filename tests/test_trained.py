@@ -98,7 +98,9 @@ def test_every_shipped_model_has_the_digest_size_and_score_that_its_json_says():
 
 
 def test_a_shipped_name_goes_before_a_folder_unless_it_is_written_as_a_path(weights, monkeypatch):
+    assert trained.load(Path("minute")).model_name == "minutenet"  # there is no such folder
     weights.parent.rename("minute")
+    assert trained.load(Path("minute")).model_name == "c1c2c3c4o"
     assert trained.load("minute").model_name == "minutenet"
     assert trained.load("./minute").model_name == "c1c2c3c4o"
 

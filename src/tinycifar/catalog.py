@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinycifar import atomic
+from tinycifar import atomic, typed
 
 WEIGHTS = Path(__file__).parent / "weights"
 LEAST_WIDTH, MOST_WIDTH = 0.1, 8.0
@@ -96,7 +96,10 @@ def list_models(*, max_parameters: int | None = None, max_macs: int | None = Non
     """The names of the shipped models, the most accurate first; `load` takes them.
 
     Only those with at most `max_parameters` parameters and `max_macs` multiply-accumulates per image, if given.
+    ValueError if these are no numbers.
     """
+    typed.number("max_parameters", max_parameters)
+    typed.number("max_macs", max_macs)
     return [
         name
         for name, about in shipped().items()

@@ -199,10 +199,10 @@ def load(source: str | Path, device: str = "auto") -> Trained:
     or, for a shipped model, has changed.
     """
     known = catalog.shipped()
-    if isinstance(source, str) and source in known:
-        shipped = _read(catalog.weights(source), source, source, device)
-        return replace(shipped, kept=tuple(known[source].get("kept", ())))
-    path = Path(source)
+    path, name = Path(source), str(source)
+    if name in known and (isinstance(source, str) or not path.exists()):
+        shipped = _read(catalog.weights(name), name, name, device)
+        return replace(shipped, kept=tuple(known[name].get("kept", ())))
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         run.check_not_several(path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 import operator
 import sys
 import types
@@ -37,6 +39,13 @@ def whole_number(name: str, value: Any, least: int, most: int = 2**63 - 1) -> in
         allowed = f"from {least} to {most}" if number > most else f"of at least {least}"
         raise ValueError(f"{name} must be a whole number {allowed}, not {value!r}")
     return number
+
+
+def number(name: str, value: Any) -> Any:
+    """The value of an argument that is None or a finite number; ValueError, naming the argument, for any other."""
+    if value is None or (isinstance(value, numbers.Real) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{name} must be a number, not {value!r}")
 
 
 def to_json(value: Any) -> Any:

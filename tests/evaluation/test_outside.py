@@ -58,9 +58,10 @@ def test_few_right_answers_give_no_thresholds():
     [
         ([], 0.95, None, "m has no thresholds, as it was trained without validation images, or with too few; give a"),
         ([1.0] * 50, 0.995, None, r"the share of right answers to keep lies between 0.5 and 0.99, not 0.995"),
-        ([1.0] * 50, float("nan"), None, "the share of right answers to keep lies between"),
+        ([1.0] * 50, float("nan"), None, "keep must be a number, not nan"),
         ([1.0] * 50, 0.95, 1.0, "`keep=` and `threshold=` exclude each other"),
-        ([], None, float("nan"), "a threshold must be a number, not nan"),
+        ([], None, float("nan"), "threshold must be a number, not nan"),
+        ([], "0.95", None, "keep must be a number, not '0.95'"),
     ],
 )
 def test_what_gives_no_threshold_is_refused(kept, keep, value, words):

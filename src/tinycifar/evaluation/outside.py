@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinycifar import typed
+
 KEEP_PERCENT = range(50, 100)  # of right answers, for which a threshold is stored
 LEAST_RIGHT = 100  # right answers from which thresholds are chosen
 Array = NDArray[Any]
@@ -36,7 +38,8 @@ def thresholds(logits: Array, labels: Array) -> list[float]:
 
 
 def check_share(keep: float) -> None:
-    """Raise ValueError for a share of right answers outside of 0.5 to 0.99."""
+    """Raise ValueError for a share of right answers outside of 0.5 to 0.99, or that is no number."""
+    typed.number("keep", keep)
     if not KEEP_PERCENT[0] / 100 <= keep <= KEEP_PERCENT[-1] / 100:
         raise ValueError(f"the share of right answers to keep lies between 0.5 and 0.99, not {keep:g}")
 
@@ -59,8 +62,7 @@ def chosen(kept: Sequence[float], keep: float | None, value: float | None, name:
     """The threshold that a user asked for, by a share to keep or as a value; None for neither. ValueError for both."""
     if keep is not None and value is not None:
         raise ValueError("`keep=` and `threshold=` exclude each other")
-    if value is not None and not np.isfinite(value):
-        raise ValueError(f"a threshold must be a number, not {value}")
+    typed.number("threshold", value)
     return value if keep is None else threshold(kept, keep, name)
 
 
