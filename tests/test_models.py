@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from conftest import float64
-from tinycifar import data, models, recipes
+from tinycifar import data, models
 from tinycifar.data.dataset import MEAN, STD
 from tinycifar.models import MODELS, build
 

@@ -304,7 +304,7 @@ class TeacherNet(MirroredNet):
 
 
 class LargeTeacherNet(MirroredNet):
-    """A teacher that begins at 32x32 pixels, where it is more accurate at equal cost; after airbench94 (Jordan 2024)."""
+    """A more accurate teacher, which begins at 32x32 pixels, as airbench94 does (Jordan 2024, arXiv:2404.00498)."""
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3) -> None:
         stem = whitening_stem(32, width, channels, patch=3)
