@@ -2,6 +2,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,11 +107,38 @@ def test_a_run_with_a_teacher_is_resumed_to_the_same_bits_also_from_within_an_ep
     whole = tmp_path / "whole"
     training.train(LEARNING, "sample", out=whole, limit=64, teachers=teachers, checkpoint_seconds=0)
     expected = faults.fingerprint(whole)
+    # What the teachers answered is no longer needed.
     assert sorted(path.stem for path in (whole / "checkpoints").glob("*.json")) == ["step-7", "step-8"]
     for path in (whole / "checkpoints").glob("step-8.*"):
         path.unlink()
     training.train(LEARNING, "sample", resume=whole, limit=64, teachers=teachers)
     assert faults.fingerprint(whole) == expected
+
+
+def test_a_resumed_run_asks_its_teachers_again_only_for_answers_that_are_missing_or_damaged(tmp_path, monkeypatch):
+    teacher, logits, asked = trained.load("minute"), inference.logits, 0
+
+    def ask(model: models.Classifier, images: torch.Tensor, **options: Any) -> torch.Tensor:
+        nonlocal asked
+        asked += model is teacher.model
+        return logits(model, images, **options)
+
+    def train(last_epoch: int, **where: Path) -> None:
+        training.train(LEARNING, "sample", limit=64, teachers=[teacher], stop_after_epoch=last_epoch, **where)
+
+    train(4, out=tmp_path / "whole")
+    monkeypatch.setattr(inference, "logits", ask)
+    train(1, out=tmp_path / "run")
+    train(2, resume=tmp_path / "run")
+    assert asked == 2
+    damaged, kept = (tmp_path / "run" / "checkpoints" / f"teacher-{view}.safetensors" for view in range(2))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    assert kept.exists()
+    train(4, resume=tmp_path / "run")
+    assert asked == 3
+    assert faults.fingerprint(tmp_path / "run") == faults.fingerprint(tmp_path / "whole")
+    assert not damaged.exists()
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize("view", [1, pytest.param(2, marks=pytest.mark.end_to_end)])

@@ -2,7 +2,8 @@
 
 A checkpoint is two files in a run's `checkpoints/`: `step-N.safetensors`, all tensors with all else as JSON in its
 metadata, and its manifest `step-N.json`, which holds the size and SHA-256 of the former and is written last. What has
-no manifest was not finished; what does not fit its manifest is damaged. Nothing is pickled or unpickled.
+no manifest was not finished; what does not fit its manifest is damaged. Nothing is pickled or unpickled. Until the run
+is finished the logits of its teachers lie beside them, in `teacher-N.safetensors`, with manifests too.
 """
 
 from __future__ import annotations
@@ -192,18 +193,44 @@ def save(
     """
     folder = directory / FOLDER
     path = folder / f"step-{state.step}.safetensors"
-    tensors, about = capture(model, optimizers, state, device, rank_states)
+    _write(path, *capture(model, optimizers, state, device, rank_states))
+    for old in _files(folder)[:-KEPT]:
+        _remove(old)
+    return path
+
+
+def save_view(directory: Path, view: int, logits: Tensor) -> None:
+    """Write the logits that the teachers of a run gave for a view of its images, so that a resume has them."""
+    _write(directory / FOLDER / f"teacher-{view}.safetensors", {"logits": logits}, {})
+
+
+def read_view(directory: Path, view: int) -> Tensor | None:
+    """The logits that `save_view` wrote; None if there are none, or damaged ones."""
+    try:
+        return read(directory / FOLDER / f"teacher-{view}.safetensors").tensors["logits"]
+    except (FileNotFoundError, KeyError, ValueError):
+        return None
+
+
+def remove_views(directory: Path) -> None:
+    """Remove what `save_view` wrote."""
+    for path in (directory / FOLDER).glob("teacher-*.safetensors"):
+        _remove(path)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     # Sums over a tensor round differently in another memory layout, so the layout is part of the state.
     strides = {name: list(tensor.stride()) for name, tensor in tensors.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = to_safetensors(stored, metadata={"tinycifar": json.dumps({"about": about, "strides": strides})})
-    folder.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     atomic.write_bytes(path, content)
     atomic.write_bytes(path.with_suffix(".json"), _manifest(path.name, content))
-    for old in _files(folder)[:-KEPT]:
-        old.with_suffix(".json").unlink(missing_ok=True)  # first: a file without its manifest counts for nothing
-        old.unlink(missing_ok=True)
-    return path
+
+
+def _remove(path: Path) -> None:
+    path.with_suffix(".json").unlink(missing_ok=True)  # first: a file without its manifest counts for nothing
+    path.unlink(missing_ok=True)
 
 
 def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:

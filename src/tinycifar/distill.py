@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tinycifar import catalog, inference, recipes, run, signals, trained
+from tinycifar import catalog, checkpoint, inference, recipes, run, signals, trained
 from tinycifar.augment import Augmentation, Parameters
 from tinycifar.data import Dataset
 from tinycifar.environment import UsedModel
+from tinycifar.job import Job
 from tinycifar.recipes import Recipe
 from tinycifar.trained import Trained
 from tinycifar.words import counted
@@ -105,24 +106,28 @@ class Views:
     """The teachers' logits for the views of the training images, each computed when an epoch first needs it.
 
     A view is one augmentation of all images; epoch after epoch takes the next of `recipe.teacher_views`, then the first
-    again. After a resume they are computed anew, to the same bits.
+    again. They are kept with the checkpoints, so that a resume does not ask the teachers again.
     """
 
-    def __init__(
-        self, recipe: Recipe, teachers: Sequence[Trained], augmentation: Augmentation, images: Tensor, precision: str
-    ) -> None:
-        self._teachers, self._augmentation, self._images, self._precision = teachers, augmentation, images, precision
-        self._count = recipe.teacher_views
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._logits: dict[int, Tensor] = {}
 
-    def targets(self, epoch: int, parameters: Parameters, stop: signals.StopSignal) -> Tensor | None:
+    def targets(self, epoch: int, parameters: Parameters) -> Tensor | None:
         """The logits (N, num_classes) of an epoch's view, augmented by `parameters`; None after a signal."""
-        view = epoch % self._count
+        job, view = self._job, epoch % self._job.recipe.teacher_views
         if view not in self._logits:
-            logits = teacher_logits(self._teachers, self._images, self._augmentation, parameters, self._precision, stop)
+            logits = checkpoint.read_view(job.directory, view)
             if logits is None:
-                return None
-            self._logits[view] = logits
+                logits = teacher_logits(
+                    job.options.teachers, job.images, job.augmentation, parameters, job.precision, job.stop
+                )
+                if logits is None:
+                    return None
+                if job.ranks.first:
+                    with checkpoint.saving(job.state.step):
+                        checkpoint.save_view(job.directory, view, logits)
+            self._logits[view] = logits.to(job.device)
         return self._logits[view]
 
 

@@ -130,6 +130,8 @@ class Recorder:
             with checkpoint.saving(state.step):
                 evaluation.save(self._job.directory)
                 self._save_weights(scores.temperature, scores.kept or ())
+                if state.epoch == self._job.recipe.epochs or self.out_of_patience():
+                    checkpoint.remove_views(self._job.directory)
         scores, stopped_by = ranks.exchange(scores)[0], ranks.signal(self._job.stop)
         for task in self._tasks:
             self._job.display.remove_task(task)

@@ -90,7 +90,7 @@ def train(
         images, labels, to = job.images, job.labels, job.device
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         class_weights = job.class_weights
-        views = distill.Views(recipe, teachers, augmentation, images, job.precision)
+        views = distill.Views(job)
         recorder = recording.Recorder(job)
 
         while state.epoch < job.last_epoch and not recorder.out_of_patience():
@@ -100,7 +100,7 @@ def train(
             targets = None
             if teachers:
                 recorder.show_epoch(f"Teacher, epoch {epoch + 1}/{recipe.epochs}")
-                targets = views.targets(epoch, parameters, job.stop)
+                targets = views.targets(epoch, parameters)
                 if ranks.signal(job.stop):
                     recorder.save_within_epoch()
                     break
