@@ -283,7 +283,7 @@ def export(
     for file in c_source.paths(path, loaded.name) if format == "c" else [] if format == "web" else [path]:
         atomic.check_new(file, overwrite)
     if data is not None and not isinstance(data, Dataset):
-        data = loading.load(data, image_size=loaded.image_size, fit=loaded.fit, channels=loaded.channels)
+        data = loading.load(data, **vars(loaded.form))
     if format == "onnx":
         return onnx_file.to_onnx(loaded, path, data)
     if format == "onnx-int8":

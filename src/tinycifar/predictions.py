@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from tinycifar.catalog import Form
 from tinycifar.data import pictures
 from tinycifar.evaluation import outside
 
@@ -69,13 +70,11 @@ def _arrays(values: Array, channels_first: bool) -> list[Array]:
 def predict(
     given: Sequence[Any],
     classes: tuple[str, ...],
-    image_size: int,
+    form: Form,
     logits: Callable[[Array], Array],
     top: int = 3,
     *,
     temperature: float | None = None,
-    fit: str = "crop",
-    channels: int = 3,
     threshold: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The `top` most probable classes of each picture of a list made by `listed`, one after another, as dicts.
@@ -83,7 +82,7 @@ def predict(
     `file` is a picture's path, None in memory. `classes` has dicts with `class` and `probability`; for an unreadable
     picture there is the reason as `problem` instead. With a `threshold` there are also `score`, of
     `evaluation.outside`, and `none_of_these`, whether it lies below. `logits` gives those of images (N, channels, S,
-    S), uint8 or float32 in [0, 1], as (N, C). `temperature`, `fit` and `channels` are the model's.
+    S), uint8 or float32 in [0, 1], as (N, C). `form` and `temperature` are the model's.
     """
     top = min(top, len(classes))
     for start in range(0, len(given), BATCH):
@@ -92,7 +91,7 @@ def predict(
         for picture in given[start : start + BATCH]:
             file = str(picture) if isinstance(picture, (str, Path)) else None
             try:
-                images.append(_pixels(picture, image_size, fit, channels))
+                images.append(_pixels(picture, form))
                 entries.append({"file": file, "classes": []})
             except (ValueError, OSError) as error:
                 entries.append({"file": file, "problem": str(error)})
@@ -116,8 +115,9 @@ def softmax(logits: Array) -> Array:
     return result
 
 
-def _pixels(picture: Any, size: int, fit: str, channels: int) -> Array:
+def _pixels(picture: Any, form: Form) -> Array:
     """What a model sees of a picture: (channels, size, size), uint8 in 0..255 or float32 in [0, 1]."""
+    size, fit, channels = form.image_size, form.fit, form.channels
     if isinstance(picture, (str, Path)):
         return pictures.to_array(pictures.read(picture, fit), size, fit, channels)
     if isinstance(picture, bytes):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from tinycifar import catalog
-from tinycifar.catalog import LEAST_WIDTH, MOST_WIDTH
+from tinycifar.catalog import FITS, LEAST_WIDTH, MOST_WIDTH, Form
 
 if TYPE_CHECKING:
     from tinycifar.models import Classifier
@@ -90,7 +90,7 @@ class Recipe:
         "crop",
         "What becomes of a picture that is not square: crop keeps its central square, pad adds grey, squash "
         "resizes both sides to `image_size`.",
-        choices=("crop", "pad", "squash"),
+        choices=FITS,
     )
     channels: int = _setting(
         3,
@@ -214,8 +214,7 @@ class Recipe:
         check_name(self.name)
         if self.teacher and not re.fullmatch(NAME, self.teacher):
             raise ValueError(f"teacher takes a recipe's name, or nothing, not {self.teacher!r}")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 (grey) or 3 (red, green and blue), not {self.channels}")
+        catalog.check_channels(self.channels)
         _check_names(self)
         for name, info in INFO.items():
             value = getattr(self, name)
@@ -229,6 +228,11 @@ class Recipe:
                 raise ValueError(f"{name} must lie between {info.low:g} and {high:g}, not {shown}")
         if self.nesterov and not (self.base_momentum and self.max_momentum):
             raise ValueError("nesterov needs base_momentum and max_momentum above 0")
+
+    @property
+    def form(self) -> Form:
+        """What its model's images are."""
+        return Form(self.image_size, self.fit, self.channels)
 
     def build(self, num_classes: int = 10) -> Classifier:
         """Build the recipe's model, with weights drawn from torch's global generator."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from tinycifar import data
+from tinycifar import catalog, data
 from tinycifar.data import pictures
 
 
@@ -304,7 +304,7 @@ def test_a_wide_picture_is_cropped_padded_or_squashed():
         decode(encoded(Image.fromarray(picture[:, :1]), "PNG"), "pad", 9)[:, 4, [0, 4]].T, [[128] * 3, [255, 0, 0]]
     )
     with pytest.raises(ValueError, match="unknown fit 'bend'; allowed are: crop, pad, squash"):
-        pictures.check_fit("bend")
+        catalog.check_fit("bend")
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])

@@ -138,7 +138,7 @@ def in_the_example(onnx: Path, picture: Path) -> Array:
 def in_python(model: trained.Trained, picture: Path) -> Any:
     """The pixels, uint8 (C, S, S), that `predict` gives to a model."""
     classify = mock.Mock(side_effect=lambda images: np.full((len(images), 10), 0.1))
-    list(predictions.predict([picture], model.classes, 32, classify, fit=model.fit, channels=model.channels))
+    list(predictions.predict([picture], model.classes, model.form, classify))
     return classify.call_args.args[0][0]
 
 

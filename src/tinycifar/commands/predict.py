@@ -103,11 +103,9 @@ def _predictions(
         results = predictions.predict(
             files,
             quick.classes,
-            quick.image_size,
+            quick.form,
             quick.logits,
             temperature=quick.temperature,
-            fit=quick.fit,
-            channels=quick.channels,
             threshold=limit,
         )
         return _Answers(quick.classes, quick.temperature, limit, results)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from tinycifar.catalog import check_fit
 from tinycifar.data import colours
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 WEB = ("PNG", "JPEG", "WEBP")  # what a service decodes for strangers
-FITS = ("crop", "pad", "squash")
-CHANNELS = (1, 3)  # grey, or red, green and blue
 PADDING = (128, 128, 128)
 # What is larger is refused before it is decoded: within these limits, decoding takes less than 300 MB.
 MOST_BYTES = 50_000_000
@@ -112,12 +111,6 @@ def _inside(folder: Path) -> Iterator[Path]:
         for name in names:
             if not name.startswith(".") and is_picture(Path(root, name)):
                 yield Path(root, name)
-
-
-def check_fit(fit: str) -> None:
-    """Raise ValueError for a `fit` that is none of `FITS`."""
-    if fit not in FITS:
-        raise ValueError(f"unknown fit {fit!r}; allowed are: {', '.join(FITS)}")
 
 
 def read(path: str | Path, fit: str = "crop") -> Image.Image:
