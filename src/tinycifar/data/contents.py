@@ -275,17 +275,16 @@ def _hashes(contents: Contents, display: Progress | None) -> list[str]:
     """The SHA-256 of each image, hexadecimal; "" for what cannot be read, which is named when it is to be decoded."""
     hashes = [""] * len(contents.names)
 
-    def attempt(row: int) -> tuple[Pixels | None, str]:
+    def attempt(row: int) -> tuple[str, str]:
         try:
-            return np.frombuffer(hashlib.sha256(contents.read(row)).digest(), np.uint8), ""
+            return hashlib.sha256(contents.read(row)).hexdigest(), ""
         except (OSError, ValueError):
-            return None, ""
+            return "", ""
 
-    def store(row: int, digest: Pixels | None, _: str) -> None:
-        hashes[row] = "" if digest is None else digest.tobytes().hex()
+    def store(row: int, digest: str, _: str) -> None:
+        hashes[row] = digest
 
-    shape = (hashlib.sha256().digest_size,)
-    decoded.collect(attempt, len(hashes), shape, store, "Reading pictures", display, contents.by_path)
+    workers.run(attempt, len(hashes), store, "Reading pictures", display, contents.by_path)
     return hashes
 
 
