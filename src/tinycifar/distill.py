@@ -115,39 +115,25 @@ class Views:
         self._count = recipe.teacher_views
         self._logits: dict[int, Tensor] = {}
 
+    @torch.no_grad()
     def targets(self, epoch: int, parameters: Parameters, stop: signals.StopSignal) -> Tensor | None:
-        """The logits (N, num_classes) of an epoch's view, augmented by `parameters`; None after a signal."""
-        view = epoch % self._count
+        """The mean of the teachers' logits (N, num_classes) for an epoch's view, augmented by `parameters`.
+
+        Batches are always the same, so that the logits have the same bits after a resume. None after a signal.
+        """
+        view, device = epoch % self._count, self._images.device
         if view not in self._logits:
-            logits = teacher_logits(self._teachers, self._images, self._augmentation, parameters, self._precision, stop)
-            if logits is None:
-                return None
-            self._logits[view] = logits
+            parts = []
+            for rows in torch.split(torch.arange(len(self._images)), 500):
+                if stop.received:
+                    return None
+                drawn = {name: values[rows].to(device) for name, values in parameters.items()}
+                augmented = self._augmentation.apply(self._images[rows.to(device)], drawn)
+                with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+                    logits = [inference.logits(teacher.model, augmented) for teacher in self._teachers]
+                    parts.append(torch.stack(logits).mean(0))
+            self._logits[view] = torch.cat(parts).to(device)
         return self._logits[view]
-
-
-@torch.no_grad()
-def teacher_logits(
-    teachers: Sequence[Trained],
-    images: Tensor,
-    augmentation: Augmentation,
-    parameters: Parameters,
-    precision: str,
-    stop: signals.StopSignal,
-) -> Tensor | None:
-    """The mean of the teachers' logits (N, num_classes) for images (N, C, H, W), uint8, augmented by `parameters`.
-
-    Batches are always the same, so that the logits have the same bits after a resume. None after a signal.
-    """
-    parts = []
-    for rows in torch.split(torch.arange(len(images)), 500):
-        if stop.received:
-            return None
-        drawn = {name: values[rows].to(images.device) for name, values in parameters.items()}
-        augmented = augmentation.apply(images[rows.to(images.device)], drawn)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            parts.append(torch.stack([inference.logits(teacher.model, augmented) for teacher in teachers]).mean(0))
-    return torch.cat(parts).to(images.device)
 
 
 def losses(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
