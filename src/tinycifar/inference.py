@@ -299,12 +299,8 @@ def predict(
     trained: Trained, given: Sequence[Any], top: int = 3, threshold: float | None = None
 ) -> Iterator[dict[str, Any]]:
     """The `top` most probable classes of each picture, at the model's temperature; see `predictions.predict`."""
-    return predictions.predict(
-        given,
-        trained.classes,
-        trained.form,
-        lambda images: logits(trained.model, torch.from_numpy(images)).numpy(),
-        top,
-        temperature=trained.temperature,
-        threshold=threshold,
-    )
+
+    def computed(images: predictions.Array) -> predictions.Array:
+        return logits(trained.model, torch.from_numpy(images)).numpy()
+
+    return predictions.predict(trained, given, computed, top, threshold)
