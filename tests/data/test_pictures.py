@@ -1,16 +1,15 @@
 import contextlib
-import io
 import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
+from conftest import encoded
 from tinycifar import catalog, data
 from tinycifar.data import pictures
 
@@ -30,12 +29,6 @@ def png(
 
 def decode(content: bytes, fit: str = "crop", size: int = 32) -> np.ndarray:
     return pictures.decode(content, contextlib.nullcontext, size, fit)
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    content = io.BytesIO()
-    image.save(content, kind, **options)
-    return content.getvalue()
 
 
 def read(path: Path) -> torch.Tensor:
