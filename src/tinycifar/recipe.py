@@ -231,7 +231,7 @@ class Recipe:
 
     @property
     def form(self) -> Form:
-        """What its model's images are."""
+        """Side, `fit` and channels of its model's images."""
         return Form(self.image_size, self.fit, self.channels)
 
     def build(self, num_classes: int = 10) -> Classifier:
