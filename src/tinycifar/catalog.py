@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tinycifar import atomic
+from tinycifar.typed import check_choice
 
 WEIGHTS = Path(__file__).parent / "weights"
 LEAST_WIDTH, MOST_WIDTH = 0.1, 8.0
@@ -34,7 +35,7 @@ class Form:
     def __post_init__(self) -> None:
         if not hasattr(self.image_size, "__index__") or self.image_size < 1:  # NumPy's integers are no `int`
             raise ValueError(f"image_size must be a number of pixels, 1 or more, not {self.image_size!r}")
-        check_fit(self.fit)
+        check_choice("fit", self.fit, FITS)
         check_channels(self.channels)
 
 
@@ -86,12 +87,6 @@ FOLDERS = ("c", "web")
 """Export formats that are a folder."""
 INT8_VARIANTS = ("u8s7", "u8u8", "s8s8")
 """Types of activations and weights in int8 ONNX files."""
-
-
-def check_fit(fit: str) -> None:
-    """Raise ValueError for a `fit` that is none of `FITS`."""
-    if fit not in FITS:
-        raise ValueError(f"unknown fit {fit!r}; allowed are: {', '.join(FITS)}")
 
 
 def check_channels(channels: int) -> None:

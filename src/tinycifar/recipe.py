@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from tinycifar import catalog
 from tinycifar.catalog import FITS, LEAST_WIDTH, MOST_WIDTH, Form
+from tinycifar.typed import check_choice
 
 if TYPE_CHECKING:
     from tinycifar.models import Classifier
@@ -266,9 +267,3 @@ def check_name(name: object) -> None:
     """Raise ValueError unless `name` can name a folder, and a recipe in a TOML file."""
     if not (isinstance(name, str) and re.fullmatch(NAME, name)):
         raise ValueError(f"name takes letters, digits, -, _ and ., at most 100 of them, not {name!r}")
-
-
-def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
-    """Raise ValueError, listing the choices, unless `value` is one of them."""
-    if value not in choices:
-        raise ValueError(f"unknown {field} {value!r}; allowed are: {', '.join(choices)}")

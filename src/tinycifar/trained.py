@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import nn
 
 from tinycifar import atomic, catalog, data, machine, models, run, typed
-from tinycifar.catalog import CHANNELS, Form, check_fit
+from tinycifar.catalog import CHANNELS, FITS, Form
 from tinycifar.data import Dataset
 from tinycifar.data.dataset import Digests
 from tinycifar.evaluation import outside
@@ -64,7 +64,7 @@ class About:
 
     def check(self) -> None:
         """Raise ValueError for values that no training writes."""
-        check_fit(self.fit)
+        typed.check_choice("fit", self.fit, FITS)
         if self.channels not in CHANNELS:
             raise ValueError("channels that are none")
         if not (

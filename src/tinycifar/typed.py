@@ -7,7 +7,7 @@ import operator
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +37,12 @@ def whole_number(name: str, value: Any, least: int, most: int = 2**63 - 1) -> in
         allowed = f"from {least} to {most}" if number > most else f"of at least {least}"
         raise ValueError(f"{name} must be a whole number {allowed}, not {value!r}")
     return number
+
+
+def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError, listing the choices, unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"unknown {field} {value!r}; allowed are: {', '.join(choices)}")
 
 
 def to_json(value: Any) -> Any:
