@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import tinycifar
+from conftest import encoded
 from tinycifar import data, inference, models, predictions, recipes, summary, trained, training
 from tinycifar.data import pictures
 from tinycifar.data.dataset import to_grey
@@ -132,11 +133,11 @@ def test_grey_images_are_corrupted_as_pictures_are(name):
 
 def forms(image: np.ndarray[Any, Any], folder: Path) -> list[Any]:
     """A picture (H, W, 3) in all forms that `predict` takes."""
-    picture, content = Image.fromarray(image), io.BytesIO()
-    picture.save(content, "PNG")
-    (folder / "a.png").write_bytes(content.getvalue())
+    picture = Image.fromarray(image)
+    content = encoded(picture)
+    (folder / "a.png").write_bytes(content)
     tensor = torch.from_numpy(image).permute(2, 0, 1)
-    return [folder / "a.png", content.getvalue(), picture, image, tensor, tensor.numpy(), image / 255]
+    return [folder / "a.png", content, picture, image, tensor, tensor.numpy(), image / 255]
 
 
 def test_pictures_in_every_form_are_seen_in_grey(grey_run, tmp_path, tinycifar):

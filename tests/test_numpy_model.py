@@ -31,7 +31,7 @@ def test_every_mirrored_architecture_gives_the_same_logits_in_numpy(name, channe
     model(images / 255)  # running statistics
     tensors = {key: value.numpy() for key, value in model.state_dict().items()}
     residual = catalog.ARCHITECTURES[name].residual
-    quick = numpy_model.NumpyModel(tensors, residual, ("a", "b", "c"), 24, None, channels=channels)
+    quick = numpy_model.NumpyModel(tensors, residual, ("a", "b", "c"), catalog.Form(24, channels=channels), None)
     expected = inference.logits(model, images)
     assert expected.std() > 0.01
     torch.testing.assert_close(torch.from_numpy(quick.logits(images.numpy())), expected, atol=1e-3, rtol=1e-3)

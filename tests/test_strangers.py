@@ -1,6 +1,5 @@
 """Files that someone else made, or that something damaged: read, or refused in one line; never a crash, never slow."""
 
-import io
 import json
 import os
 import random
@@ -21,6 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from conftest import encoded
 from data.test_pictures import png
 from tinycifar import data, run, trained, training
 from tinycifar.data import pictures
@@ -49,12 +49,10 @@ def originals() -> dict[str, bytes]:
         "lossless.webp": (colour.convert("RGBA"), {"lossless": True}),
         "frames.webp": (frames[0], {"save_all": True, "append_images": frames[1:]}),
     }
-    found = {}
-    for name, (image, options) in kinds.items():
-        content = io.BytesIO()
-        image.save(content, {"jpg": "JPEG"}.get(name[-3:], name.rpartition(".")[2].upper()), **options)
-        found[name] = content.getvalue()
-    return found
+    return {
+        name: encoded(image, {"jpg": "JPEG"}.get(name[-3:], name.rpartition(".")[2].upper()), **options)
+        for name, (image, options) in kinds.items()
+    }
 
 
 def turned() -> Image.Exif:
@@ -160,9 +158,7 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         return png(8, 6, bytes(4 * width), *chunks, size=(width, height), rows=rows)
 
     def jpeg(mode: str, size: tuple[int, int], **options: Any) -> bytes:
-        content = io.BytesIO()
-        Image.new(mode, size).save(content, "JPEG", **options)
-        return content.getvalue()
+        return encoded(Image.new(mode, size), "JPEG", **options)
 
     def many_scans(count: int) -> bytes:
         """A grey progressive JPEG whose last scan comes again and again."""
@@ -190,19 +186,13 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         return head + tables + b"".join(scans) + content[-2:]
 
     def phone() -> bytes:
-        content = io.BytesIO()
-        Image.new("RGB", (400, 300)).save(content, "MPO", save_all=True, append_images=[Image.new("RGB", (40, 30))])
-        return content.getvalue()
+        return encoded(Image.new("RGB", (400, 300)), "MPO", save_all=True, append_images=[Image.new("RGB", (40, 30))])
 
     def turned_png() -> bytes:
-        content = io.BytesIO()
-        Image.new("RGBA", (4096, 4096)).save(content, "PNG", exif=turned(), compress_level=1)
-        return content.getvalue()
+        return encoded(Image.new("RGBA", (4096, 4096)), exif=turned(), compress_level=1)
 
     def webp() -> bytes:
-        content = io.BytesIO()
-        Image.new("RGBA", (2828, 2828)).save(content, "WEBP", lossless=True, quality=0, method=0)
-        return content.getvalue()
+        return encoded(Image.new("RGBA", (2828, 2828)), "WEBP", lossless=True, quality=0, method=0)
 
     return {
         "claims.png": lambda: empty_png(60_000, 60_000, 1),

@@ -14,6 +14,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -147,11 +148,11 @@ class NoAugmentation:
         return images / 255
 
 
+@dataclass(frozen=True)
 class Translation:
     """Shifts by up to `most` whole pixels either way in x and y, the border reflected."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    most: int
 
     def draw(self, count: int, generator: torch.Generator) -> Parameters:
         """`shift` (N, 2), int64, in y and x, each uniform from -most to most."""
@@ -166,6 +167,7 @@ class Translation:
         return windows[torch.arange(count, device=images.device), :, top, left]
 
 
+@dataclass(frozen=True)
 class TranslationWithHole(Translation):
     """A translation, then one hole of `side` pixels in the colour `fill`, a value of 0-255 for each channel.
 
@@ -173,11 +175,9 @@ class TranslationWithHole(Translation):
     in Cutout (DeVries & Taylor 2017, arXiv:1708.04552).
     """
 
-    def __init__(self, most: int, side: int, fill: tuple[int, ...], image_size: int = IMAGE_SIZE) -> None:
-        super().__init__(most)
-        self.side = side
-        self.fill = fill
-        self.image_size = image_size
+    side: int
+    fill: tuple[int, ...]
+    image_size: int = IMAGE_SIZE
 
     def draw(self, count: int, generator: torch.Generator) -> Parameters:
         """`shift` (N, 2) as in a translation, and `holes` (N, 1, 4) for `fill_holes`."""
@@ -191,23 +191,17 @@ class TranslationWithHole(Translation):
         return fill_holes(super().apply(images, parameters), parameters["holes"], fill)
 
 
+@dataclass(frozen=True)
 class ReferenceAugmentation:
     """The reference's pipeline as tensor operations on any device.
 
     `most_holes` and `hole_size_range` (pixels) are those of `draw_holes`; `fill` has a value of 0-255 by channel.
     """
 
-    def __init__(
-        self,
-        most_holes: int,
-        hole_size_range: tuple[float, float],
-        fill: tuple[int, ...],
-        image_size: int = IMAGE_SIZE,
-    ) -> None:
-        self.most_holes = most_holes
-        self.hole_size_range = hole_size_range
-        self.fill = fill
-        self.image_size = image_size
+    most_holes: int
+    hole_size_range: tuple[float, float]
+    fill: tuple[int, ...]
+    image_size: int = IMAGE_SIZE
 
     def draw(self, count: int, generator: torch.Generator) -> Parameters:
         """`flipped` (N,), `matrices` (N, 2, 3) and `holes` (N, K, 4) for `flip`, `affine` and `fill_holes`."""

@@ -16,6 +16,26 @@ from tinycifar import atomic, typed
 WEIGHTS = Path(__file__).parent / "weights"
 LEAST_WIDTH, MOST_WIDTH = 0.1, 8.0
 MOST_PIXELS = 64  # a side: larger images take more than a laptop's minutes
+FITS = ("crop", "pad", "squash")
+CHANNELS = (1, 3)  # grey, or red, green and blue
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a model's images are: their side in pixels, how other pictures become square, and 1 or 3 channels.
+
+    Raises ValueError for values that no recipe has.
+    """
+
+    image_size: int = 32
+    fit: str = "crop"
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.image_size, "__index__") or self.image_size < 1:  # NumPy's integers are no `int`
+            raise ValueError(f"image_size must be a number of pixels, 1 or more, not {self.image_size!r}")
+        typed.check_choice("fit", self.fit, FITS)
+        check_channels(self.channels)
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,12 @@ FOLDERS = ("c", "web")
 """Export formats that are a folder."""
 INT8_VARIANTS = ("u8s7", "u8u8", "s8s8")
 """Types of activations and weights in int8 ONNX files."""
+
+
+def check_channels(channels: int) -> None:
+    """Raise ValueError for a number of channels that is none of `CHANNELS`."""
+    if channels not in CHANNELS:
+        raise ValueError(f"channels must be 1 (grey) or 3 (red, green and blue), not {channels}")
 
 
 def check_image_size(model: str, sizes: range, image_size: int) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tinycifar import catalog, checkpoint, inference, recipes, run, signals, trained
-from tinycifar.augment import Augmentation, Parameters
+from tinycifar import catalog, checkpoint, inference, recipes, run, trained
+from tinycifar.augment import Parameters
 from tinycifar.data import Dataset
 from tinycifar.environment import UsedModel
 from tinycifar.job import Job
@@ -119,9 +119,7 @@ class Views:
         if view not in self._logits:
             logits = checkpoint.read_view(job.directory, view)
             if logits is None:
-                logits = teacher_logits(
-                    job.options.teachers, job.images, job.augmentation, parameters, job.precision, job.stop
-                )
+                logits = self._ask(parameters)
                 if logits is None:
                     return None
                 if job.ranks.first:
@@ -130,29 +128,19 @@ class Views:
             self._logits[view] = logits.to(job.device)
         return self._logits[view]
 
-
-@torch.no_grad()
-def teacher_logits(
-    teachers: Sequence[Trained],
-    images: Tensor,
-    augmentation: Augmentation,
-    parameters: Parameters,
-    precision: str,
-    stop: signals.StopSignal,
-) -> Tensor | None:
-    """The mean of the teachers' logits (N, num_classes) for images (N, C, H, W), uint8, augmented by `parameters`.
-
-    Batches are always the same, so that the logits have the same bits after a resume. None after a signal.
-    """
-    parts = []
-    for rows in torch.split(torch.arange(len(images)), 500):
-        if stop.received:
-            return None
-        drawn = {name: values[rows].to(images.device) for name, values in parameters.items()}
-        augmented = augmentation.apply(images[rows.to(images.device)], drawn)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            parts.append(torch.stack([inference.logits(teacher.model, augmented) for teacher in teachers]).mean(0))
-    return torch.cat(parts).to(images.device)
+    @torch.no_grad()
+    def _ask(self, parameters: Parameters) -> Tensor | None:
+        """The mean of the teachers' logits for all images; batches are always the same. None after a signal."""
+        job, parts = self._job, []
+        for rows in torch.split(torch.arange(len(job.images)), 500):
+            if job.stop.received:
+                return None
+            drawn = {name: values[rows].to(job.device) for name, values in parameters.items()}
+            augmented = job.augmentation.apply(job.images[rows.to(job.device)], drawn)
+            with torch.autocast(job.device.type, torch.bfloat16, enabled=job.precision == "bfloat16"):
+                logits = [inference.logits(teacher.model, augmented) for teacher in job.options.teachers]
+                parts.append(torch.stack(logits).mean(0))
+        return torch.cat(parts)
 
 
 def losses(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:

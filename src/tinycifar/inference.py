@@ -248,9 +248,7 @@ def evaluate_model(
             outside.check_share(keep)
         if threshold is not None or evaluation_split(dataset, test=test)[0] != "validation":
             limit = outside.chosen(trained.kept, keep, threshold, trained.name)
-        strangers = data.load_pictures(
-            others, image_size=trained.image_size, fit=trained.fit, channels=trained.channels, display=display
-        )
+        strangers = data.load_pictures(others, **vars(trained.form), display=display)
     evaluation = evaluate(trained.model, dataset, trained.temperature, test=test)
     scores = replace(evaluation.scores, seen=_seen(trained, dataset, evaluation.scores.split))
     if strangers is not None:
@@ -280,15 +278,14 @@ def _load_to_score(trained: Trained, source: str | Path, display: Progress | Non
 
     It may lack training images and some of the model's classes.
     """
-    size, fit, channels = trained.image_size, trained.fit, trained.channels
     own = None if str(source) in data.NAMES else data.examine(source)
     if own is None or ({"train", "test"} <= own.splits.keys() and own.classes == trained.classes):
-        return data.load(source, image_size=size, fit=fit, channels=channels, display=display)
-    scored = data.load_to_score(source, trained.classes, image_size=size, fit=fit, channels=channels, display=display)
+        return data.load(source, **vars(trained.form), display=display)
+    scored = data.load_to_score(source, trained.classes, **vars(trained.form), display=display)
     seen = trained.seen()
     may_be_its_own = "train" in own.splits and own.classes == trained.classes
     if may_be_its_own and (seen is None or count_seen(seen, scored.digests("test"))):
-        return data.load(source, image_size=size, fit=fit, channels=channels, display=display)
+        return data.load(source, **vars(trained.form), display=display)
     return scored
 
 
@@ -302,14 +299,8 @@ def predict(
     trained: Trained, given: Sequence[Any], top: int = 3, threshold: float | None = None
 ) -> Iterator[dict[str, Any]]:
     """The `top` most probable classes of each picture, at the model's temperature; see `predictions.predict`."""
-    return predictions.predict(
-        given,
-        trained.classes,
-        trained.image_size,
-        lambda images: logits(trained.model, torch.from_numpy(images)).numpy(),
-        top,
-        temperature=trained.temperature,
-        fit=trained.fit,
-        channels=trained.channels,
-        threshold=threshold,
-    )
+
+    def computed(images: predictions.Array) -> predictions.Array:
+        return logits(trained.model, torch.from_numpy(images)).numpy()
+
+    return predictions.predict(trained, given, computed, top, threshold)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +26,28 @@ from tinycifar.trained import Trained
 from tinycifar.typed import whole_number
 
 
-@dataclass(frozen=True)
-class Options:
-    """The arguments of `training.train` other than recipe, data and display."""
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The arguments that a training takes as they are given; `training.train` says what they mean."""
 
     out: Path | None = None
     resume: Path | None = None
-    teachers: tuple[Trained, ...] = ()
-    init: Trained | None = None
-    seed: int = 0
     device: str = "auto"
     max_parameters: int | None = None
     limit: int | None = None
     stop_after_epoch: int | None = None
     checkpoint_seconds: float = 60.0
+    evaluate: bool = True
     tensorboard: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Arguments):
+    """All arguments of `training.train` other than recipe, data and display."""
+
+    teachers: Sequence[Trained] = ()
+    init: Trained | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("seed", 0), ("max_parameters", 1), ("limit", 1)):

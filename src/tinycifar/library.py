@@ -96,8 +96,7 @@ def train(
     if teacher == "":  # the recipe field has the name of the argument
         teacher, settings = None, {"teacher": "", **settings}
     for name in settings:
-        if name not in recipes.SETTABLE:
-            raise ValueError(f"unknown recipe field {name!r}; allowed are: {', '.join(recipes.SETTABLE)}")
+        typed.check_choice("recipe field", name, recipes.SETTABLE)
     seeds, parallel = typed.whole_number("seeds", seeds, 1), typed.whole_number("jobs", jobs, 1)
     if parallel != 1 and seeds is None:
         raise ValueError("jobs is the number of seeds to train in parallel: give seeds too")
@@ -261,8 +260,7 @@ def export(
     whose name does not end as the format's do, and for an output that exists already, unless `overwrite` is set;
     ParityError, writing nothing, if the results differ.
     """
-    if format not in catalog.FORMATS:
-        raise ValueError(f"unknown format {format!r}; allowed are: {', '.join(catalog.FORMATS)}")
+    typed.check_choice("format", format, catalog.FORMATS)
     if int8 is not None and format != "onnx-int8":
         raise ValueError("`int8=` is for the format onnx-int8")
     loaded = trained.load(_source(model), "cpu")
@@ -283,7 +281,7 @@ def export(
     for file in c_source.paths(path, loaded.name) if format == "c" else [] if format == "web" else [path]:
         atomic.check_new(file, overwrite)
     if data is not None and not isinstance(data, Dataset):
-        data = loading.load(data, image_size=loaded.image_size, fit=loaded.fit, channels=loaded.channels)
+        data = loading.load(data, **vars(loaded.form))
     if format == "onnx":
         return onnx_file.to_onnx(loaded, path, data)
     if format == "onnx-int8":

@@ -26,10 +26,8 @@ class NumpyModel:
     tensors: dict[str, Array]
     residual: tuple[int, ...]
     classes: tuple[str, ...]
-    image_size: int
+    form: catalog.Form
     temperature: float | None
-    fit: str = "crop"
-    channels: int = 3
     kept: tuple[float, ...] = ()
 
     def logits(self, images: np.ndarray[Any, Any]) -> Array:
@@ -89,10 +87,8 @@ def load(name: str) -> NumpyModel:
         tensors,
         catalog.ARCHITECTURES[about["model"]].residual,
         tuple(stated["classes"]),
-        int(stated.get("image_size", 32)),
+        catalog.Form(**{name: stated[name] for name in ("image_size", "fit", "channels") if name in stated}),
         stated["temperature"],
-        stated.get("fit", "crop"),
-        stated.get("channels", 3),
         tuple(about.get("kept", ())),
     )
 

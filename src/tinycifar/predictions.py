@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from tinycifar.catalog import Form
 from tinycifar.data import pictures
 from tinycifar.evaluation import outside
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from tinycifar.numpy_model import NumpyModel
+    from tinycifar.trained import Trained
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Picture: TypeAlias = "str | Path | bytes | Image.Image | Array | Tensor"
@@ -67,15 +71,10 @@ def _arrays(values: Array, channels_first: bool) -> list[Array]:
 
 
 def predict(
+    model: NumpyModel | Trained,
     given: Sequence[Any],
-    classes: tuple[str, ...],
-    image_size: int,
     logits: Callable[[Array], Array],
     top: int = 3,
-    *,
-    temperature: float | None = None,
-    fit: str = "crop",
-    channels: int = 3,
     threshold: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The `top` most probable classes of each picture of a list made by `listed`, one after another, as dicts.
@@ -83,27 +82,27 @@ def predict(
     `file` is a picture's path, None in memory. `classes` has dicts with `class` and `probability`; for an unreadable
     picture there is the reason as `problem` instead. With a `threshold` there are also `score`, of
     `evaluation.outside`, and `none_of_these`, whether it lies below. `logits` gives those of images (N, channels, S,
-    S), uint8 or float32 in [0, 1], as (N, C). `temperature`, `fit` and `channels` are the model's.
+    S), uint8 or float32 in [0, 1], as (N, C).
     """
-    top = min(top, len(classes))
+    top = min(top, len(model.classes))
     for start in range(0, len(given), BATCH):
         entries: list[dict[str, Any]] = []
         images: list[Array] = []
         for picture in given[start : start + BATCH]:
             file = str(picture) if isinstance(picture, (str, Path)) else None
             try:
-                images.append(_pixels(picture, image_size, fit, channels))
+                images.append(_pixels(picture, model.form))
                 entries.append({"file": file, "classes": []})
             except (ValueError, OSError) as error:
                 entries.append({"file": file, "problem": str(error)})
         if any(image.dtype != np.uint8 for image in images):
             images = [image if image.dtype != np.uint8 else image.astype(np.float32) / 255 for image in images]
         readable = [entry for entry in entries if "classes" in entry]
-        values = logits(np.stack(images)) if images else np.zeros((0, len(classes)))
-        rows = softmax(values / (temperature or 1))
+        values = logits(np.stack(images)) if images else np.zeros((0, len(model.classes)))
+        rows = softmax(values / (model.temperature or 1))
         for entry, row, score in zip(readable, rows, outside.scores(values), strict=True):
             best = np.argsort(-row, kind="stable")[:top]
-            entry["classes"] = [{"class": classes[index], "probability": float(row[index])} for index in best]
+            entry["classes"] = [{"class": model.classes[index], "probability": float(row[index])} for index in best]
             if threshold is not None:
                 entry |= {"score": float(score), "none_of_these": bool(score < threshold)}
         yield from entries
@@ -116,8 +115,9 @@ def softmax(logits: Array) -> Array:
     return result
 
 
-def _pixels(picture: Any, size: int, fit: str, channels: int) -> Array:
+def _pixels(picture: Any, form: Form) -> Array:
     """What a model sees of a picture: (channels, size, size), uint8 in 0..255 or float32 in [0, 1]."""
+    size, fit, channels = form.image_size, form.fit, form.channels
     if isinstance(picture, (str, Path)):
         return pictures.to_array(pictures.read(picture, fit), size, fit, channels)
     if isinstance(picture, bytes):

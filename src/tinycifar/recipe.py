@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from tinycifar import catalog
-from tinycifar.catalog import LEAST_WIDTH, MOST_WIDTH
+from tinycifar.catalog import FITS, LEAST_WIDTH, MOST_WIDTH, Form
+from tinycifar.typed import check_choice
 
 if TYPE_CHECKING:
     from tinycifar.models import Classifier
@@ -90,7 +91,7 @@ class Recipe:
         "crop",
         "What becomes of a picture that is not square: crop keeps its central square, pad adds grey, squash "
         "resizes both sides to `image_size`.",
-        choices=("crop", "pad", "squash"),
+        choices=FITS,
     )
     channels: int = _setting(
         3,
@@ -214,8 +215,7 @@ class Recipe:
         check_name(self.name)
         if self.teacher and not re.fullmatch(NAME, self.teacher):
             raise ValueError(f"teacher takes a recipe's name, or nothing, not {self.teacher!r}")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 (grey) or 3 (red, green and blue), not {self.channels}")
+        catalog.check_channels(self.channels)
         _check_names(self)
         for name, info in INFO.items():
             value = getattr(self, name)
@@ -229,6 +229,11 @@ class Recipe:
                 raise ValueError(f"{name} must lie between {info.low:g} and {high:g}, not {shown}")
         if self.nesterov and not (self.base_momentum and self.max_momentum):
             raise ValueError("nesterov needs base_momentum and max_momentum above 0")
+
+    @property
+    def form(self) -> Form:
+        """Side, `fit` and channels of its model's images."""
+        return Form(self.image_size, self.fit, self.channels)
 
     def build(self, num_classes: int = 10) -> Classifier:
         """Build the recipe's model, with weights drawn from torch's global generator."""
@@ -262,9 +267,3 @@ def check_name(name: object) -> None:
     """Raise ValueError unless `name` can name a folder, and a recipe in a TOML file."""
     if not (isinstance(name, str) and re.fullmatch(NAME, name)):
         raise ValueError(f"name takes letters, digits, -, _ and ., at most 100 of them, not {name!r}")
-
-
-def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
-    """Raise ValueError, listing the choices, unless `value` is one of them."""
-    if value not in choices:
-        raise ValueError(f"unknown {field} {value!r}; allowed are: {', '.join(choices)}")

@@ -13,7 +13,8 @@ from typing import Any
 from tinycifar import catalog
 from tinycifar.catalog import LEAST_WIDTH, MOST_WIDTH
 from tinycifar.recipe import Recipe as Recipe
-from tinycifar.recipe import check_choice, check_name
+from tinycifar.recipe import check_name
+from tinycifar.typed import check_choice
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -110,8 +110,9 @@ class Recorder:
         patience, history = self._job.recipe.patience, self._job.state.history
         return bool(patience and history) and len(history) - best_epoch(history) >= patience
 
-    def finish(self, evaluate: bool) -> Result:
+    def finish(self) -> Result:
         """Evaluate a complete run, if requested, and return its result."""
+        evaluate = self._job.options.evaluate
         ranks, state, console = self._job.ranks, self._job.state, self._job.display.console
         complete = state.epoch == self._job.last_epoch or self.out_of_patience()
         if complete and evaluate:
@@ -161,9 +162,7 @@ class Recorder:
             self._job.model,
             model_name=recipe.model,
             width=recipe.width,
-            image_size=recipe.image_size,
-            fit=recipe.fit,
-            channels=recipe.channels,
+            **vars(recipe.form),
             recipe=recipe.name,
             classes=dataset.classes,
             data=self._job.data_name,

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tinycifar import data, distill, recipes, run, trained
 from tinycifar.data import Dataset, sources
 from tinycifar.environment import Environment, UsedModel
+from tinycifar.job import Arguments, Options
 from tinycifar.recipes import Recipe
 from tinycifar.scale import distributed
 from tinycifar.trained import Trained
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class Request(Arguments):
     """The arguments of a training, from the command or from Python.
 
     None means the value of the resumed run, else the default. `recipe` is a name, a TOML file or a
@@ -27,19 +28,10 @@ class Request:
     recipe: str | Recipe | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     data: str | Dataset | None = None
-    out: Path | None = None
-    resume: Path | None = None
     init: str | None = None
     teachers: tuple[str, ...] | None = None
     seed: int | None = None
-    device: str = "auto"
     threads: int | None = None
-    max_parameters: int | None = None
-    limit: int | None = None
-    stop_after_epoch: int | None = None
-    checkpoint_seconds: float = 60.0
-    evaluate: bool = True
-    tensorboard: bool = False
     record: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -60,11 +52,8 @@ class Start:
 
     recipe: Recipe
     data: str | Dataset | None
-    seed: int
-    limit: int | None
     threads: int | None
-    teachers: tuple[Trained, ...]
-    init: Trained | None
+    options: Options
 
 
 def merged(request: Request) -> Start:
@@ -110,15 +99,13 @@ def merged(request: Request) -> Start:
     init = None if request.init is None else trained.load(request.init, device)
     if init is None and environment is not None and environment.init is not None:
         init = _earlier(directory, environment.init, device, "started from", "`init=`")
-    return Start(
-        recipe=recipe,
-        data=source,
-        seed=request.seed if request.seed is not None else environment.seed if environment is not None else 0,
-        limit=request.limit if request.limit is not None or environment is None else environment.limit,
-        threads=threads,
-        teachers=tuple(teachers),
-        init=init,
-    )
+    seed, limit = (0, None) if environment is None else (environment.seed, environment.limit)
+    arguments = {item.name: getattr(request, item.name) for item in fields(Arguments)} | {
+        "device": device,
+        "limit": limit if request.limit is None else request.limit,
+        "seed": seed if request.seed is None else request.seed,
+    }
+    return Start(recipe, source, threads, Options(**arguments, teachers=teachers, init=init))
 
 
 def _earlier(directory: Path | None, model: UsedModel, device: str, verb: str, option: str) -> Trained:

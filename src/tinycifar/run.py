@@ -24,7 +24,7 @@ from tinycifar.data.dataset import Dataset, Digests
 from tinycifar.environment import Environment
 from tinycifar.recipes import Recipe
 from tinycifar.scores import Scores
-from tinycifar.words import counted
+from tinycifar.words import counted, differences
 
 RUN_BYTES = 15_000_000  # logits, a report, and to spare
 SEEN = "seen.npy"
@@ -228,10 +228,8 @@ def check_same(directory: Path, recipe: Recipe, environment: Environment) -> Non
     """Raise ValueError, naming the fields, unless a run has this recipe and this seed and data."""
     then = _identity(read_recipe(directory), read_environment(directory))
     now = _identity(recipe, environment)
-    differing = [name for name in now if then[name] != now[name]]
-    if differing:
-        words = ", ".join(f"{name} was {then[name]}, not {now[name]}" for name in differing)
-        longer = "epochs" in differing and now["epochs"] > then["epochs"]
+    if words := differences(then, now, "was"):
+        longer = now["epochs"] > then["epochs"]
         hint = f". To train its weights further, start a new run from them with `init=` {directory}" if longer else ""
         raise ValueError(f"{directory} was trained with different settings: {words}{hint}")
 

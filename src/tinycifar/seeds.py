@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -17,15 +17,17 @@ from rich.progress import Progress
 
 from tinycifar import atomic, data, distill, machine, metrics, recipes, resume, run, signals, training
 from tinycifar.data import Dataset
+from tinycifar.job import Options
 from tinycifar.recording import Result
 from tinycifar.report import plots, run_page, text
 from tinycifar.resume import Request, Start
-from tinycifar.scale import distributed, jobs
+from tinycifar.scale import jobs
 from tinycifar.speed import speed_in_parallel
 from tinycifar.words import counted
 
 TRIED_STEPS = 40  # on which speeds are compared: some seconds
 WORK = "tinycifar.seeds:work"
+T = TypeVar("T", Request, Options)
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Several:
 def train(request: Request, display: Progress) -> Result:
     """Train one run, new or resumed, and write its record if requested. Writes no report."""
     start = resume.merged(request)
-    record_path = _record_path(request, start, start.seed) if request.record else None
-    return _train(request, start, display, record_path)
+    record_path = _record_path(request, start, start.options.seed) if request.record else None
+    return _train(start, display, record_path)
 
 
 def train_several(request: Request, count: int, parallel: int, display: Progress) -> Several:
@@ -72,15 +74,15 @@ def train_several(request: Request, count: int, parallel: int, display: Progress
         raise ValueError("seeds in parallel are processes of their own, which need data from a file or folder")
     started = [path for path in run.seeds(request.out) if (path / "recipe.json").exists()] if request.out else []
     start = resume.merged(replace(request, out=None, resume=started[0]) if started else request)
-    start = replace(start, seed=request.seed or 0)
-    numbers = range(start.seed, start.seed + count)
+    first = request.seed or 0
+    numbers = range(first, first + count)
     records = {number: _record_path(request, start, number) for number in numbers} if request.record else {}
     directory = _directory(request, start, started)
     try:
         with _threads(start.threads):
             if parallel > 1:
                 return _in_parallel(request, start, directory, numbers, parallel, display)
-            return _in_turn(request, start, directory, numbers, records, display)
+            return _in_turn(start, directory, numbers, records, display)
     except ValueError:
         if request.out is None:
             with contextlib.suppress(OSError):
@@ -128,25 +130,9 @@ def spread(accuracies: Sequence[float]) -> dict[str, Any]:
 # --- one ----------------------------------------------------------------------------------------------------------
 
 
-def _train(request: Request, start: Start, display: Progress, record_path: Path | None) -> Result:
+def _train(start: Start, display: Progress, record_path: Path | None) -> Result:
     with _threads(start.threads):
-        result = training.train(
-            start.recipe,
-            start.data,
-            out=request.out,
-            resume=request.resume,
-            teachers=start.teachers,
-            init=start.init,
-            seed=start.seed,
-            device=distributed.here().device(request.device),
-            max_parameters=request.max_parameters,
-            limit=start.limit,
-            stop_after_epoch=request.stop_after_epoch,
-            checkpoint_seconds=request.checkpoint_seconds,
-            evaluate=request.evaluate,
-            tensorboard=request.tensorboard,
-            display=display,
-        )
+        result = training.train(start.recipe, start.data, display=display, **vars(start.options))
     if record_path is not None and result.complete:
         record_path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_json(record_path, result.record)
@@ -167,22 +153,22 @@ def _threads(count: int | None) -> Iterator[None]:
 
 def _record_path(request: Request, start: Start, seed: int) -> Path:
     """Where a seed's record goes; ValueError unless records are kept of such runs."""
-    recipe = start.recipe
+    recipe, options = start.recipe, start.options
     named = recipes.RECIPES.get(recipe.name)
-    unchanged = named is not None and recipes.same(recipe, named) and start.init is None
+    unchanged = named is not None and recipes.same(recipe, named) and options.init is None
     if (
         not unchanged
-        or request.max_parameters
-        or start.limit
-        or request.stop_after_epoch
+        or options.max_parameters
+        or options.limit
+        or options.stop_after_epoch
         or start.data not in (None, "cifar10")
     ):
         raise ValueError(
             "`record=` is for whole, unchanged recipes on the cached data: leave out changes of fields, "
             "`max_parameters=`, `init=`, `limit=`, `stop_after_epoch=` and `data=`"
         )
-    distill.check(recipe, start.teachers)
-    distill.check_record(recipe, start.teachers)
+    distill.check(recipe, options.teachers)
+    distill.check_record(recipe, options.teachers)
     if request.resume is not None:
         revision = str(run.read_environment(request.resume).git_revision)
         if revision.endswith(("None", "-dirty")):
@@ -209,35 +195,30 @@ def _directory(request: Request, start: Start, started: Sequence[Path]) -> Path:
     return request.out
 
 
-def _one_of(request: Request, directory: Path, seed: int) -> Request:
-    """The request for one seed: a new run in its folder, or resuming the run in it."""
+def _one_of(arguments: T, directory: Path, seed: int) -> T:
+    """The arguments for one seed: a new run in its folder, or resuming the run in it."""
     path = directory / f"seed-{seed}"
     started = (path / "recipe.json").exists()
-    return replace(request, out=None if started else path, resume=path if started else None, seed=seed)
+    return replace(arguments, out=None if started else path, resume=path if started else None, seed=seed)
 
 
 def _in_turn(
-    request: Request,
-    start: Start,
-    directory: Path,
-    numbers: Sequence[int],
-    records: dict[int, Path],
-    display: Progress,
+    start: Start, directory: Path, numbers: Sequence[int], records: dict[int, Path], display: Progress
 ) -> Several:
     results: list[Result] = []
     problems: list[Problem] = []
     stopped_by = None
     task = display.add_task("Seeds", total=len(numbers))
     for number in numbers:
-        wanted = _one_of(request, directory, number)
+        options = _one_of(start.options, directory, number)
         try:
-            result = _train(wanted, replace(start, seed=number), display, records.get(number))
+            result = _train(replace(start, options=options), display, records.get(number))
         except FloatingPointError as error:
             problems.append(Problem(number, str(error), 1))  # other seeds may succeed
             continue
         results.append(result)
         _show(number, result, display)
-        problems += _report(number, result, request.data)
+        problems += _report(number, result, start.data)
         if result.stopped_by and (not result.complete or number != numbers[-1]):
             stopped_by = result.stopped_by
             break
@@ -255,12 +236,11 @@ def _in_parallel(
         )
     assert not isinstance(start.data, Dataset)
     share = replace(_explicit(request, start), threads=threads // parallel)
-    recipe = start.recipe
-    dataset = data.load(
-        start.data, image_size=recipe.image_size, fit=recipe.fit, channels=recipe.channels, display=display
-    )
+    dataset = data.load(start.data, **vars(start.recipe.form), display=display)
     images = len(dataset.train_labels)
-    images = min(images - start.recipe.validation_images, TRIED_STEPS * start.recipe.batch_size, start.limit or images)
+    images = min(
+        images - start.recipe.validation_images, TRIED_STEPS * start.recipe.batch_size, start.options.limit or images
+    )
     results: list[Result] = []
     problems: list[Problem] = []
     with signals.StopSignal() as stop:
@@ -331,13 +311,13 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
 
 def _explicit(request: Request, start: Start) -> Request:
     """The request with all values from earlier runs and defaults filled in."""
-    data_source = start.data
+    options = start.options
     return replace(
         request,
         recipe=start.recipe,
         changes={},
-        data=data_source,
-        limit=start.limit,
-        teachers=tuple(teacher.source for teacher in start.teachers) or None,
-        init=start.init.source if start.init else None,
+        data=start.data,
+        limit=options.limit,
+        teachers=tuple(teacher.source for teacher in options.teachers) or None,
+        init=options.init.source if options.init else None,
     )

@@ -196,9 +196,7 @@ def _load(
         if isinstance(source, Dataset):
             dataset = source.with_channels(recipe.channels)
         else:
-            dataset = data.load(
-                source, image_size=recipe.image_size, fit=recipe.fit, channels=recipe.channels, display=display
-            )
+            dataset = data.load(source, **vars(recipe.form), display=display)
     if dataset.image_size != recipe.image_size:
         raise ValueError(f"the images have {dataset.image_size} pixels a side, the recipe's {recipe.image_size}")
     if not len(dataset.train_labels):

@@ -18,9 +18,9 @@ from safetensors.torch import save
 from torch import nn
 
 from tinycifar import atomic, catalog, data, machine, models, run, typed
+from tinycifar.catalog import CHANNELS, FITS, Form
 from tinycifar.data import Dataset
 from tinycifar.data.dataset import Digests
-from tinycifar.data.pictures import CHANNELS, check_fit
 from tinycifar.evaluation import outside
 from tinycifar.models import Classifier
 from tinycifar.words import counted, is_printable
@@ -57,9 +57,14 @@ class About:
     temperature: float | None = None
     kept: tuple[float, ...] = ()
 
+    @property
+    def form(self) -> Form:
+        """What its images are."""
+        return Form(self.image_size, self.fit, self.channels)
+
     def check(self) -> None:
         """Raise ValueError for values that no training writes."""
-        check_fit(self.fit)
+        typed.check_choice("fit", self.fit, FITS)
         if self.channels not in CHANNELS:
             raise ValueError("channels that are none")
         if not (
@@ -108,9 +113,7 @@ class Trained(About):
                 "`data=`"
             )
         try:
-            dataset = data.load(
-                source, image_size=self.image_size, fit=self.fit, channels=self.channels, display=display
-            )
+            dataset = data.load(source, **vars(self.form), display=display)
         except ValueError as error:
             if not self.data_digest:
                 raise

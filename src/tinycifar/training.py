@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -22,7 +22,6 @@ from tinycifar.labels import MOST_CONTRADICTED, PROBED, contradicted, is_due
 from tinycifar.recipes import Recipe
 from tinycifar.recording import Result as Result
 from tinycifar.scale import distributed
-from tinycifar.trained import Trained
 
 
 @distributed.as_one
@@ -30,21 +29,12 @@ def train(
     recipe: Recipe,
     dataset: Dataset | str | Path | None = None,
     *,
-    out: Path | None = None,
-    resume: Path | None = None,
-    teachers: Sequence[Trained] = (),
-    init: Trained | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    max_parameters: int | None = None,
-    limit: int | None = None,
-    stop_after_epoch: int | None = None,
-    checkpoint_seconds: float = 60.0,
-    evaluate: bool = True,
-    tensorboard: bool = False,
     display: Progress | None = None,
+    **options: Any,
 ) -> Result:
     """Train `recipe` on `dataset` and fill a run directory with weights, metrics and evaluation.
+
+    `options` are the fields of `job.Options`, with their types and defaults.
 
     `dataset` is a Dataset or a source as in `tinycifar.data.load` (default: CIFAR-10 from the cache). `out` is the run
     directory, new or empty (default: a dated one under `runs/`). A recipe with a teacher learns from the mean of the
@@ -71,21 +61,8 @@ def train(
     after it; checkpoint.SaveError if the disk fails; distributed.LostRankError if another process of the run has ended.
     Checkpoints then stay as they were.
     """
-    options = Options(
-        out=out,
-        resume=resume,
-        teachers=tuple(teachers),
-        init=init,
-        seed=seed,
-        device=device,
-        max_parameters=max_parameters,
-        limit=limit,
-        stop_after_epoch=stop_after_epoch,
-        checkpoint_seconds=checkpoint_seconds,
-        tensorboard=tensorboard,
-    )
-    with setup.begin(recipe, dataset, options, display) as job:
-        recipe, plan, state, ranks = job.recipe, job.plan, job.state, job.ranks
+    with setup.begin(recipe, dataset, Options(**options), display) as job:
+        recipe, plan, state, ranks, teachers = job.recipe, job.plan, job.state, job.ranks, job.options.teachers
         model, optimizers, augmentation = job.model, job.optimizers, job.augmentation
         images, labels, to = job.images, job.labels, job.device
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -157,7 +134,7 @@ def train(
             recorder.finish_epoch(len(order))
             if ranks.signal(job.stop):
                 break
-        return recorder.finish(evaluate)
+        return recorder.finish()
 
 
 def _losses(

@@ -9,7 +9,7 @@ import operator
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +46,12 @@ def number(name: str, value: Any) -> Any:
     if value is None or (isinstance(value, numbers.Real) and math.isfinite(value)):
         return value
     raise ValueError(f"{name} must be a number, not {value!r}")
+
+
+def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError, listing the choices, unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"unknown {field} {value!r}; allowed are: {', '.join(choices)}")
 
 
 def to_json(value: Any) -> Any:

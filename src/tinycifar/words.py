@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 JOINERS = "\u200c\u200d"  # the zero width (non-)joiner, which Persian, Indic scripts and emoji are written with
 
@@ -28,6 +28,11 @@ def as_options(message: str) -> str:
     """
     message = re.sub(r"`([a-z0-9_]+)=`", lambda match: f"--{match[1].replace('_', '-')}", message)
     return re.sub(r"`([a-z0-9_]+=[^`\s]+)`", r"--set \1", message)
+
+
+def differences(then: Mapping[str, object], now: Mapping[str, object], verb: str) -> str:
+    """What differs, by name, as "seed was 1, not 2"; "" if nothing does."""
+    return ", ".join(f"{name} {verb} {then[name]}, not {value}" for name, value in now.items() if then[name] != value)
 
 
 def counted(number: int, noun: str) -> str:

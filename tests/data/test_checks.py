@@ -140,11 +140,12 @@ def test_processes_decode_to_the_same_pixels_as_threads(pets, monkeypatch):
 
 @pytest.mark.skipif(not workers.worthwhile(10_000), reason="pictures are decoded by threads here")
 @pytest.mark.parametrize(("error", "raised"), [(MemoryError(), MemoryError), (KeyError("x"), RuntimeError)])
-def test_what_goes_wrong_in_a_process_ends_the_work(error, raised):
+def test_what_goes_wrong_in_a_process_ends_the_work(monkeypatch, error, raised):
     def attempt(index: int) -> tuple[np.ndarray | None, str]:
         if index == 41:
             raise error
         return np.zeros((3, 4, 4), np.uint8), ""
 
+    monkeypatch.setattr(workers, "FEWEST", 1)
     with pytest.raises(raised):
-        workers.run(attempt, 100, (3, 4, 4), lambda *_: None, "Decoding", None)
+        workers.run(attempt, 100, lambda *_: None, "Decoding", None, by_path=True)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import encoded
 from tinycifar.data import cifar10, download
 
 RECORDS = 3
@@ -80,9 +81,7 @@ def npm_members(files):
     for name, content in files.items():
         records = np.frombuffer(content, np.uint8).reshape(RECORDS, cifar10.RECORD_BYTES)
         pixels = records[:, 1:].reshape(RECORDS, 3, 1024).transpose(0, 2, 1)
-        picture = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(pixels)).save(picture, "PNG")
-        members[f"package/{Path(name).stem}.png"] = picture.getvalue()
+        members[f"package/{Path(name).stem}.png"] = encoded(Image.fromarray(np.ascontiguousarray(pixels)))
         labels.extend(records[:, 0].tolist())
     members["package/train_lables.json"] = json.dumps(labels[:-RECORDS]).encode()
     members["package/test_lables.json"] = json.dumps(labels[-RECORDS:]).encode()
@@ -262,17 +261,16 @@ def test_an_archive_with_tricks_is_refused_and_nothing_is_written(tiny, tmp_path
 
 
 def test_pictures_and_labels_of_the_wrong_form_are_refused(tiny, tmp_path):
-    def picture(size, mode="RGB"):
-        file = io.BytesIO()
-        Image.new(mode, size).save(file, "PNG")
-        return file.getvalue()
-
     for name, content, match in [
-        ("data_batch_1.png", picture((1024, RECORDS + 1)), r"data_batch_1.*\(1024, 4\) RGB"),
-        ("data_batch_2.png", picture((1024, RECORDS), "L"), r"data_batch_2.*\(1024, 3\) L"),
+        ("data_batch_1.png", encoded(Image.new("RGB", (1024, RECORDS + 1))), r"data_batch_1.*\(1024, 4\) RGB"),
+        ("data_batch_2.png", encoded(Image.new("L", (1024, RECORDS))), r"data_batch_2.*\(1024, 3\) L"),
         ("data_batch_3.png", b"no picture", "data_batch_3"),
         ("data_batch_4.png", npm_members(tiny)["package/data_batch_4.png"][:-30], "data_batch_4"),
-        ("data_batch_5.png", picture((1024, RECORDS)), r"data_batch_5\.bin: MD5"),  # of the right form
+        (
+            "data_batch_5.png",
+            encoded(Image.new("RGB", (1024, RECORDS))),
+            r"data_batch_5\.bin: MD5",
+        ),  # of the right form
         ("train_lables.json", b"[1, 2, 3]", r"train_lables\.json is no list of 15 labels"),
         ("test_lables.json", b'{"0": 1, "1": 1, "2": 1}', r"test_lables\.json is no list of 3 labels"),
     ]:

@@ -1,6 +1,5 @@
 """Tables, NumPy arrays, CIFAR-100, STL-10 and parquet files: what is read, and how each near miss is refused."""
 
-import io
 import json
 import shutil
 import tarfile
@@ -12,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import encoded
 from tinycifar import data
 from tinycifar.data import pictures
 from tinycifar.data.dataset import Dataset
@@ -295,9 +295,7 @@ def test_stl_10_is_stored_column_by_column(tmp_path):
 
 
 def png(level: int) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8), (level, 0, 7)).save(content, "PNG")
-    return content.getvalue()
+    return encoded(Image.new("RGB", (8, 8), (level, 0, 7)))
 
 
 def write_parquet(

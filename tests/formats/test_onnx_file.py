@@ -155,7 +155,7 @@ def test_a_missing_package_is_named_with_what_installs_it(missing, tmp_path, mon
         onnx_file.to_int8(trained.load("minute", "cpu"), tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("fit", pictures.FITS)
+@pytest.mark.parametrize("fit", catalog.FITS)
 @pytest.mark.parametrize("size", [(32, 32), (151, 90), (90, 151)], ids=["small", "wide", "high"])
 def test_the_example_with_onnxruntime_alone_sees_and_answers_what_predict_does(
     fit, size, exports, tmp_path, monkeypatch, capsys

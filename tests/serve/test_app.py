@@ -33,6 +33,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from conftest import encoded
 from tinycifar import data, inference, trained
 from tinycifar.data import pictures
 from tinycifar.data.dataset import CLASSES
@@ -154,9 +155,7 @@ def in_a_thread(model: served.Served) -> Iterator[Client]:
 
 
 def png(index: int = 0) -> bytes:
-    content = io.BytesIO()
-    pictures.to_image(data.sample().test_images[index]).save(content, "PNG")
-    return content.getvalue()
+    return encoded(pictures.to_image(data.sample().test_images[index]))
 
 
 class Page:
@@ -318,19 +317,14 @@ def test_no_path_leads_to_a_file_that_is_not_on_the_list(running, path):
 
 def bomb(side: int, mode: str = "L") -> bytes:
     """A PNG of one colour that is small and large when decoded."""
-    content = io.BytesIO()
-    Image.new(mode, (side, side)).save(content, "PNG", compress_level=1)
-    return content.getvalue()
+    return encoded(Image.new(mode, (side, side)), compress_level=1)
 
 
 def malformed(count: int) -> Iterator[bytes]:
     """Damaged pictures of every format, headers that promise too much, and noise."""
     rng = random.Random(0)
-    whole = []
-    for kind in ("PNG", "JPEG", "WEBP"):
-        content = io.BytesIO()
-        pictures.to_image(data.sample().test_images[0]).resize((200, 150)).save(content, kind)
-        whole.append(content.getvalue())
+    picture = pictures.to_image(data.sample().test_images[0]).resize((200, 150))
+    whole = [encoded(picture, kind) for kind in ("PNG", "JPEG", "WEBP")]
     promise = bytearray(whole[0])
     promise[16:24] = (60_000).to_bytes(4, "big") * 2  # pixels, in the PNG's header
     promise[29:33] = zlib.crc32(promise[12:29]).to_bytes(4, "big")

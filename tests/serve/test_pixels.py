@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import runpy
 import struct
@@ -19,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import encoded
 from serve.test_app import ROUNDED, Page, by_class, in_a_thread, request
 from serve.test_app import minute as minute
 from test_trained import ABOUT
@@ -72,11 +72,6 @@ def contents() -> dict[str, tuple[bytes, int]]:
     disc = (down - 22) ** 2 + (across - 26) ** 2 < 300
     alone = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
-    def saved(image: Image.Image, **options: Any) -> bytes:
-        content = io.BytesIO()
-        image.save(content, "PNG", **options)
-        return content.getvalue()
-
     exact = {f"grey of {bits} bits": deep_png(grey[..., None].astype(int) << bits - 8) for bits in (8, 10, 16)}
     exact["colour of 12 bits"] = deep_png(colour.astype(int) << 4)
     exact["interlaced"] = deep_png(colour.astype(int) << 2, interlaced=True)
@@ -84,13 +79,13 @@ def contents() -> dict[str, tuple[bytes, int]]:
     exact["a transparent colour"] = deep_png(colour.astype(int) << 4, key=key)
     exact["transparent black"] = deep_png((grey.astype(int) * disc)[..., None] << 2, key=(0,))
     palette = picture.convert("P", palette=Image.Palette.ADAPTIVE)
-    exact["palette"] = saved(palette, transparency=bytes([0, 255] * 100))
+    exact["palette"] = encoded(palette, transparency=bytes([0, 255] * 100))
     for name, level in alone.items():
         whole = np.concatenate([np.broadcast_to(level, (44, 52, 3)), 255 * disc[..., None]], 2).astype(np.uint8)
-        exact[f"{name} on nothing"] = saved(Image.fromarray(whole))
+        exact[f"{name} on nothing"] = encoded(Image.fromarray(whole))
     alpha = np.concatenate([colour, shape[..., None]], 2)
     rounded = {
-        "half transparent": saved(Image.fromarray(alpha)),
+        "half transparent": encoded(Image.fromarray(alpha)),
         "half transparent, 16 bits": deep_png(alpha.astype(int) << 8),
     }
     return {name: (content, 2 if name in rounded else 0) for name, content in (exact | rounded).items()}
@@ -138,7 +133,7 @@ def in_the_example(onnx: Path, picture: Path) -> Array:
 def in_python(model: trained.Trained, picture: Path) -> Any:
     """The pixels, uint8 (C, S, S), that `predict` gives to a model."""
     classify = mock.Mock(side_effect=lambda images: np.full((len(images), 10), 0.1))
-    list(predictions.predict([picture], model.classes, 32, classify, fit=model.fit, channels=model.channels))
+    list(predictions.predict(model, [picture], classify))
     return classify.call_args.args[0][0]
 
 

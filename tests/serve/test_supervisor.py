@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import wait_for
 from serve.test_app import Client, Running, png, start
 from tinycifar.serve import supervisor
 
@@ -43,9 +44,7 @@ def test_an_interrupt_while_it_starts_ends_it_quietly(exports, seconds):
     command = [sys.executable, "-m", "tinycifar", "serve", exports / "minute.onnx", "--port", "0", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    until = time.monotonic() + 30
-    while not children.read_text().split() and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for(lambda: children.read_text().strip() != "", 30)
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     printed = process.communicate(timeout=20)[1]
@@ -99,18 +98,13 @@ def test_a_worker_that_is_killed_is_replaced_and_none_outlives_the_service(expor
     assert running.ask("POST", "/predict", png())[0] == 200
     first, second = running.workers()
     os.kill(first, signal.SIGKILL)
-    until = time.monotonic() + 20
-    while len(workers := set(running.workers()) - {first}) < 2 and time.monotonic() < until:
-        time.sleep(0.1)
-    assert len(workers) == 2
+    wait_for(lambda: len(set(running.workers()) - {first}) == 2, 20)
+    workers = set(running.workers()) - {first}
     assert second in workers
     for _ in range(20):
         assert running.ask("POST", "/predict", png())[0] == 200
     running.stop(signal.SIGKILL)
-    until = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 20)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the processes share one socket")

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from unittest import mock
 import pytest
 import torch
 
+from conftest import wait_for
 from tinycifar import atomic, data, recipes, run, training, typed
 from tinycifar.recipes import Recipe
 from tinycifar.sweep import outcome as sweep_outcome
@@ -515,13 +515,6 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def children(process: subprocess.Popen[str]) -> list[int]:
     return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def wait_for_trials(count: int) -> None:

@@ -244,7 +244,7 @@ def _ours(model: Trained, folder: Path, accuracy: bool) -> list[_Subject]:
         onnx_file.to_int8(model, paths[kind], variant=kind.removeprefix("int8-"))
     scores: dict[str, float] = {}
     if accuracy and model.data == "cifar10" and not model.data_digest and not model.validation_images:
-        dataset = data.load(image_size=model.image_size, fit=model.fit, channels=model.channels)
+        dataset = data.load(**vars(model.form))
         images, labels = dataset.test_images, dataset.test_labels
         logits = {"eager": inference.logits(model.model, images)}
         logits |= {kind: onnx_file.logits(path, images) for kind, path in paths.items()}

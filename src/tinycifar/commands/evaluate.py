@@ -108,10 +108,7 @@ def report_command(directory: Path, source: str | None, as_json: bool) -> int:
     dataset = None
     if source is not None:
         with terminal.display(to_stderr=True) as display:
-            recipe = run.read_recipe(directory)
-            dataset = data.load(
-                source, image_size=recipe.image_size, fit=recipe.fit, channels=recipe.channels, display=display
-            )
+            dataset = data.load(source, **vars(run.read_recipe(directory).form), display=display)
     path = run_page.write(directory, dataset)
     plots.save_curves(directory)
     terminal.show(as_json, {"report": path}, f"Report: {path}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +14,10 @@ from tinycifar import catalog, predictions, words
 from tinycifar.commands import terminal
 from tinycifar.data import pictures
 from tinycifar.evaluation import outside
+
+if TYPE_CHECKING:
+    from tinycifar.numpy_model import NumpyModel
+    from tinycifar.trained import Trained
 
 FEW = 64  # pictures that NumPy classifies before PyTorch would be loaded
 
@@ -44,16 +47,15 @@ def predict(
     if as_csv and as_json:
         raise ValueError("--csv and --json exclude each other")
     files = pictures.find(paths)
-    answers = _predictions(files, model_name, device, threads, keep, threshold)
-    classes = answers.classes
+    model, limit, results = _predictions(files, model_name, device, threads, keep, threshold)
     width = max(len(words.printable(str(path))) for path in files)
     rows = csv.writer(sys.stdout, lineterminator="\n")
     entries = []
     if as_csv:
-        ranks = range(1, min(3, len(classes)) + 1)
+        ranks = range(1, min(3, len(model.classes)) + 1)
         columns = [f"{name}_{rank}" for rank in ranks for name in ("class", "probability")]
-        rows.writerow(["file", *columns, *([] if answers.threshold is None else ["none_of_these"])])
-    for entry in terminal.progress(answers.results, len(files), "Pictures"):
+        rows.writerow(["file", *columns, *([] if limit is None else ["none_of_these"])])
+    for entry in terminal.progress(results, len(files), "Pictures"):
         entries.append(entry)
         if "problem" in entry:
             terminal.fail(entry["problem"], 1)
@@ -68,22 +70,12 @@ def predict(
     unreadable = [entry for entry in entries if "problem" in entry]
     if as_json:
         readable = [entry for entry in entries if "classes" in entry]
-        content = {"model": model_name, "temperature": answers.temperature, "predictions": readable}
-        limit = {} if answers.threshold is None else {"threshold": answers.threshold}
-        terminal.print_json({**content, **limit, "unreadable": unreadable})
+        content = {"model": model_name, "temperature": model.temperature, "predictions": readable}
+        chosen = {} if limit is None else {"threshold": limit}
+        terminal.print_json({**content, **chosen, "unreadable": unreadable})
     if unreadable:
         terminal.fail(f"{len(unreadable):,} of {words.counted(len(entries), 'file')} skipped", 1)
     return 1 if unreadable else 0
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """Classes, temperature and threshold of a model, and its predictions, one by one."""
-
-    classes: tuple[str, ...]
-    temperature: float | None
-    threshold: float | None
-    results: Iterator[dict[str, Any]]
 
 
 def _predictions(
@@ -93,27 +85,17 @@ def _predictions(
     threads: int | None,
     keep: float | None,
     threshold: float | None,
-) -> _Answers:
-    """Classify files; without loading PyTorch if that is possible."""
+) -> tuple[NumpyModel | Trained, float | None, Iterator[dict[str, Any]]]:
+    """A model, its threshold and its predictions, one by one; without loading PyTorch if that is possible."""
     if model_name in catalog.shipped() and device in ("auto", "cpu") and threads is None and len(files) <= FEW:
         from tinycifar import numpy_model
 
         quick = numpy_model.load(model_name)
         limit = outside.chosen(quick.kept, keep, threshold, model_name)
-        results = predictions.predict(
-            files,
-            quick.classes,
-            quick.image_size,
-            quick.logits,
-            temperature=quick.temperature,
-            fit=quick.fit,
-            channels=quick.channels,
-            threshold=limit,
-        )
-        return _Answers(quick.classes, quick.temperature, limit, results)
+        return quick, limit, predictions.predict(quick, files, quick.logits, threshold=limit)
     from tinycifar import inference, trained
 
     terminal.set_threads(threads)
     model = trained.load(model_name, device)
     limit = outside.chosen(model.kept, keep, threshold, model.name)
-    return _Answers(model.classes, model.temperature, limit, inference.predict(model, files, threshold=limit))
+    return model, limit, inference.predict(model, files, threshold=limit)

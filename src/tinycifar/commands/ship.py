@@ -61,9 +61,7 @@ def export_command(
     if source is not None:
         model = trained.load(model_name, "cpu")
         with terminal.display(to_stderr=True) as display:
-            dataset = data.load(
-                source, image_size=model.image_size, fit=model.fit, channels=model.channels, display=display
-            )
+            dataset = data.load(source, **vars(model.form), display=display)
     exported = library.export(model_name, out, format=kind, data=dataset, int8=variant, overwrite=overwrite)
     lines = c_lines(exported) if isinstance(exported, ExportedC) else _file_lines(exported, kind)
     terminal.show(as_json, exported, *lines)

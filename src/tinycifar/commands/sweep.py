@@ -94,7 +94,7 @@ def sweep_command(
     machine.select_device(device)
     terminal.set_threads(threads)
     display = terminal.display(as_json)
-    dataset = data.load(source, image_size=recipe.image_size, fit=recipe.fit, channels=recipe.channels, display=display)
+    dataset = data.load(source, **vars(recipe.form), display=display)
     study = sweep_study.create(recipe, searched, dataset, out=out, validation_images=validation_images, seed=seed)
     ended = sum(trial.state != "running" for trial in search.entries(study, search.open_study(study)))
     jobs = min(jobs, trials)

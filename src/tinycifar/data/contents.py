@@ -14,6 +14,7 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
+from tinycifar.catalog import Form
 from tinycifar.data import checks, decoded, pictures, workers
 from tinycifar.data.checks import UntrainableError as UntrainableError
 from tinycifar.data.dataset import MOST_CLASSES, Dataset, Digests, Draws, Origin, ranks, stratified
@@ -106,12 +107,11 @@ def pixel_decoder(shape: tuple[int, ...]) -> Decoder:
 def to_dataset(
     contents: Contents,
     cache: Path,
-    image_size: int,
-    fit: str,
+    form: Form,
     display: Progress | None,
     classes: tuple[str, ...] | None = None,
 ) -> Dataset:
-    """Decode the images, `image_size` a side and fitted as `fit` says, or read them from `cache`.
+    """Decode the images in the `form` of a model's, or read them from `cache`.
 
     Without test images a fifth of each class's groups is held out; an image without a group is one of its own. Images
     that cannot be read are left out and counted if `contents.skip_unreadable`. With `classes`, those of a model, the
@@ -140,15 +140,15 @@ def to_dataset(
             content = contents.read(rows[index])
             if hashlib.sha256(content).hexdigest() != hashes[rows[index]]:
                 raise ValueError("it was changed while it was read")
-            return contents.decode(content, image_size, fit)
+            return contents.decode(content, form.image_size, form.fit)
 
         loaded = decoded.load(
             contents.path,
             [contents.names[row] for row in rows.tolist()],
             decode,
             content=digest,
-            image_size=image_size,
-            fit=fit,
+            image_size=form.image_size,
+            fit=form.fit,
             cache=cache,
             display=display,
             by_path=contents.by_path,
@@ -192,7 +192,8 @@ def to_dataset(
         },
         skipped=dict(skipped),
     )
-    return replace(dataset, notes=(*notes, *(checks.check(dataset) if for_training else [])))
+    dataset = replace(dataset, notes=(*notes, *(checks.check(dataset) if for_training else [])))
+    return dataset.with_channels(form.channels)
 
 
 def _with_classes(contents: Contents, classes: tuple[str, ...]) -> Contents:
@@ -274,17 +275,16 @@ def _hashes(contents: Contents, display: Progress | None) -> list[str]:
     """The SHA-256 of each image, hexadecimal; "" for what cannot be read, which is named when it is to be decoded."""
     hashes = [""] * len(contents.names)
 
-    def attempt(row: int) -> tuple[Pixels | None, str]:
+    def attempt(row: int) -> tuple[str, str]:
         try:
-            return np.frombuffer(hashlib.sha256(contents.read(row)).digest(), np.uint8), ""
+            return hashlib.sha256(contents.read(row)).hexdigest(), ""
         except (OSError, ValueError):
-            return None, ""
+            return "", ""
 
-    def store(row: int, digest: Pixels | None, _: str) -> None:
-        hashes[row] = "" if digest is None else digest.tobytes().hex()
+    def store(row: int, digest: str, _: str) -> None:
+        hashes[row] = digest
 
-    shape = (hashlib.sha256().digest_size,)
-    decoded.collect(attempt, len(hashes), shape, store, "Reading pictures", display, contents.by_path)
+    workers.run(attempt, len(hashes), store, "Reading pictures", display, contents.by_path)
     return hashes
 
 

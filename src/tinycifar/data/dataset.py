@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinycifar.catalog import check_channels
 from tinycifar.words import is_printable
 
 Draws = np.ndarray[tuple[int], np.dtype[np.uint64]]
@@ -189,8 +190,7 @@ class Dataset:
 
         It is still the same data: its digests stay. A note says so if there were colours.
         """
-        if channels not in (1, 3):
-            raise ValueError(f"channels must be 1 (grey) or 3 (red, green and blue), not {channels}")
+        check_channels(channels)
         if channels == self.channels:
             return self
         before = {split: part for split in SPLITS if (part := self.images(split)) is not None}

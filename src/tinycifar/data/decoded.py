@@ -7,9 +7,7 @@ import hashlib
 import io
 import json
 import os
-import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +27,6 @@ from tinycifar.words import printable
 FOLDER = "decoded"
 VERSION = 3  # of what is in an entry; another number leaves all older entries unused
 ENTRIES = 5  # kept, those that were used last
-THREADS = min(8, os.cpu_count() or 1)
-AT_ONCE = 32  # pictures that a thread takes from the queue
 CHUNK = 8 << 20  # bytes that are hashed together
 NAMED = 5  # problems that are named
 DAY = 86_400.0
@@ -44,52 +40,6 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, int] = field(default_factory=dict)
-
-
-def _each(work: Callable[[int], None], count: int, what: str, display: Progress | None) -> None:
-    """Call `work` with 0 to `count` - 1 in threads, with a bar named `what`; what it raises ends it all.
-
-    Ctrl-C ends it too, after the pictures at hand.
-    """
-    stopped = threading.Event()
-
-    def some(first: int) -> int:
-        indices = range(first, min(first + AT_ONCE, count))
-        for index in indices:
-            if stopped.is_set():
-                break
-            work(index)
-        return len(indices)
-
-    with warnings.catch_warnings(), workers.bar(display, what, count) as advance:
-        warnings.simplefilter("ignore")  # here, as the threads' own filters undo each other's
-        pool = ThreadPoolExecutor(THREADS)
-        try:
-            for done in pool.map(some, range(0, count, AT_ONCE)):
-                advance(done)
-        finally:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
-
-
-def collect(
-    attempt: Callable[[int], tuple[Pixels | None, str]],
-    count: int,
-    shape: tuple[int, ...],
-    store: Callable[[int, Pixels | None, str], None],
-    what: str,
-    display: Progress | None,
-    by_path: bool,
-) -> None:
-    """Call `store` with each index from 0 to `count` - 1 and what `attempt` makes of it, with a bar named `what`.
-
-    That is an array of `shape`, uint8, or None, and a remark. With `by_path` many of them are made by processes, which
-    share no open file, else all by threads.
-    """
-    if by_path and workers.worthwhile(count):
-        workers.run(attempt, count, shape, store, what, display)
-    else:
-        _each(lambda index: store(index, *attempt(index)), count, what, display)
 
 
 def digest(contents: Iterable[tuple[str, str]]) -> str:
@@ -148,7 +98,7 @@ def load(
         except (OSError, ValueError) as error:
             return None, getattr(error, "strerror", None) or str(error)
 
-    collect(attempt, len(names), shape[1:], store, "Decoding pictures", display, by_path)
+    workers.run(attempt, len(names), store, "Decoding pictures", display, by_path)
     if problems:
         return Loaded(torch.from_numpy(images), notes, dict(sorted(problems.items())), dict(counts))
     try:
@@ -240,7 +190,7 @@ def _read(entry: Path, shape: tuple[int, ...]) -> tuple[Pixels, dict[str, int]]:
 def _checksum(images: Pixels) -> str:
     """The SHA-256 of the SHA-256 digests of chunks, which threads compute in parallel, hexadecimal."""
     pixels = images.reshape(-1).data
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(workers.THREADS) as pool:
         parts = pool.map(
             lambda first: hashlib.sha256(pixels[first : first + CHUNK]).digest(), range(0, len(pixels), CHUNK)
         )

@@ -13,6 +13,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from tinycifar.catalog import Form
 from tinycifar.data import binaries, cifar10, contents, folders, idx, npz, parquet, pictures, sources, tables, trees
 from tinycifar.data.contents import Contents
 from tinycifar.data.dataset import CLASSES, MOST_CLASSES, Origin, pixel_digests
@@ -42,7 +43,7 @@ def load(
 ) -> Dataset:
     """Load images into memory, resized to `image_size` pixels a side, in RGB or, with one of `channels`, in grey.
 
-    `fit` says what becomes of images that are not square (`pictures.FITS`). With `skip_unreadable` pictures that cannot
+    `fit` says what becomes of images that are not square (`catalog.FITS`). With `skip_unreadable` pictures that cannot
     be read are left out and counted.
 
     `source` is "cifar10" or None for CIFAR-10 from the cache, which is filled first if files are missing, "sample" for
@@ -53,12 +54,12 @@ def load(
     """
     if source == "sample":
         return sample(image_size, channels)
-    _check_form(image_size, fit, channels)
+    form = Form(image_size, fit, channels)
     if source not in (None, "cifar10") and (own := examine(source)) is not None:
         if skip_unreadable:
             own = replace(own, skip_unreadable=True, source=str(replace(sources.parse(own.source), unreadable="skip")))
         folder = cifar10.cache_directory() if cache is None else cache
-        return contents.to_dataset(own, folder, image_size, fit, display).with_channels(channels)
+        return contents.to_dataset(own, folder, form, display)
     path = None if source in (None, "cifar10") else sources.parse(source).path
     known = _dataset("cifar10", cifar10.read(path, cache), image_size)
     return known.with_channels(channels)
@@ -74,12 +75,11 @@ def load_to_score(
     display: Progress | None = None,
 ) -> Dataset:
     """Load own data for a model of these `classes` to be scored on, as `tinycifar.data.contents.to_dataset` says."""
-    _check_form(image_size, fit, channels)
+    form = Form(image_size, fit, channels)
     own = examine(source)
     if own is None:
         raise ValueError(f"{source} is CIFAR-10, which has test images of its own")
-    dataset = contents.to_dataset(own, cifar10.cache_directory(), image_size, fit, display, classes)
-    return dataset.with_channels(channels)
+    return contents.to_dataset(own, cifar10.cache_directory(), form, display, classes)
 
 
 def load_pictures(
@@ -90,7 +90,7 @@ def load_pictures(
     `source` is as in `load`, of which the test images are taken, or all if it has none; or a folder with pictures
     anywhere in it, or one picture. Raises ValueError for pictures that cannot be read and for a source without any.
     """
-    _check_form(image_size, fit, channels)
+    form = Form(image_size, fit, channels)
     try:
         own = None if str(source) in NAMES else examine(source)
     except ValueError:
@@ -100,12 +100,10 @@ def load_pictures(
         images = [pictures.to_tensor(pictures.read(file, fit), image_size, fit, channels) for file in files]
         return torch.stack(images)
     if own is None:
-        return load(source, image_size=image_size, fit=fit, channels=channels, display=display).test_images
-    cache = cifar10.cache_directory()
+        return load(source, **vars(form), display=display).test_images
     if not 2 <= len(own.classes) <= MOST_CLASSES:  # no limit here; in between, the split is that of `load`
         own = replace(own, classes=("any", "other"), labels=np.zeros_like(own.labels))
-    dataset = contents.to_dataset(own, cache, image_size, fit, display, own.classes)
-    return dataset.with_channels(channels).test_images
+    return contents.to_dataset(own, cifar10.cache_directory(), form, display, own.classes).test_images
 
 
 def examine(source: str | Path) -> Contents | None:
@@ -134,15 +132,6 @@ def examine(source: str | Path) -> Contents | None:
         _check_cifar10(path, tree)
         return None
     return replace(examined, source=str(options), skip_unreadable=options.unreadable == "skip")
-
-
-def _check_form(image_size: int, fit: str, channels: int) -> None:
-    """Raise ValueError for values of these arguments that no recipe has."""
-    if not isinstance(image_size, (int, np.integer)) or image_size < 1:
-        raise ValueError(f"image_size must be a number of pixels, 1 or more, not {image_size!r}")
-    pictures.check_fit(fit)
-    if channels not in pictures.CHANNELS:
-        raise ValueError(f"channels must be 1 (grey) or 3 (red, green and blue), not {channels}")
 
 
 def _examine(path: Path, tree: Tree | None, options: Source) -> Contents | None:
@@ -221,7 +210,7 @@ def _check_cifar10(path: Path, tree: Tree | None) -> None:
 
 def sample(image_size: int = 32, channels: int = 3) -> Dataset:
     """Load the packaged sample: the first 400 training and 200 test images of CIFAR-10, for trials and tests."""
-    _check_form(image_size, "crop", channels)
+    Form(image_size, channels=channels)  # ValueError for what no recipe has
     folder = Path(__file__).parent / "sample"
     files = [cifar10.examine(folder / name, records, md5) for name, (records, md5) in SAMPLE.items()]
     for state, _ in files:

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from tinycifar.catalog import FITS
 from tinycifar.data import colours
+from tinycifar.typed import check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 WEB = ("PNG", "JPEG", "WEBP")  # what a service decodes for strangers
-FITS = ("crop", "pad", "squash")
-CHANNELS = (1, 3)  # grey, or red, green and blue
 PADDING = (128, 128, 128)
 # What is larger is refused before it is decoded: within these limits, decoding takes less than 300 MB.
 MOST_BYTES = 50_000_000
@@ -114,12 +114,6 @@ def _inside(folder: Path) -> Iterator[Path]:
                 yield Path(root, name)
 
 
-def check_fit(fit: str) -> None:
-    """Raise ValueError for a `fit` that is none of `FITS`."""
-    if fit not in FITS:
-        raise ValueError(f"unknown fit {fit!r}; allowed are: {', '.join(FITS)}")
-
-
 def read(path: str | Path, fit: str = "crop") -> Image.Image:
     """A picture file, turned upright, as RGB of 8 bits: its central square if `fit` is "crop", else all of it.
 
@@ -128,7 +122,7 @@ def read(path: str | Path, fit: str = "crop") -> Image.Image:
     only its end marker is read. Raises ValueError, naming the file, if it cannot be read as one of `FORMATS` or has
     more bytes or pixels than `MOST_BYTES` and `MOST_PIXELS`.
     """
-    check_fit(fit)
+    check_choice("fit", fit, FITS)
     try:
         about = Path(path).stat()
         if not stat.S_ISREG(about.st_mode):
@@ -174,7 +168,7 @@ def decode_reported(
     channels: int = 3,
 ) -> Decoded:
     """As `decode`, and what was odd."""
-    check_fit(fit)
+    check_choice("fit", fit, FITS)
     try:
         if len(content) > MOST_BYTES:
             raise _Refused(f"{len(content):,} bytes, allowed are {MOST_BYTES:,}")
@@ -300,7 +294,7 @@ def _deep(
 
 def upright(image: Image.Image, fit: str = "crop") -> Image.Image:
     """A picture in memory as `read` gives that of its file: RGB of 8 bits, turned upright, cropped if `fit` says so."""
-    check_fit(fit)
+    check_choice("fit", fit, FITS)
     if min(image.size) < 1:
         raise ValueError(f"the picture has no pixels: its size is {image.width} x {image.height}")
     turn = TURNS.get(_orientation(image))

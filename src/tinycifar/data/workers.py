@@ -1,29 +1,35 @@
-"""Decode pictures by several processes: Python's interpreter lock leaves threads little to do in parallel."""
+"""Decode pictures in threads, or many of them in processes: Python's lock leaves threads little to do in parallel."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import multiprocessing
 import os
-import select
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
-from tinycifar.data.pictures import Pixels
-
 if sys.platform == "linux":
     import fcntl
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkProcess
 
 FEWEST = 1_000  # pictures for which starting processes is worth its time
 PIPE_BYTES = 1 << 20  # as many as Linux lets everybody have
 TOGETHER = 16  # pictures that a process sends at a time
+AT_ONCE = 32  # pictures that a thread takes from the queue
+Attempt = Callable[[int], tuple[Any, str]]  # what is made of a picture, by its index, and a remark
+Store = Callable[[int, Any, str], None]
+THREADS = min(8, os.cpu_count() or 1)
 PROCESSES = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
@@ -38,9 +44,7 @@ class Slots:
         while not os.read(self._reader, 1):
             pass
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         os.write(self._writer, b".")
 
     def __del__(self) -> None:
@@ -49,17 +53,19 @@ class Slots:
                 os.close(descriptor)
 
 
-@contextlib.contextmanager
-def bar(display: Progress | None, what: str, count: int) -> Iterator[Callable[[int], None]]:
-    """A bar named `what` that grows to `count`; gives a function that takes how many more are done."""
-    if display is None:
-        yield lambda _: None
-        return
-    task = display.add_task(what, total=count)
+def run(attempt: Attempt, count: int, store: Store, what: str, display: Progress | None, by_path: bool = False) -> None:
+    """Call `store` with each index from 0 to `count` - 1 and what `attempt` makes of it, with a bar named `what`.
+
+    That is something that can be pickled, and a remark. With `by_path` many of them are made by processes, which
+    share no open file, else all by threads. What `attempt` raises ends it all, as does Ctrl-C.
+    """
+    shown = display or Progress(disable=True)
+    task = shown.add_task(what, total=count)
+    work = _in_processes if by_path and worthwhile(count) else _in_threads
     try:
-        yield lambda done: display.advance(task, done)
+        work(attempt, count, store, lambda done: shown.advance(task, done))
     finally:
-        display.remove_task(task)
+        shown.remove_task(task)
 
 
 def worthwhile(count: int) -> bool:
@@ -67,115 +73,94 @@ def worthwhile(count: int) -> bool:
     return count >= FEWEST and PROCESSES > 1 and sys.platform == "linux"
 
 
-def run(
-    attempt: Callable[[int], tuple[Pixels | None, str]],
-    count: int,
-    shape: tuple[int, ...],
-    store: Callable[[int, Pixels | None, str], None],
-    what: str,
-    display: Progress | None,
-) -> None:
-    """Call `attempt` with 0 to `count` - 1 in processes, and `store` here with each result; with a bar named `what`.
+def _in_threads(attempt: Attempt, count: int, store: Store, advance: Callable[[int], None]) -> None:
+    """Ctrl-C ends it after the pictures at hand."""
+    stopped = threading.Event()
 
-    What `attempt` raises ends it all as a RuntimeError, running out of memory as a MemoryError. The processes end with
-    this one, however it ends: they are forked, decode pictures and touch nothing else.
+    def some(first: int) -> int:
+        indices = range(first, min(first + AT_ONCE, count))
+        for index in indices:
+            if stopped.is_set():
+                break
+            store(index, *attempt(index))
+        return len(indices)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # here, as the threads' own filters undo each other's
+        pool = ThreadPoolExecutor(THREADS)
+        try:
+            for done in pool.map(some, range(0, count, AT_ONCE)):
+                advance(done)
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _in_processes(attempt: Attempt, count: int, store: Store, advance: Callable[[int], None]) -> None:
+    """What `attempt` raises becomes a RuntimeError, running out of memory a MemoryError.
+
+    The processes end with this one, however it ends: they are forked, decode pictures and touch nothing else.
     """
     Image.init()  # no process needs to import decoders
-    children: dict[int, int] = {}  # process by the end of its pipe
-    with bar(display, what, count) as advance:
-        try:
-            for number in range(PROCESSES):
-                reader, writer = os.pipe()
-                with contextlib.suppress(OSError):  # room for many pictures, so that a process hardly waits here
-                    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of forking beside threads, of which the children use none
-                    process = os.fork()
-                if process == 0:
-                    _work(attempt, range(number, count, PROCESSES), [reader, *children], writer)
-                os.close(writer)
-                children[reader] = process
-            _collect(children, count, shape, store, advance)
-        finally:
-            for reader, process in children.items():
-                os.close(reader)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-                os.waitpid(process, 0)
+    context = multiprocessing.get_context("fork")
+    children: dict[Connection, ForkProcess] = {}
+    try:
+        for number in range(PROCESSES):
+            reader, writer = context.Pipe(duplex=False)
+            with contextlib.suppress(OSError):  # room for many pictures, so that a process hardly waits here
+                fcntl.fcntl(writer.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            rows = range(number, count, PROCESSES)
+            process = context.Process(target=_work, args=(attempt, rows, [reader, *children], writer))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of forking beside threads, of which the children use none
+                process.start()
+            writer.close()
+            children[reader] = process
+        _collect(children, count, store, advance)
+    finally:
+        for reader, process in children.items():
+            reader.close()
+            process.kill()
+            process.join()
 
 
-def _work(attempt: Callable[[int], tuple[Pixels | None, str]], rows: range, readers: list[int], writer: int) -> None:
+def _work(attempt: Attempt, rows: range, readers: list[Connection], writer: Connection) -> None:
     """What a process does until it ends; it returns nowhere."""
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
         for reader in readers:  # else no process would notice that the first one has ended
-            os.close(reader)
+            reader.close()
         warnings.simplefilter("ignore")
         for first in range(0, len(rows), TOGETHER):
-            results = [(index, *attempt(index)) for index in rows[first : first + TOGETHER]]
-            _send(writer, [(index, pixels is not None, remark) for index, pixels, remark in results])
-            _write(writer, b"".join(pixels.tobytes() for _, pixels, _ in results if pixels is not None))
+            writer.send([(index, *attempt(index)) for index in rows[first : first + TOGETHER]])
         code = 0
     except BaseException as error:
         kind = type(error).__name__
         with contextlib.suppress(BaseException):
-            _send(writer, {"error": kind if isinstance(error, MemoryError) else f"{kind}: {error}"})
+            writer.send(kind if isinstance(error, MemoryError) else f"{kind}: {error}")
     finally:
         os._exit(code)  # without what the first process would do at its end
 
 
-def _send(writer: int, message: object) -> None:
-    content = json.dumps(message).encode()
-    _write(writer, len(content).to_bytes(4, "little") + content)
-
-
-def _write(writer: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(writer, view) :]
-
-
-def _collect(
-    children: dict[int, int],
-    count: int,
-    shape: tuple[int, ...],
-    store: Callable[[int, Pixels | None, str], None],
-    advance: Callable[[int], None],
-) -> None:
+def _collect(children: Iterable[Connection], count: int, store: Store, advance: Callable[[int], None]) -> None:
     """Take results from the processes until all `count` are there."""
-    size = int(np.prod(shape))
-    waiting, done = set(children), 0
-    poll = select.poll()
-    for reader in waiting:
-        poll.register(reader, select.POLLIN | select.POLLHUP)
+    waiting = {*children}
+    done = 0
     while waiting:
-        for reader, _ in poll.poll():
-            head = _exactly(reader, 4)
-            if not head:
-                poll.unregister(reader)
+        for reader in waiting.intersection(connection.wait(waiting)):
+            try:
+                results: Any = reader.recv()
+            except (EOFError, OSError):  # it has ended
                 waiting.discard(reader)
                 continue
-            message = json.loads(_exactly(reader, int.from_bytes(head, "little")))
-            if isinstance(message, dict):
-                if message["error"] == "MemoryError":
-                    raise MemoryError
-                raise RuntimeError(message["error"])
-            for index, decoded, remark in message:
-                pixels = np.frombuffer(_exactly(reader, size), np.uint8).reshape(shape) if decoded else None
-                store(index, pixels, remark)
-            done += len(message)
-            advance(len(message))
+            if results == "MemoryError":
+                raise MemoryError
+            if isinstance(results, str):
+                raise RuntimeError(results)
+            for result in results:
+                store(*result)
+            done += len(results)
+            advance(len(results))
     if done != count:
         raise RuntimeError("a process that decoded pictures was ended, perhaps for lack of memory")
-
-
-def _exactly(reader: int, size: int) -> bytes:
-    """So many bytes of a pipe; fewer at its end."""
-    content = bytearray()
-    while len(content) < size:
-        part = os.read(reader, size - len(content))
-        if not part:
-            break
-        content += part
-    return bytes(content)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tinycifar.data.dataset import to_grey
+from tinycifar.typed import check_choice
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -33,8 +34,7 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
     Grey ones are corrupted as pictures in three channels, and become grey again.
     Raises ValueError for an unknown name, listing the known ones, and for a severity outside 1 to 5.
     """
-    if name not in CORRUPTIONS:
-        raise ValueError(f"unknown corruption {name!r}; allowed are: {', '.join(CORRUPTIONS)}")
+    check_choice("corruption", name, CORRUPTIONS)
     if severity not in SEVERITIES:
         raise ValueError(f"a severity lies between 1 and 5, not {severity}")
     if images.shape[1] == 1:

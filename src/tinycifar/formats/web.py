@@ -11,13 +11,14 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from tinycifar import atomic
+from tinycifar.catalog import Form
 from tinycifar.data import Dataset, pictures
 from tinycifar.data.cifar10 import cache_directory
 from tinycifar.evaluation import outside
@@ -97,9 +98,8 @@ def write(
         shown = samples(dataset)
         for file, _, content in shown:
             (page / file).write_bytes(content)
-        form = Form(trained.image_size, trained.fit, trained.channels)
-        described = about(trained.name, trained.classes, form, trained.temperature, shown, "browser", trained.kept)
-        atomic.write_json(page / "model.json", described)
+        model = trained.name, trained.classes, trained.form, trained.temperature
+        atomic.write_json(page / "model.json", about(*model, shown, "browser", trained.kept))
         exported = onnx_file.to_onnx(trained, page / "model.onnx", dataset)
         with contextlib.ExitStack() as undo:
             for part in list(page.iterdir()):
@@ -111,15 +111,6 @@ def write(
                 undo.callback(final.rename, part)
             undo.pop_all()
     return replace(exported, path=folder / "model.onnx")
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a model's images are: their side in pixels, a recipe's `fit`, and 1 or 3 channels."""
-
-    image_size: int
-    fit: str
-    channels: int
 
 
 def about(
@@ -143,7 +134,7 @@ def about(
     others = "can be told to reject other pictures" if kept else "takes everything for one of these"
     return {
         "name": name,
-        **asdict(form),
+        **vars(form),
         "classes": list(classes),
         "temperature": temperature,
         "kept": [{"keep": keep, "threshold": outside.threshold(kept, keep, name)} for keep in KEEP if kept],

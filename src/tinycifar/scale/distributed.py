@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tinycifar import signals, typed
 from tinycifar.environment import Environment
+from tinycifar.words import differences
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -189,9 +190,7 @@ class Ranks:
         """Raise ValueError, naming what differs, unless all ranks were started with the same settings."""
         first, *others = self.exchange(settings)
         for rank, theirs in enumerate(others, 1):
-            differing = [name for name in first if theirs[name] != first[name]]
-            if differing:
-                words = ", ".join(f"{name} is {theirs[name]}, not {first[name]}" for name in differing)
+            if words := differences(theirs, first, "is"):
                 raise ValueError(f"rank {rank} was started with different settings than rank 0: {words}")
 
     @contextlib.contextmanager

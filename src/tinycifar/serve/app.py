@@ -301,8 +301,7 @@ def assets(model: Served) -> dict[str, tuple[str, bytes]]:
     files["/"] = files.pop("/index.html")
     files |= {f"/{name}": (TYPES[".png"], content) for name, _, content in model.samples}
     about = model.about
-    form = web.Form(about.image_size, about.fit, about.channels)
-    content = web.about(model.name, about.classes, form, about.temperature, model.samples, "server", about.kept)
+    content = web.about(model.name, about.classes, about.form, about.temperature, model.samples, "server", about.kept)
     files["/model.json"] = "application/json", json.dumps(content).encode()
     return files
 

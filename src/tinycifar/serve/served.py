@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tinycifar import data, trained, typed
-from tinycifar.catalog import MOST_PIXELS
-from tinycifar.data import pictures
+from tinycifar.catalog import MOST_PIXELS, Form
 from tinycifar.data.dataset import CLASSES
 from tinycifar.evaluation import outside
 from tinycifar.formats import onnx_file, parity, web
@@ -34,14 +33,17 @@ class Metadata:
     channels: int = 3
     kept: tuple[float, ...] = ()
 
+    @property
+    def form(self) -> Form:
+        """What its images are; ValueError for values that no export writes."""
+        return Form(self.image_size, self.fit, self.channels)
+
     def is_sound(self) -> bool:
         """Whether every value is one that an export writes."""
         return (
             all(map(is_printable, self.classes))
             and (self.temperature is None or 0 < self.temperature < math.inf)
-            and 0 < self.image_size <= MOST_PIXELS
-            and self.fit in pictures.FITS
-            and self.channels in pictures.CHANNELS
+            and self.form.image_size <= MOST_PIXELS
             and len(self.kept) in (0, len(outside.KEEP_PERCENT))
             and all(map(math.isfinite, self.kept))
         )

@@ -139,14 +139,9 @@ def _listen(host: str, port: int, count: int) -> list[socket.socket]:
         return [alone] * count
     port = alone.getsockname()[1]
     alone.close()  # it was open to find whether the port is free: those that share one would not tell
-    sockets: list[socket.socket] = []
-    try:
-        while len(sockets) < count:
-            sockets.append(create((host, port), reuse_port=True))
-    except OSError:
-        for opened in sockets:
-            opened.close()
-        raise
+    with contextlib.ExitStack() as opened:
+        sockets = [opened.enter_context(create((host, port), reuse_port=True)) for _ in range(count)]
+        opened.pop_all()  # all of them could be opened, so all stay open
     return sockets
 
 

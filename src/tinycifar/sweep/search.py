@@ -91,8 +91,7 @@ def worker(folder: str, trials: int, source: str | None, device: str, threads: i
     """What a child process does: train trials until the study in the folder has that many."""
     torch.set_num_threads(threads)
     study = sweep_study.read(Path(folder))
-    recipe = study.recipe
-    dataset = data.load(source, image_size=recipe.image_size, fit=recipe.fit, channels=recipe.channels)
+    dataset = data.load(source, **vars(study.recipe.form))
     try:
         for _ in work(study, dataset, trials=trials, source=source, device=device):
             pass

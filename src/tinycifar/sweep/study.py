@@ -14,6 +14,7 @@ from tinycifar import atomic, typed
 from tinycifar.data import Dataset
 from tinycifar.recipes import Recipe
 from tinycifar.sweep.ranges import Range
+from tinycifar.words import differences
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,7 @@ def read(folder: Path) -> Study:
 
 def _check_same(study: Study, stored: Study) -> None:
     """Raise ValueError, naming the fields, unless a stored study searches the same."""
-    then, now = _identity(stored), _identity(study)
-    differing = [name for name in now if then[name] != now[name]]
-    if differing:
-        words = ", ".join(f"{name} is {then[name]}, not {now[name]}" for name in differing)
+    if words := differences(_identity(stored), _identity(study), "is"):
         raise ValueError(f"{study.folder} holds another sweep: {words}")
 
 

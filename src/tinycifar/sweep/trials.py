@@ -187,7 +187,7 @@ def work(study: Study, dataset: Dataset, *, trials: int, source: str | None, dev
     `dataset` is the data as it was read from `source` for the recipe's image size. Raises Stopped at a signal.
     """
     stored = open_study(study)
-    datasets = {(dataset.image_size, study.recipe.fit, dataset.channels): dataset}
+    datasets = {study.recipe.form: dataset}
     while (started := _begin(study, stored, trials)) is not None:
         try:
             try:
@@ -195,10 +195,9 @@ def work(study: Study, dataset: Dataset, *, trials: int, source: str | None, dev
             except ValueError as error:
                 _fail(stored, started, error)  # a value between two that the recipe takes, perhaps
             else:
-                seen_as = size, fit, channels = recipe.image_size, recipe.fit, recipe.channels
-                if seen_as not in datasets:
-                    datasets[seen_as] = data.load(source, image_size=size, fit=fit, channels=channels)
-                _train(study, stored, started, recipe, datasets[seen_as], device)
+                if recipe.form not in datasets:
+                    datasets[recipe.form] = data.load(source, **vars(recipe.form))
+                _train(study, stored, started, recipe, datasets[recipe.form], device)
         except (Stopped, KeyboardInterrupt, SystemExit):
             if stored.get_trials(deepcopy=False)[started.trial.number].state == TrialState.RUNNING:
                 starts = started.trial.user_attrs["starts"]
