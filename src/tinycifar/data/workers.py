@@ -117,10 +117,10 @@ def _in_processes(attempt: Attempt, count: int, store: Store, advance: Callable[
             children[reader] = process
         _collect(children, count, store, advance)
     finally:
-        for reader, process in children.items():
+        for reader, child in children.items():
             reader.close()
-            process.kill()
-            process.join()
+            child.kill()
+            child.join()
 
 
 def _work(attempt: Attempt, rows: range, readers: list[Connection], writer: Connection) -> None:
@@ -144,10 +144,10 @@ def _work(attempt: Attempt, rows: range, readers: list[Connection], writer: Conn
 
 def _collect(children: Iterable[Connection], count: int, store: Store, advance: Callable[[int], None]) -> None:
     """Take results from the processes until all `count` are there."""
-    waiting: set[Any] = {*children}
-    done = 0
+    waiting, done = set(children), 0
     while waiting:
-        for reader in connection.wait(waiting):
+        ready: list[Any] = connection.wait(waiting)
+        for reader in ready:
             try:
                 results = reader.recv()
             except (EOFError, OSError):  # it has ended
