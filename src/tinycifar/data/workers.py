@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import connection
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from PIL import Image
 from rich.progress import Progress
 
 if sys.platform == "linux":
     import fcntl
-if TYPE_CHECKING:
-    from multiprocessing.context import ForkProcess
 
 FEWEST = 1_000  # pictures for which starting processes is worth its time
 PIPE_BYTES = 1 << 20  # as many as Linux lets everybody have
@@ -103,7 +102,7 @@ def _in_processes(attempt: Attempt, count: int, store: Store, advance: Callable[
     """
     Image.init()  # no process needs to import decoders
     context = multiprocessing.get_context("fork")
-    children: dict[Connection, ForkProcess] = {}
+    children: dict[Connection, BaseProcess] = {}
     try:
         for number in range(PROCESSES):
             reader, writer = context.Pipe(duplex=False)
@@ -118,10 +117,10 @@ def _in_processes(attempt: Attempt, count: int, store: Store, advance: Callable[
             children[reader] = process
         _collect(children, count, store, advance)
     finally:
-        for reader, process in children.items():
+        for reader, child in children.items():
             reader.close()
-            process.kill()
-            process.join()
+            child.kill()
+            child.join()
 
 
 def _work(attempt: Attempt, rows: range, readers: list[Connection], writer: Connection) -> None:
@@ -145,12 +144,12 @@ def _work(attempt: Attempt, rows: range, readers: list[Connection], writer: Conn
 
 def _collect(children: Iterable[Connection], count: int, store: Store, advance: Callable[[int], None]) -> None:
     """Take results from the processes until all `count` are there."""
-    waiting = {*children}
-    done = 0
+    waiting, done = set(children), 0
     while waiting:
-        for reader in waiting.intersection(connection.wait(waiting)):
+        ready: list[Any] = connection.wait(waiting)
+        for reader in ready:
             try:
-                results: Any = reader.recv()
+                results = reader.recv()
             except (EOFError, OSError):  # it has ended
                 waiting.discard(reader)
                 continue
