@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `BSAM` of pytorch-optimizer is, by its README, the optimiser of "SAM as an Optimal Relaxation of Bayes" (Möllenhoff
+# `BSAM` of pytorch-optimizer is, by its README, the optimiser of "SAM as an Optimal Relaxation of Bayes" (Moellenhoff
 # and Khan, 2023). The paper's algorithm 1 takes the gradient at weights with noise, goes up along it, takes the
 # gradient there, and makes a step with it from the weights as they were. Here, without a message:
 #   - the noise and the way up by rho are added to the weights and never taken back. Each step begins with a climb;
