@@ -68,6 +68,7 @@ ADDED = {
     "train teacher": "--set validation_images=40",
     "train nano --teacher": "--set teacher_views=1",
     "train micro --teacher": "--set teacher_views=1",
+    "train micro --set teacher": "--set teacher_views=1",
     "evaluate RUN --robustness": "--images 20",
     "bench infer": "minute --rounds 1",
     "scripts/own_images.py": "--quick",
