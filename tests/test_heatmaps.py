@@ -87,7 +87,7 @@ def test_the_effective_receptive_field_lies_within_the_theoretical_one_and_aroun
     assert field[outside].sum() == 0
     assert field[:, outside].sum() == 0
     for weights in (field.sum(0), field.sum(1)):
-        assert int(weights.argmax()) == pytest.approx(table.map_centre, abs=3)
+        assert int(weights.argmax()) == pytest.approx(table.map_centre, abs=4)  # the last maps have 4x4 places
 
 
 def test_pictures_of_one_name_from_several_folders_are_all_drawn(tmp_path):
