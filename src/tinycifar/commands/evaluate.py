@@ -12,9 +12,7 @@ from tinycifar.commands import terminal
 
 @click.command()
 @click.argument("model_name", metavar="MODEL")
-@terminal.option(
-    "--out", type=click.Path(path_type=Path), help="Folder to write to (default: the run, otherwise evaluations/MODEL)."
-)
+@terminal.out_option("Folder to write to (default: the run, otherwise evaluations/MODEL).")
 @terminal.option(
     "--test",
     is_flag=True,
@@ -27,9 +25,7 @@ from tinycifar.commands import terminal
 @terminal.option("--outside", metavar="PATH", help="Pictures of no class: count those answered none of these.")
 @terminal.option("--keep", type=float, metavar="SHARE", help="Right answers to keep with --outside (default: 0.95).")
 @terminal.option("--threshold", type=float, metavar="SCORE", help="Reject pictures below this score, with --outside.")
-@terminal.option(
-    "--images", type=click.IntRange(1), metavar="N", help="Corrupted images with --robustness (default: 2000)."
-)
+@terminal.number_option("--images", help="Corrupted images with --robustness (default: 2000).")
 @terminal.json_option
 def evaluate(
     model_name: str,

@@ -15,13 +15,7 @@ from tinycifar.data import pictures
 @click.argument("paths", metavar="PICTURE...", nargs=-1, required=True)
 @terminal.model_option
 @terminal.option("--class", "class_name", metavar="CLASS", help="Class to explain (default: the most probable one).")
-@terminal.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default="explanations",
-    show_default=True,
-    help="Folder for the drawings.",
-)
+@terminal.out_option("Folder for the drawings.", default="explanations", show_default=True)
 @terminal.overwrite_option
 @terminal.device_option
 @terminal.threads_option

@@ -13,10 +13,8 @@ from tinycifar.words import table
 
 
 @click.command("models")
-@terminal.option("--max-parameters", type=click.IntRange(1), metavar="N", help="Only models with at most N parameters.")
-@terminal.option(
-    "--max-macs", type=click.IntRange(1), metavar="N", help="Only models with at most N multiply-accumulates per image."
-)
+@terminal.number_option("--max-parameters", help="Only models with at most N parameters.")
+@terminal.number_option("--max-macs", help="Only models with at most N multiply-accumulates per image.")
 @terminal.json_option
 def models_command(max_parameters: int | None, max_macs: int | None, as_json: bool) -> None:
     """List the shipped models and the architectures that can be trained, the most accurate first."""

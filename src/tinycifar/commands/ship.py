@@ -114,40 +114,23 @@ def _parity_line(reference: str, parity: Parity, runtime: str = "") -> str:
     show_default=True,
     help="Listen on this address; :: is all, IPv4 too.",
 )
-@terminal.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="N", help="0 picks a free one."
-)
+@terminal.number_option("--port", least=0, most=65535, default=8000, help="0 picks a free one.")
 @terminal.option(
     "--allow-host", "hosts", multiple=True, metavar="NAME", help="Answer clients that use this name; repeatable."
 )
 @terminal.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
-@terminal.option(
-    "--workers", metavar="N", type=click.IntRange(1, 64), help="Run N processes (default: one per core, at most four)."
-)
-@terminal.option(
+@terminal.number_option("--workers", most=64, help="Run N processes (default: one per core, at most four).")
+@terminal.number_option(
     "--keep-alive",
-    type=click.IntRange(1, 3600),
+    most=3600,
     default=75,
-    show_default=True,
     metavar="SECONDS",
     help="Keep idle connections open; longer than your proxy keeps them.",
 )
-@terminal.option(
-    "--upload-timeout",
-    type=click.IntRange(1, 3600),
-    default=120,
-    show_default=True,
-    metavar="SECONDS",
-    help="Refuse uploads that take longer.",
+@terminal.number_option(
+    "--upload-timeout", most=3600, default=120, metavar="SECONDS", help="Refuse uploads that take longer."
 )
-@terminal.option(
-    "--max-upload",
-    type=click.IntRange(1, 50),
-    default=10,
-    show_default=True,
-    metavar="MB",
-    help="Refuse larger uploads.",
-)
+@terminal.number_option("--max-upload", most=50, default=10, metavar="MB", help="Refuse larger uploads.")
 @terminal.option(
     "--trust-proxy",
     "proxies",

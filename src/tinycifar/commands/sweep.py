@@ -22,37 +22,20 @@ from tinycifar.words import counted
     metavar="FIELD=VALUES",
     help="Values of a recipe field: LOW:HIGH, LOW:HIGH:log or A,B,C; repeatable.",
 )
-@terminal.option(
-    "--trials", type=click.IntRange(1), metavar="N", default=20, show_default=True, help="Total number of trials."
-)
-@terminal.option(
-    "--jobs",
-    type=click.IntRange(1, 256),
-    metavar="N",
-    default=1,
-    show_default=True,
-    help="Trials in parallel; they share --threads.",
-)
-@terminal.option(
-    "--out",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    help="Folder of the study; an existing study is resumed.",
-)
+@terminal.number_option("--trials", default=20, help="Total number of trials.")
+@terminal.number_option("--jobs", most=256, default=1, help="Trials in parallel; they share --threads.")
+@terminal.out_option("Folder of the study; an existing study is resumed.", metavar="FOLDER")
 @terminal.option("--epochs", type=int, metavar="N", help="Epochs of the whole schedule.")
 @terminal.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
 )
-@terminal.option(
+@terminal.number_option(
     "--validation-images",
-    type=click.IntRange(0),
-    metavar="N",
+    least=0,
     help="Images held out for scoring (default: 5,000 of CIFAR-10, a tenth of other data).",
 )
 @terminal.data_option("CIFAR-10")
-@terminal.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", default=0, show_default=True, help="Seed for all draws."
-)
+@terminal.number_option("--seed", least=0, most=2**63 - 1, default=0, help="Seed for all draws.")
 @terminal.device_option
 @terminal.threads_option
 @terminal.json_option

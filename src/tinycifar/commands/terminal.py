@@ -35,12 +35,22 @@ class _Option(click.Option):
 
 
 option = functools.partial(click.option, cls=_Option)
+
+
+def number_option(
+    *names: str, help: str, least: int = 1, most: int | None = None, metavar: str = "N", default: int | None = None
+) -> Callable[[Command], Command]:
+    """An option for a whole number in a range; a default is shown."""
+    shown = default is not None
+    return option(
+        *names, type=click.IntRange(least, most), metavar=metavar, default=default, show_default=shown, help=help
+    )
+
+
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 overwrite_option = option("--overwrite", is_flag=True, help="Replace output that exists already.")
 device_option = option("--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda or mps.")
-threads_option = option(
-    "--threads", type=click.IntRange(1, os.cpu_count()), metavar="N", help="CPU threads (default: torch's)."
-)
+threads_option = number_option("--threads", most=os.cpu_count(), help="CPU threads (default: torch's).")
 model_option = option(
     "--model",
     "model_name",
@@ -49,6 +59,11 @@ model_option = option(
     show_default="the most accurate shipped one",
     help="A run directory, a weights file, or a shipped model.",
 )
+
+
+def out_option(help: str, **options: Any) -> Callable[[Command], Command]:
+    """The option for the path of what a command writes."""
+    return option("--out", type=click.Path(path_type=Path), help=help, **options)
 
 
 def data_option(default: str, hide_details: bool = True) -> Callable[[Command], Command]:

@@ -29,10 +29,8 @@ def step(model_name: str, threads: int | None, as_json: bool) -> None:
 
 @bench_group.command("train")
 @click.argument("recipe_name", metavar="[RECIPE]", default=recipes.DEFAULT_RECIPE)
-@terminal.option("--runs", type=click.IntRange(1), metavar="N", default=3, show_default=True, help="Full trainings.")
-@terminal.option(
-    "--steps", type=click.IntRange(2), metavar="N", default=20, show_default=True, help="Reference steps each time."
-)
+@terminal.number_option("--runs", default=3, help="Full trainings.")
+@terminal.number_option("--steps", least=2, default=20, help="Reference steps each time.")
 @terminal.option("--record", is_flag=True, help="Write results/RECIPE/bench-train/PROCESSOR.json.")
 @terminal.threads_option
 @terminal.json_option
@@ -69,9 +67,7 @@ def _how_to_contribute(recipe_name: str, name: str, *, recorded: bool) -> str:
 
 @bench_group.command("infer")
 @click.argument("model_names", metavar="[MODEL...]", nargs=-1)
-@terminal.option(
-    "--rounds", type=click.IntRange(1), metavar="N", default=INFER_ROUNDS, show_default=True, help="Runs of each."
-)
+@terminal.number_option("--rounds", default=INFER_ROUNDS, help="Runs of each.")
 @terminal.option(
     "--record", is_flag=True, help="Write results/bench-infer/PROCESSOR.json; for all shipped models only."
 )
@@ -98,9 +94,7 @@ def infer_bench(model_names: tuple[str, ...], rounds: int, record: bool, threads
 
 
 @bench_group.command("startup")
-@terminal.option(
-    "--rounds", type=click.IntRange(1), metavar="N", default=startup.ROUNDS, show_default=True, help="Runs of each."
-)
+@terminal.number_option("--rounds", default=startup.ROUNDS, help="Runs of each.")
 @terminal.option(
     "--against",
     metavar="PYTHON",

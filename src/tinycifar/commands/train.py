@@ -21,32 +21,19 @@ if TYPE_CHECKING:  # none of it is needed to print the help
 @click.command()
 @click.argument("recipe", metavar="[RECIPE]", required=False)
 @terminal.option("--epochs", type=int, metavar="N", help="Epochs of the whole schedule.")
-@terminal.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Seed of all draws (default: 0).")
-@terminal.option("--seeds", type=click.IntRange(1), metavar="N", help="Train N seeds, from --seed on.")
-@terminal.option(
-    "--jobs",
-    "parallel",
-    type=click.IntRange(1),
-    metavar="M",
-    help="Train M seeds in parallel; they share the threads.",
-)
+@terminal.number_option("--seed", least=0, most=2**63 - 1, help="Seed of all draws (default: 0).")
+@terminal.number_option("--seeds", help="Train N seeds, from --seed on.")
+@terminal.number_option("--jobs", "parallel", metavar="M", help="Train M seeds in parallel; they share the threads.")
 @terminal.device_option
 @terminal.threads_option
-@terminal.option(
-    "--out",
-    metavar="RUN",
-    type=click.Path(path_type=Path),
-    help="New or empty directory (default: runs/RECIPE/DATE).",
-)
+@terminal.out_option("New or empty directory (default: runs/RECIPE/DATE).", metavar="RUN")
 @terminal.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Resume an interrupted run.")
 @terminal.data_option("CIFAR-10")
 @terminal.option("--init", metavar="MODEL", help="Start from the weights of MODEL.")
 @terminal.option("--teacher", metavar="MODEL", help="Teacher: a model, or a directory of seeds.")
 @terminal.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a recipe field; repeatable.")
-@terminal.option(
-    "--max-parameters", type=click.IntRange(1), metavar="N", help="Use the largest width with at most N parameters."
-)
-@terminal.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N training images.")
+@terminal.number_option("--max-parameters", help="Use the largest width with at most N parameters.")
+@terminal.number_option("--limit", help="Use only the first N training images.")
 @terminal.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files.")
 @terminal.option("--stop-after-epoch", type=click.IntRange(1), hidden=True)
 @terminal.option("--checkpoint-seconds", type=click.FloatRange(0), default=60, hidden=True)

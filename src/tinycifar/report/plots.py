@@ -40,8 +40,7 @@ def new_axes(width: float, height: float, title: str, x: str, y: str) -> tuple[F
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, wrap=True)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     return figure, axes
 
@@ -188,9 +187,7 @@ def reliability(scores: Scores) -> Figure:
         axes.plot(x, y, colour, linewidth=1)
         axes.scatter(x, y, area, colour, marker=marker, alpha=0.7, linewidths=0)
         axes.plot([], [], colour, marker=marker, label=label)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.set_aspect("equal")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.legend(loc="upper left")
     return figure
 
@@ -301,10 +298,7 @@ def receptive_fields(table: Summary, field: Tensor, example: Tensor, label: str)
             )
         low = min(-0.5, centre - widest / 2) - 1
         high = max(size - 0.5, centre + widest / 2) + 1
-        axes.set_xlim(low, high)
-        axes.set_ylim(high, low)
-        axes.set_xlabel("pixels")
-        axes.set_facecolor("#b0b0b0")
+        axes.set(xlim=(low, high), ylim=(high, low), xlabel="pixels", facecolor="#b0b0b0")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
