@@ -68,7 +68,7 @@ ADDED = {
     "train teacher": "--set validation_images=40",
     "train nano --teacher": "--set teacher_views=1",
     "train micro --teacher": "--set teacher_views=1",
-    "train micro --set teacher": "--set teacher_views=1",
+    "train micro --set teacher=large-teacher": "--set teacher_views=1",
     "evaluate RUN --robustness": "--images 20",
     "bench infer": "minute --rounds 1",
     "scripts/own_images.py": "--quick",
@@ -225,7 +225,7 @@ def picture(place: Path) -> None:
 
 def a_run(place: Path, recipe: str = "minute", stop_after_epoch: int | None = None, seed: int = 0) -> None:
     settings = ["epochs=1"] if stop_after_epoch is None else ["epochs=2"]
-    if recipe == "teacher":
+    if recipe.endswith("teacher"):
         settings.append("validation_images=40")
     changed = recipes.with_settings(recipes.get(recipe), settings)
     training.train(changed, "sample", out=place, limit=64, stop_after_epoch=stop_after_epoch, seed=seed)
@@ -251,6 +251,7 @@ THINGS: dict[str, Callable[[Path], None]] = {
     "my.toml": lambda place: place.write_text(recipes.to_toml(recipes.get("minute"))) and None,
     "--teacher teacher": lambda place: a_run(place / "seed-0", "teacher"),
     "--teacher results/teacher": lambda place: a_run(place / "seed-2", "teacher"),
+    "--teacher results/large-teacher": lambda place: a_run(place / "seed-0", "large-teacher"),
 }
 
 
