@@ -1,3 +1,4 @@
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +137,14 @@ def test_processes_decode_to_the_same_pixels_as_threads(pets, monkeypatch):
     assert torch.equal(loaded.train_images, expected.train_images)
     assert torch.equal(loaded.test_images, expected.test_images)
     assert (loaded.skipped, loaded.digest) == (expected.skipped, expected.digest)
+
+
+def test_a_worker_of_a_pool_which_may_start_no_processes_decodes_in_threads(monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    monkeypatch.setattr(workers, "FEWEST", 1)
+    results: dict[int, int] = {}
+    workers.run(lambda index: (index**2, ""), 9, lambda index, made, _: results.update({index: made}), "x", None, True)
+    assert results == {index: index**2 for index in range(9)}
 
 
 @pytest.mark.skipif(not workers.worthwhile(10_000), reason="pictures are decoded by threads here")

@@ -68,8 +68,12 @@ def run(attempt: Attempt, count: int, store: Store, what: str, display: Progress
 
 
 def worthwhile(count: int) -> bool:
-    """Whether so many pictures are decoded by processes: on Linux, where a process may be forked beside threads."""
-    return count >= FEWEST and PROCESSES > 1 and sys.platform == "linux"
+    """Whether so many pictures are decoded by processes: on Linux, where a process may be forked beside threads.
+
+    Not in a worker of a `multiprocessing.Pool`, which may start no processes.
+    """
+    is_worker = multiprocessing.current_process().daemon
+    return count >= FEWEST and PROCESSES > 1 and sys.platform == "linux" and not is_worker
 
 
 def _in_threads(attempt: Attempt, count: int, store: Store, advance: Callable[[int], None]) -> None:
