@@ -2,7 +2,7 @@
 # onnx2torch turns ONNX files into PyTorch modules, to train or change them there. It raises NotImplementedError for
 # what it does not have, and warns of differences in Resize, but converts four things otherwise than ONNX defines them
 # without a message:
-#   - ReduceMax, ReduceMin and ReduceProd remove one dimension after another. With keepdims=0 and negative axes, which
+#   - ReduceMax and ReduceMin remove one dimension after another. With keepdims=0 and negative axes, which
 #     ONNX allows since opset 11, the second axis means another dimension by then: a global maximum over the last two
 #     axes becomes one over channels and rows. Where there are as many columns as channels, even the shape is right.
 #     ReduceMean, ReduceSum and others, which PyTorch computes at once, are right;
