@@ -27,7 +27,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from tinycifar.catalog import shipped
+from tinycifar.catalog import ARCHITECTURES, shipped
 from tinycifar.metrics import mean_interval, wilson_interval
 from tinycifar.models import build, written_out
 from tinycifar.recipe import INFO, Recipe
@@ -298,10 +298,10 @@ def frontier() -> str:
         if recipe.teacher:
             teachers = first["teachers"]
             minutes = sum(teacher["train_seconds"] for teacher in teachers) / 60
-            size = sum(parameter.numel() for parameter in build(RECIPES[recipe.teacher].model).parameters())
+            sizes = [f"{ARCHITECTURES[RECIPES[name].model].parameters:,}" for name in recipe.teachers]
             line += (
-                f", after {minutes:.0f} minutes for {counted(len(teachers), 'teacher')} of {size:,} parameters with "
-                f"{percent([teacher['accuracy'] for teacher in teachers])}% on held-out training images"
+                f", after {minutes:.0f} minutes for {counted(len(teachers), 'teacher')} of {' and '.join(sizes)} "
+                f"parameters with {percent([teacher['accuracy'] for teacher in teachers])}% on held-out training images"
             )
         lines.append(f"{line}. Measured on: {measured_on(first)}.")
     return "\n".join(lines)

@@ -35,7 +35,7 @@ from tinycifar.recipes import Recipe
 RECIPES = {
     "minute": ["epochs=12", "batch_size=32", "precision=float32"],
     "reference-30": ["epochs=6", "batch_size=40"],
-    "nano": ["teacher=minute", "teacher_views=2", "epochs=6", "batch_size=40", "precision=float32"],
+    "micro": ["teacher=minute", "teacher_views=2", "epochs=6", "batch_size=40", "precision=float32"],
 }
 DIE_INSIDE = """
 import os, signal, sys

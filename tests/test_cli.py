@@ -622,12 +622,12 @@ def test_a_student_learns_from_all_seeds_of_its_teacher_and_its_run_remembers_th
     short = ["--data", "sample", "--epochs", "1", "--limit", "90"]
     held_out = ["--set", "validation_images=30"]
     assert tinycifar("train", "teacher", *short, *held_out, "--seeds", "2", "--out", "teacher").code == 0
-    refused = tinycifar("train", "nano", *short)
+    refused = tinycifar("train", "micro", *short)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "tinycifar train teacher" in refused.err
-    wrong = tinycifar("train", "nano", *short, "--teacher", "minute")
+    wrong = tinycifar("train", "micro", *short, "--teacher", "minute")
     assert (wrong.code, "minute is of recipe minute" in wrong.err) == (2, True)
-    done = tinycifar("train", "nano", *short, *held_out, "--teacher", "teacher", "--out", "run", "--json")
+    done = tinycifar("train", "micro", *short, *held_out, "--teacher", "teacher", "--out", "run", "--json")
     digests = [trained_models.load(f"teacher/seed-{seed}").sha256 for seed in (0, 1)]
     told = done.json["teachers"]
     assert [(of["recipe"], of["sha256"], of["seed"]) for of in told] == [
@@ -650,10 +650,10 @@ def test_a_record_needs_a_teacher_of_an_unchanged_recipe(tinycifar, monkeypatch)
     monkeypatch.setattr(machine, "git_revision", lambda: "0123abcd")
     short = ["--data", "sample", "--epochs", "1", "--limit", "90", "--set", "validation_images=30"]
     assert tinycifar("train", "teacher", *short, "--out", "teacher").code == 0
-    done = tinycifar("train", "nano", "--teacher", "teacher", "--record")
+    done = tinycifar("train", "micro", "--teacher", "teacher", "--record")
     assert (done.code, "--record needs teachers that are whole runs of the unchanged recipe" in done.err) == (2, True)
     Path("teacher/evaluation.json").unlink()
-    unfinished = tinycifar("train", "nano", *short, "--teacher", "teacher")
+    unfinished = tinycifar("train", "micro", *short, "--teacher", "teacher")
     assert (unfinished.code, "teacher is not finished: run `tinycifar train --resume teacher`" in unfinished.err) == (
         2,
         True,

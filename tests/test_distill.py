@@ -15,7 +15,7 @@ from tinycifar import data, distill, inference, models, optim, recipes, trained,
 from tinycifar.epochs import plan
 
 LEARNING = recipes.with_settings(
-    recipes.get("nano"), ["teacher=minute", "teacher_views=2", "epochs=4", "batch_size=32", "precision=float32"]
+    recipes.get("micro"), ["teacher=minute", "teacher_views=2", "epochs=4", "batch_size=32", "precision=float32"]
 )
 
 
@@ -24,7 +24,7 @@ def plain_distillation(
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Weights, and the loss of each epoch against the labels."""
     torch.manual_seed(5)
-    model = models.build("nanonet").to(memory_format=torch.channels_last)
+    model = models.build(recipe.model).to(memory_format=torch.channels_last)
     model.prepare(sample.train_images)
     optimizers = optim.build(
         model,
@@ -56,13 +56,14 @@ def plain_distillation(
 
 
 def test_distillation_equals_a_plain_loop_with_the_divergence_from_the_teachers_softened_answers(tmp_path):
-    sample, teachers = data.sample().limit(16), [trained.load("minute"), trained.load("minute")]
+    sample, teachers = data.sample().limit(16), [trained.load("minute"), trained.load("micro")]
     for teacher in teachers:
         teacher.model.double()
     with torch.no_grad():
         teachers[1].model[-1].weight.mul_(-0.5)
     recipe = recipes.with_settings(
-        LEARNING, ["batch_size=8", "augmentation=none", "hold_fraction=0", "teacher_temperature=3"]
+        LEARNING,
+        ["teacher=minute+micro", "batch_size=8", "augmentation=none", "hold_fraction=0", "teacher_temperature=3"],
     )
     with float64():
         result = training.train(
@@ -173,10 +174,17 @@ def test_a_signal_while_the_teacher_answers_stops_the_run_and_it_is_resumed_to_t
 def test_a_teacher_that_does_not_belong_to_the_recipe_or_saw_validation_images_is_refused(tmp_path):
     minute = trained.load("minute")
     out = tmp_path / "run"
-    with pytest.raises(ValueError, match=r"nano learns from a teacher: train one with `tinycifar train teacher`"):
+    with pytest.raises(
+        ValueError, match=r"nano learns from a teacher of recipe teacher: train one with `tinycifar train teacher`"
+    ):
         training.train(recipes.get("nano"), data.sample(), out=out)
-    with pytest.raises(ValueError, match="learns from one of recipe teacher, and minute is of recipe minute"):
+    with pytest.raises(
+        ValueError, match="learns from one of recipe teacher or large-teacher, and minute is of recipe minute"
+    ):
         training.train(recipes.get("nano"), data.sample(), out=out, teachers=[minute])
+    both = replace(LEARNING, teacher="minute+teacher")
+    with pytest.raises(ValueError, match=r"a teacher of recipe teacher: train one with `tinycifar train teacher`"):
+        training.train(both, data.sample(), out=out, teachers=[minute])
     with pytest.raises(ValueError, match="minute learns from no teacher"):
         training.train(recipes.get("minute"), data.sample(), out=out, teachers=[minute])
     with pytest.raises(ValueError, match="minute has other classes than the data"):

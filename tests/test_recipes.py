@@ -58,6 +58,7 @@ def test_settings_change_fields_and_keep_their_types():
         ("watch_test=perhaps", "watch_test takes true or false"),
         ("model=vgg", "unknown model 'vgg'; allowed are: c1c2c3c4o"),
         ("augmentation=mixup", "unknown augmentation 'mixup'; allowed are: none"),
+        ("teacher=minute+", r"teacher takes recipes' names joined by \+, or nothing, not 'minute\+'"),
         ("weight_decay=nan", "weight_decay must lie between 0 and 1, not nan"),
     ],
 )

@@ -60,6 +60,7 @@ ARCHITECTURES = {
     "whitenet": Architecture(148_304, 294_304, 20_054_656, residual=(6,)),
     "micronet": Architecture(16_954, 31_604, 3_462_444, residual=(3, 5, 6, 7, 8)),
     "nanonet": Architecture(77_472, 151_872, 12_149_216, residual=(5, 7, 8)),
+    "nanonet32": Architecture(41_432, 82_000, 11_270_784, residual=(3, 5, 6, 8, 9, 10)),
     "accuratenet": Architecture(179_328, 354_048, 25_657_824, residual=(5, 6, 8, 9)),
     "teachernet": Architecture(1_318_944, 2_634_816, 131_729_280, residual=(5, 7)),
     "largeteachernet": Architecture(988_832, 1_976_800, 151_880_960, residual=(7,)),

@@ -47,17 +47,18 @@ def about(teacher: Trained) -> UsedModel:
 
 
 def check(recipe: Recipe, teachers: Sequence[Trained]) -> None:
-    """Raise ValueError unless these are the teachers that the recipe needs."""
-    if recipe.teacher and not teachers:
-        recipes.get(recipe.teacher)
-        raise ValueError(
-            f"{recipe.name} learns from a teacher: train one with `tinycifar train {recipe.teacher}` and name its run "
-            "with `teacher=` RUN; or learn from the labels with `teacher=''`"
-        )
+    """Raise ValueError unless these are the teachers that the recipe needs: at least one of each recipe."""
     for teacher in teachers:
-        if teacher.recipe != recipe.teacher or not recipe.teacher:
-            wanted = f"one of recipe {recipe.teacher}" if recipe.teacher else "no teacher"
+        if teacher.recipe not in recipe.teachers:
+            wanted = f"one of recipe {' or '.join(recipe.teachers)}" if recipe.teacher else "no teacher"
             raise ValueError(f"{recipe.name} learns from {wanted}, and {teacher.name} is of recipe {teacher.recipe}")
+    for missing in recipe.teachers:
+        if missing not in {teacher.recipe for teacher in teachers}:
+            recipes.get(missing)
+            raise ValueError(
+                f"{recipe.name} learns from a teacher of recipe {missing}: train one with `tinycifar train {missing}` "
+                "and name its run with `teacher=` RUN; or learn from the labels with `teacher=''`"
+            )
 
 
 def check_data(recipe: Recipe, teachers: Sequence[Trained], dataset: Dataset) -> list[str]:
@@ -91,13 +92,13 @@ def check_record(recipe: Recipe, teachers: Sequence[Trained]) -> None:
         revision = str(known.get("git_revision"))
         if not (
             "epochs" in known
-            and recipes.same(run.read_recipe(directory), recipes.get(recipe.teacher))
-            and known["epochs"] == recipes.get(recipe.teacher).epochs
+            and recipes.same(run.read_recipe(directory), named := recipes.get(teacher.recipe))
+            and known["epochs"] == named.epochs
             and (known["data"], known["limit"]) == ("cifar10", None)
             and not revision.endswith(("None", "-dirty"))
         ):
             raise ValueError(
-                f"`record=` needs teachers that are whole runs of the unchanged recipe {recipe.teacher} on all of "
+                f"`record=` needs teachers that are whole runs of the unchanged recipe {teacher.recipe} on all of "
                 f"CIFAR-10, from committed source; {teacher.name} is none"
             )
 

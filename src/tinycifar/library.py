@@ -58,7 +58,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     init: Source | None = None,
-    teacher: Source | None = None,
+    teacher: Source | list[Source] | None = None,
     seed: int | None = None,
     seeds: int | None = None,
     jobs: int = 1,
@@ -74,9 +74,9 @@ def train(
 
     `recipe` is a name (default: minute), a TOML file or a `Recipe`; `settings` change its fields: `train("minute",
     epochs=8)`. `data` is a folder of pictures or another source of `tinycifar.data.load` (default: CIFAR-10), or a
-    `Dataset` in memory. `teacher` is a model, or a directory of several seeds; `teacher=""` learns from the labels. The
-    other arguments are those of `tinycifar.training.train`. With `resume`, recipe, data, seed, limit, threads, teachers
-    and init are those the run was started with, unless given.
+    `Dataset` in memory. `teacher` is a model or a directory of several seeds, or a list of these; `teacher=""` learns
+    from the labels. The other arguments are those of `tinycifar.training.train`. With `resume`, recipe, data, seed,
+    limit, threads, teachers and init are those the run was started with, unless given.
 
     With `seeds`, that many seeds are trained from `seed` on, `jobs` of them in parallel as processes of their own, and
     the result is a `Several`. Seeds that the folder `out` holds already are resumed.
@@ -109,7 +109,9 @@ def train(
         out=None if out is None else Path(out),
         resume=None if resume is None else Path(resume),
         init=None if init is None else str(_source(init)),
-        teachers=None if teacher is None else (str(_source(teacher)),),
+        teachers=None
+        if teacher is None
+        else tuple(str(_source(one)) for one in (teacher if isinstance(teacher, list) else [teacher])),
         seed=typed.whole_number("seed", seed, 0),
         device=str(device),
         threads=typed.whole_number("threads", threads, 1, os.cpu_count() or 1),

@@ -244,7 +244,7 @@ class MicroNet(MirroredNet):
 
 
 class NanoNet(MirroredNet):
-    """The model of `nano`: below 78,000 parameters and 12.5 million multiply-accumulates."""
+    """The former model of `nano`: below 78,000 parameters and 12.5 million multiply-accumulates."""
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3) -> None:
         stem = whitening_stem(64, width, channels)
@@ -258,6 +258,28 @@ class NanoNet(MirroredNet):
             MirroredBlock(middle, wide, pool=True),
             MirroredBottleneck(wide, middle),
             MirroredBottleneck(wide, middle),
+            features=wide,
+            num_classes=num_classes,
+        )
+
+
+class NanoNet32(MirroredNet):
+    """The model of `nano`: the limits of `NanoNet`, in separable blocks that begin at 32x32 pixels."""
+
+    def __init__(self, num_classes: int = 10, width: float = 1.0, channels: int = 3) -> None:
+        stem = whitening_stem(32, width, channels, patch=3)
+        narrow, middle, wide = (scaled(count, width) for count in (32, 72, 128))
+        super().__init__(
+            stem,
+            MirroredBlock(stem.out_channels, narrow, 1),
+            MirroredBlock(narrow, narrow, separable=True, residual=True),
+            MirroredBlock(narrow, middle, separable=True, pool=True),
+            MirroredBlock(middle, middle, separable=True, residual=True),
+            MirroredBlock(middle, middle, separable=True, residual=True),
+            MirroredBlock(middle, wide, separable=True, pool=True),
+            MirroredBlock(wide, wide, separable=True, residual=True),
+            MirroredBlock(wide, wide, separable=True, residual=True),
+            MirroredBlock(wide, wide, separable=True, residual=True),
             features=wide,
             num_classes=num_classes,
         )
@@ -328,6 +350,7 @@ MODELS: dict[str, type[Classifier]] = {
     "whitenet": WhiteNet,
     "micronet": MicroNet,
     "nanonet": NanoNet,
+    "nanonet32": NanoNet32,
     "accuratenet": AccurateNet,
     "teachernet": TeacherNet,
     "largeteachernet": LargeTeacherNet,

@@ -137,10 +137,10 @@ class Recipe:
 
     teacher: str = _setting(
         "",
-        "Recipe of the teachers. If set, the targets are not the labels but the softened mean logits of "
-        "models trained by that recipe (distillation, Hinton et al. 2015, arXiv:1503.02531), and "
-        "`label_smoothing` has no effect.",
-        note="a recipe's name, or empty",
+        "Recipe of the teachers, or several of them joined by +. If set, the targets are not the labels but the "
+        "softened mean logits of models trained by these recipes (distillation, Hinton et al. 2015, "
+        "arXiv:1503.02531), and `label_smoothing` has no effect.",
+        note="recipes' names joined by +, or empty",
     )
     teacher_views: int = _setting(
         16,
@@ -213,8 +213,8 @@ class Recipe:
             if type(value).__name__ not in kinds:
                 raise ValueError(f"{item.name} takes {described}, not {value!r}")
         check_name(self.name)
-        if self.teacher and not re.fullmatch(NAME, self.teacher):
-            raise ValueError(f"teacher takes a recipe's name, or nothing, not {self.teacher!r}")
+        if not all(re.fullmatch(NAME, name) for name in self.teachers):
+            raise ValueError(f"teacher takes recipes' names joined by +, or nothing, not {self.teacher!r}")
         catalog.check_channels(self.channels)
         _check_names(self)
         for name, info in INFO.items():
@@ -229,6 +229,11 @@ class Recipe:
                 raise ValueError(f"{name} must lie between {info.low:g} and {high:g}, not {shown}")
         if self.nesterov and not (self.base_momentum and self.max_momentum):
             raise ValueError("nesterov needs base_momentum and max_momentum above 0")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The recipes of its teachers."""
+        return tuple(self.teacher.split("+")) if self.teacher else ()
 
     @property
     def form(self) -> Form:

@@ -88,11 +88,12 @@ RECIPES: dict[str, Recipe] = {
         replace(
             _STUDENT,
             name="nano",
-            model="nanonet",
-            epochs=240,
-            target_accuracy=0.9,
-            expected_accuracy=0.9125,
-            expected_minutes=50.6,
+            model="nanonet32",
+            teacher="teacher+large-teacher",
+            teacher_views=15,
+            epochs=45,
+            batch_size=125,
+            target_accuracy=0.915,
         ),
         replace(
             _STUDENT,

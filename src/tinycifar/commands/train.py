@@ -30,7 +30,9 @@ if TYPE_CHECKING:  # none of it is needed to print the help
 @terminal.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Resume an interrupted run.")
 @terminal.data_option("CIFAR-10")
 @terminal.option("--init", metavar="MODEL", help="Start from the weights of MODEL.")
-@terminal.option("--teacher", metavar="MODEL", help="Teacher: a model, or a directory of seeds.")
+@terminal.option(
+    "--teacher", "teachers", multiple=True, metavar="MODEL", help="Teacher: a model or a folder of seeds; repeatable."
+)
 @terminal.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a recipe field; repeatable.")
 @terminal.number_option("--max-parameters", help="Use the largest width with at most N parameters.")
 @terminal.number_option("--limit", help="Use only the first N training images.")
@@ -52,7 +54,7 @@ def _train(
     seeds: int | None,
     parallel: int | None,
     source: str | None,
-    teacher: str | None,
+    teachers: tuple[str, ...],
     settings: tuple[str, ...],
     epochs: int | None,
     as_json: bool,
@@ -66,7 +68,7 @@ def _train(
     request = Request(
         changes=terminal.recipe_changes(settings, epochs),
         data=source,
-        teachers=None if teacher is None else (teacher,),
+        teachers=teachers or None,
         **options,
     )
     if distributed.here().world > 1 and (seeds or request.record):
