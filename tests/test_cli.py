@@ -535,6 +535,15 @@ def refusals(trained: Path, own: Path, folder: Path) -> list[tuple[list[str | Pa
             for source in (own, folder)  # which has an IDX file
         ),
         (["data", "fetch", "--data", ""], "the name of the data is empty"),
+        (["train", "--out", ""], "'--out': it is empty; name a file or folder, or . for the current folder"),
+        (["train", "--resume", ""], "'--resume': it is empty"),
+        (["train", "--init", ""], "the name of a model is empty"),
+        (["train", "micro", "--teacher", ""], "the name of a teacher is empty"),
+        (["report", ""], "'RUN': it is empty"),
+        (["compare", ""], "'RUN...': it is empty"),
+        (["evaluate", ""], "the name of a model is empty"),
+        (["export", "minute", "--out", ""], "an empty name names a folder; name a file to write"),
+        (["export", "minute", "--format", "c", "--out", ""], "--out is empty"),
         (["predict", trained / "loss.png", "--keep", "2"], "right answers to keep lies between 0.5 and 0.99, not 2"),
         (["evaluate", trained, "--keep", "0.9"], "--keep and --threshold need --outside"),
     ]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import scores
 from tinycifar import data, inference, recipes, run, trained, training
-from tinycifar.data import contents, pictures
+from tinycifar.data import contents, loading, pictures
 from tinycifar.report import run_page, text
 from tinycifar.scores import Seen
 
@@ -74,10 +74,12 @@ def test_a_note_says_if_much_of_the_pictures_is_cropped_away(size, wide, noted, 
         file = tmp_path / "own" / "train" / ("a", "b")[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         pictures.to_image(image).resize(size if number < wide else (60, 60)).save(file)
-    note = f"{wide} of the pictures {contents.CROPPED}"
+    note = f"{wide} of the pictures {contents.CROPPED}{contents.ADVICE}"
     for _ in range(2):  # decoded, and from the cache
         assert (note in data.load(tmp_path / "own").notes) == noted
     assert not any("crop" in line for line in data.load(tmp_path / "own", fit="pad").notes)
+    scored = loading.load_to_score(tmp_path / "own", ("a", "b"))  # by a model, whose fit is given
+    assert (note.removesuffix(contents.ADVICE) in scored.notes) == noted
     pixels = np.stack([pictures.to_image(image).resize(size) for image in data.sample().test_images[:12]])
     np.savez(tmp_path / "own.npz", train_images=pixels, train_labels=np.arange(12) % 2)
     assert any(contents.CROPPED in line for line in data.load(tmp_path / "own.npz").notes) == (noted or wide == 1)

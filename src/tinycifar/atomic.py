@@ -48,9 +48,9 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def file_path(out: str | Path) -> Path:
-    """The path of a file to write; ValueError for a text that ends as a folder's name does."""
-    if str(out).endswith(("/", os.sep)):
-        raise ValueError(f"{out} names a folder; name a file to write")
+    """The path of a file to write; ValueError for a text that is empty or ends as a folder's name does."""
+    if not str(out) or str(out).endswith(("/", os.sep)):
+        raise ValueError(f"{out or 'an empty name'} names a folder; name a file to write")
     return Path(out)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tinycifar import catalog, checkpoint, inference, recipes, run, trained
+from tinycifar import catalog, checkpoint, inference, recipes, run, trained, typed
 from tinycifar.augment import Parameters
 from tinycifar.data import Dataset
 from tinycifar.environment import UsedModel
@@ -26,7 +26,10 @@ def load(source: str | Path, device: str = "auto") -> list[Trained]:
 
     Raises ValueError as `trained.load` does, and for an interrupted run.
     """
-    runs: list[Path] = [] if source in catalog.shipped() else run.seeds(Path(source)) or [Path(source)]
+    runs: list[Path] = []
+    if source not in catalog.shipped():
+        directory = typed.path("the name of a teacher", source)
+        runs = run.seeds(directory) or [directory]
     for directory in runs:
         if directory.is_dir() and not (directory / "evaluation.json").exists():
             raise ValueError(f"{directory} is not finished: run `tinycifar train --resume {directory}`")

@@ -106,8 +106,8 @@ def train(
         recipe=recipe if isinstance(recipe, Recipe | None) else str(recipe),
         changes={name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()},
         data=data if isinstance(data, Dataset | None) else os.fspath(data),
-        out=None if out is None else Path(out),
-        resume=None if resume is None else Path(resume),
+        out=None if out is None else typed.path("`out=`", out),
+        resume=None if resume is None else typed.path("`resume=`", resume),
         init=None if init is None else str(_source(init)),
         teachers=None
         if teacher is None
@@ -237,7 +237,7 @@ def explain(
     files = find_pictures([pictures] if isinstance(pictures, (str, Path)) else pictures)
     with torch.inference_mode(False):  # a heat map needs gradients
         loaded = trained.load(_source(model), device)
-        return list(explanations.explain_files(loaded, files, Path(out), class_name, overwrite))
+        return list(explanations.explain_files(loaded, files, typed.path("`out=`", out), class_name, overwrite))
 
 
 def export(
@@ -269,7 +269,7 @@ def export(
     if out is None:
         path = Path("exports", output_name(loaded) + catalog.FORMATS[format])
     else:
-        path = Path(out) if format in catalog.FOLDERS else atomic.file_path(out)
+        path = typed.path("`out=`", out) if format in catalog.FOLDERS else atomic.file_path(out)
     if path.resolve() == Path(loaded.source):
         raise ValueError(f"`out=` names the weights themselves, {path}; name another file")
     if path.exists() and path.is_dir() != (format in catalog.FOLDERS):
@@ -318,7 +318,7 @@ def compare(runs: Sequence[Source | Several], out: str | Path | None = None, *, 
         atomic.check_new(page, overwrite)
     if isinstance(runs, str | os.PathLike) or hasattr(runs, "directory"):
         raise TypeError("`runs` is a list of runs; put a single one into brackets: [run]")
-    comparison = comparing.compare([Path(_source(run)) for run in runs])
+    comparison = comparing.compare([typed.path("the name of a run", _source(run)) for run in runs])
     if page is not None:
         comparing.write(comparison, page)
     return comparison

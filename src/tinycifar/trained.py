@@ -202,7 +202,7 @@ def load(source: str | Path, device: str = "auto") -> Trained:
     or, for a shipped model, has changed.
     """
     known = catalog.shipped()
-    path, name = Path(source), str(source)
+    path, name = typed.path("the name of a model", source), str(source)
     if name in known and (isinstance(source, str) or not path.exists()):
         shipped = _read(catalog.weights(name), name, name, device)
         return replace(shipped, kept=tuple(known[name].get("kept", ())))

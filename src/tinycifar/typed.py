@@ -48,6 +48,13 @@ def number(name: str, value: Any) -> Any:
     raise ValueError(f"{name} must be a number, not {value!r}")
 
 
+def path(name: str, value: str | Path) -> Path:
+    """The value of an argument as a Path; ValueError for an empty text, which would name the current folder."""
+    if value == "":
+        raise ValueError(f"{name} is empty; name a file or folder, or . for the current folder")
+    return Path(value)
+
+
 def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
     """Raise ValueError, listing the choices, unless `value` is one of them."""
     if value not in choices:

@@ -219,6 +219,11 @@ def test_other_layouts_are_refused_in_clear_words(tmp_path, counts, words):
     refused(tmp_path / "own", words)
 
 
+def test_pictures_a_folder_too_deep_are_found_and_refused(tmp_path):
+    fill(tmp_path / "own/train/animals", {"cat": 2, "dog": 2})
+    refused(tmp_path / "own", "in folders of classes, as in .*, but two folders deep, as in train/animals/cat$")
+
+
 def test_an_empty_test_folder_is_refused(tmp_path):
     fill(tmp_path / "own/train", {"a": 2, "b": 2})
     (tmp_path / "own/test").mkdir()

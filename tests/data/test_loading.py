@@ -146,7 +146,7 @@ def test_of_equal_losses_as_many_stay_as_asked():
             "own does not exist; allowed are cifar10, sample, a folder or zip archive with pictures as train/CLASS/",
         ),
         ([], "own holds no images that are known here; allowed are .*train-images-idx3-ubyte"),
-        (["a/b/c.png", "notes.txt"], "own holds no images that are known here"),
+        (["a/b/c.png", "notes.txt"], "own has pictures two folders deep, as in a/b; expected are train/CLASS/"),
         (["cat/1.png"], "own has pictures of one class alone, cat, and no folder train; expected are train/CLASS/"),
         (["1.JPG"], "own has 1 picture, but no folders of classes and no table of labels"),
         (["train"], "own holds no images that are known here"),

@@ -93,7 +93,7 @@ def evaluate(
 
 
 @click.command("report")
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="RUN", type=terminal.NamedPath())
 @terminal.data_option("RUN's own")
 @terminal.json_option
 def report_command(directory: Path, source: str | None, as_json: bool) -> int:
@@ -112,7 +112,7 @@ def report_command(directory: Path, source: str | None, as_json: bool) -> int:
 
 
 @click.command("compare")
-@click.argument("directories", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("directories", metavar="RUN...", nargs=-1, required=True, type=terminal.NamedPath())
 @terminal.option(
     "--out", type=terminal.OutputFile(".html"), default="comparison.html", show_default=True, help="Page to write."
 )

@@ -61,9 +61,24 @@ model_option = option(
 )
 
 
+class NamedPath(click.Path):
+    """A path, as a `Path`; an empty one is refused."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as a `Path`."""
+        try:
+            typed.path("it", value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def out_option(help: str, **options: Any) -> Callable[[Command], Command]:
     """The option for the path of what a command writes."""
-    return option("--out", type=click.Path(path_type=Path), help=help, **options)
+    return option("--out", type=NamedPath(), help=help, **options)
 
 
 def data_option(default: str, hide_details: bool = True) -> Callable[[Command], Command]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +26,7 @@ if TYPE_CHECKING:  # none of it is needed to print the help
 @terminal.device_option
 @terminal.threads_option
 @terminal.out_option("New or empty directory (default: runs/RECIPE/DATE).", metavar="RUN")
-@terminal.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Resume an interrupted run.")
+@terminal.option("--resume", metavar="RUN", type=terminal.NamedPath(), help="Resume an interrupted run.")
 @terminal.data_option("CIFAR-10")
 @terminal.option("--init", metavar="MODEL", help="Start from the weights of MODEL.")
 @terminal.option(

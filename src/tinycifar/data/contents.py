@@ -33,7 +33,8 @@ LARGE_AT_ONCE = 2  # pictures of more than pictures.MANY_PIXELS, of which decodi
 NAMED = 5  # classes or files in a message
 MUCH_CROPPED = 0.3  # of a picture's area; of a photo with sides of 3:2 a third is lost
 MANY_CROPPED = 0.1  # of the pictures, so that it is worth a note
-CROPPED = "lose more than 30% of their area to the crop; --set fit=pad or fit=squash keeps it"
+CROPPED = "lose more than 30% of their area to the crop"
+ADVICE = "; with the recipe field fit=pad or fit=squash nothing is lost"
 LACKS_END = "are JPEGs that lack their end marker; they are used"
 Labels = np.ndarray[tuple[int], np.dtype[np.int64]]
 Decoder = Callable[[bytes, int, str], tuple[Pixels, str]]
@@ -166,7 +167,7 @@ def to_dataset(
         where = f"; listed in {listed}" if listed else ""
         notes.append(f"Skipped {len(unreadable):,} of {len(contents.names):,} pictures: {kinds}{where}")
     notes += [
-        f"{count:,} of the pictures {remark}"
+        f"{count:,} of the pictures {remark}{ADVICE if remark == CROPPED and for_training else ''}"
         for remark, count in loaded.remarks.items()
         if remark != CROPPED or count >= MANY_CROPPED * len(rows)
     ]

@@ -72,7 +72,15 @@ def misplaced(tree: Tree) -> str:
     splits = [name for name in folders if contents.split_of(name)]
     if splits:
         return f"has {few(splits)}, but no folder train"
-    return "has pictures, but no folder train" if loose or with_pictures else ""
+    if loose or with_pictures:
+        return "has pictures, but no folder train"
+    return f"has pictures two folders deep, as in {nested}" if (nested := _nested(tree, folders)) else ""
+
+
+def _nested(tree: Tree, names: list[str]) -> str:
+    """A folder in one of these folders that has pictures directly in it; "" if there is none."""
+    inner = [f"{name}/{folder}" for name in names for folder in tree.names(name, "folder")]
+    return printable(next(iter(_with_pictures(tree, inner)), ""))
 
 
 def _with_pictures(tree: Tree, names: list[str]) -> list[str]:
@@ -191,7 +199,9 @@ def _classes(tree: Tree, splits: dict[str, _Split]) -> tuple[str, ...]:
     if not train.pictures:
         if loose := train.left_out["picture outside a class"]:
             raise ValueError(f"{where} has {loose:,} pictures, but none in a folder of a class, as in {LAYOUT}")
-        raise ValueError(f"{where} holds no pictures in folders of classes, as in {LAYOUT}")
+        nested = _nested(tree, [f"{train.folder}/{kind}".lstrip("/") for kind in train.classes])
+        deeper = f", but two folders deep, as in {nested}" if nested else ""
+        raise ValueError(f"{where} holds no pictures in folders of classes, as in {LAYOUT}{deeper}")
     classes = tuple(sorted(train.classes))
     if empty := [kind for kind in classes if not train.classes[kind]]:
         other = sum(count for what, count in train.left_out.items() if what.endswith(" file"))
