@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -94,24 +95,63 @@ def single(step: integer.Step) -> integer.Network:
     """A network of one convolution, from random pixels to three classes."""
     source, output = step.inputs[0], step.output
     source.first, source.last, output.first, output.last = 0, 0, 0, 1
-    generator = np.random.default_rng(1)
-    return integer.Network(
-        [step],
-        source,
-        output,
-        generator.integers(0, 256, (source.channels, 256), np.uint8),
-        generator.normal(size=(3, output.channels)).astype(np.float32),
-        generator.normal(size=3).astype(np.float32),
-        {"classes": json.dumps(["a", "b", "c"]), "temperature": "2"},
-    )
+    table = np.random.default_rng(1).integers(0, 256, (source.channels, 256), np.uint8)
+    about = {"classes": json.dumps(["a", "b", "c"]), "temperature": "2"}
+    return integer.Network([step], source, output, table, **head(output.channels), about=about)
+
+
+def head(channels: int) -> dict[str, np.ndarray]:
+    """A random head on so many features, for three classes."""
+    generator = np.random.default_rng(2)
+    weights, bias = generator.normal(size=(3, channels)), generator.normal(size=3)
+    return {"head": weights.astype(np.float32), "head_bias": bias.astype(np.float32)}
+
+
+def separable(
+    *,
+    channels: int,
+    outputs: int,
+    size: int,
+    kernel: int = 3,
+    mirrored: bool = False,
+    pool: bool = False,
+    residual: bool = False,
+    swapped: bool = False,
+    needed_later: bool = False,
+) -> integer.Network:
+    """A network of a separable block; with `needed_later` its input is added to what follows."""
+    generator = np.random.default_rng(0)
+    shape = {"size": size, "scale": 4e-3, "mirrored": mirrored}
+    steps = [
+        convolution(generator, inputs=channels, outputs=channels, kernel=kernel, padding=kernel // 2, groups=channels,
+                    **shape)
+    ]  # fmt: skip
+    if pool:
+        steps.append(integer.Step("pool", [steps[0].output], integer.Map(channels, size // 2, 0.05, 130, 0, 0)))
+    for _ in range(1 + needed_later):
+        steps.append(convolution(generator, inputs=steps[-1].output.channels, outputs=outputs, kernel=1, padding=0,
+                                 **shape | {"size": steps[-1].output.size}))  # fmt: skip
+    for before, step in itertools.pairwise(steps):
+        step.inputs = [before.output]
+    if residual or needed_later:
+        inputs = [steps[-1].output, steps[0].inputs[0]]
+        result = integer.Map(outputs, size, 0.07, 99, 0, 0)
+        steps.append(integer.Step("add", inputs[::-1] if swapped else inputs, result))
+    network = dataclasses.replace(single(steps[0]), steps=steps, features=steps[-1].output, **head(outputs))
+    for number, step in enumerate(steps):
+        step.output.first, step.output.last = number, number + 1
+    network.pixels.last = len(steps) - 1 if residual or needed_later else 0
+    return network
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", ["minute", "depthwise"])
+@pytest.mark.parametrize("kind", ["minute", "depthwise", "separable"])
 @pytest.mark.parametrize("address", range(0, 8, 3))
 def test_memory_may_lie_at_any_address_and_not_a_byte_beyond_is_used(network, tmp_path, address, kind):
     if kind == "depthwise":  # three channels are read as four
         network = single(convolution(np.random.default_rng(0), inputs=3, outputs=3, size=32, groups=3))
+    if kind == "separable":
+        network = separable(channels=3, outputs=3, size=32, residual=True)
     c_source.write(network, tmp_path, "model")
     classes = len(network.head)
     program = tmp_path / "program"
@@ -184,17 +224,36 @@ def test_mirrored_depthwise_filters_are_stored_once_and_by_four_channels(tmp_pat
     assert not stored[-c_source.OVERREAD - 2 :].any()  # the last four are two
 
 
-def test_what_a_step_needs_does_not_overlap_in_memory_but_for_an_output_that_overwrites_an_input(network):
+@pytest.mark.parametrize(("name", "count", "rows"), [("minute", 7, 0), ("micro", 7, 6)])
+def test_what_steps_need_does_not_overlap_in_memory_but_for_an_output_that_overwrites_an_input(
+    name, count, rows, tmp_path
+):
+    model = trained.load(name, "cpu")
+    onnx_file.to_int8(model, tmp_path / "int8.onnx", variant="u8u8")
+    network = c_source.read(tmp_path / "int8.onnx")
     offsets, needed = c_memory.plan(network)
-    end = len(network.steps)
+    groups = c_memory.groups(network)
+    end = len(groups)
+    assert [step for group in groups for step in group.steps] == network.steps
+    times = [number for number, group in enumerate(groups) for _ in group.steps] + [end]
+    inner = {step.output for group in groups for step in group.steps[:-1]}
+    assert sum(group.is_block for group in groups) == rows
     blocks: list[tuple[object, int, int, int]] = [
-        *((item, item.bytes, item.first, item.last) for item in c_memory.maps(network)),
-        *((step, c_memory.scratch_bytes(step), *[step.output.first] * 2) for step in c_memory.convolutions(network)),
-        (c_memory.SUMS, 4 * 96, end, end),
+        *(
+            (item, item.bytes, times[item.first], times[item.last])
+            for item in c_memory.maps(network)
+            if item not in inner
+        ),
+        *(
+            (key, size, *[time] * 2)
+            for time, group in enumerate(groups)
+            for key, size in c_memory._scratch(group).items()
+        ),
+        (c_memory.SUMS, 4 * network.features.channels, end, end),
         (c_memory.SCORES, 4 * 10, end, end),
     ]
-    assert {key for key, *_ in blocks} == set(offsets)
-    over = {(step.output, c_memory.overwritten(step)) for step in network.steps}
+    assert {key for key, *_ in blocks} | inner == set(offsets)
+    over = {(group.steps[-1].output, group.overwrites) for group in groups}
     overlapping = set()
     for index, (key, size, first, last) in enumerate(blocks):
         assert offsets[key] % c_memory.ALIGNMENT == 0
@@ -205,8 +264,46 @@ def test_what_a_step_needs_does_not_overlap_in_memory_but_for_an_output_that_ove
                 assert offsets[key] == offsets[other]
                 overlapping.add((key, other))
     assert overlapping == {(output, source) for output, source in over if source is not None}
-    assert len(overlapping) == 7  # of a 1x1 convolution, two poolings and four additions
-    assert network.features.last == end
+    assert len(overlapping) == count  # of a 1x1 convolution, and two poolings and four additions or six blocks
+    assert network.features.last == len(network.steps)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("shape", "steps", "delay"),
+    [
+        ({"channels": 6, "outputs": 6, "size": 7, "residual": True}, [3], 1),
+        ({"channels": 8, "outputs": 8, "size": 6, "residual": True, "swapped": True, "mirrored": True}, [3], 1),
+        ({"channels": 5, "outputs": 5, "size": 9, "kernel": 5, "residual": True}, [3], 2),
+        ({"channels": 6, "outputs": 10, "size": 8, "pool": True}, [3], 0),
+        ({"channels": 4, "outputs": 16, "size": 8, "kernel": 5, "pool": True}, [3], 1),
+        ({"channels": 4, "outputs": 5, "size": 6}, [2], 2),
+        ({"channels": 4, "outputs": 40, "size": 6}, [2], None),
+        ({"channels": 4, "outputs": 4, "size": 1, "residual": True}, [3], 0),
+        ({"channels": 6, "outputs": 6, "size": 6, "needed_later": True}, [2, 1, 1], None),
+    ],
+)
+def test_a_separable_block_runs_by_rows_over_its_input_and_gives_the_same_bits(shape, steps, delay, tmp_path):
+    network = separable(**shape)
+    groups = c_memory.groups(network)
+    assert [len(group.steps) for group in groups] == steps
+    assert (groups[0].overwrites is network.pixels, groups[0].delay) == (delay is not None, delay or 0)
+    offsets, _ = c_memory.plan(network)
+    assert (offsets[groups[0].steps[-1].output] == offsets[network.pixels]) == (delay is not None)
+    _, source = c_source.write(network, tmp_path, "block")
+    size = (20, network.pixels.channels, network.pixels.size, network.pixels.size)
+    images = torch.randint(256, size, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert len(integer.scores(network, images).unique()) > 20  # no value hides the others
+    assert_same_bits(network, source, images)
+
+
+@pytest.mark.parametrize("change", [{"stride": 2}, {"padding": 0}, {"padding": 2, "dilation": 2}])
+def test_a_depthwise_convolution_that_changes_the_size_or_is_dilated_begins_no_block(change):
+    network = separable(channels=4, outputs=4, size=8)
+    step = dataclasses.replace(network.steps[0], **change)
+    assert c_memory._block([step, *network.steps[1:]]) == ()
+    assert c_memory._block(network.steps[:1]) == ()
+    assert len(c_memory._block(network.steps)) == 2
 
 
 @needs_compiler
@@ -214,7 +311,7 @@ def test_what_a_step_needs_does_not_overlap_in_memory_but_for_an_output_that_ove
 def test_a_1x1_convolution_overwrites_its_input_unless_it_has_more_channels(outputs, tmp_path):
     network = single(convolution(np.random.default_rng(0), inputs=8, outputs=outputs, size=7, kernel=1, padding=0))
     (step,) = network.steps
-    assert (c_memory.overwritten(step) is network.pixels) == (outputs <= 8)
+    assert (c_memory.groups(network)[0].overwrites is network.pixels) == (outputs <= 8)
     offsets, _ = c_memory.plan(network)
     assert (offsets[step.output] == offsets[network.pixels]) == (outputs <= 8)
     _, source = c_source.write(network, tmp_path, "single")

@@ -6,6 +6,7 @@ import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tinycifar.formats.integer import Map, Network, Step
 
@@ -22,6 +23,86 @@ def maps(network: Network) -> list[Map]:
 def convolutions(network: Network) -> list[Step]:
     """The steps that are convolutions."""
     return [step for step in network.steps if step.kind == "conv"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One step, or those of a separable block, which run together row by row.
+
+    A block has a depthwise convolution that keeps the size, 2x2 max-pooling if there is any, a 1x1 convolution, and the
+    addition of the block's input if there is one. Of the maps within it only a few rows are in memory. `overwrites` is
+    the input that the output may overwrite, or None. A row of a block's output is put in its place once `delay` more
+    are computed, as until then the place may hold input that is still needed.
+    """
+
+    steps: tuple[Step, ...]
+    overwrites: Map | None = None
+    delay: int = 0
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it is a separable block."""
+        return len(self.steps) > 1
+
+    @property
+    def mixing(self) -> Step:
+        """A block's 1x1 convolution."""
+        return next(step for step in self.steps if _is_1x1(step))
+
+
+@functools.lru_cache(maxsize=8)
+def groups(network: Network) -> list[Group]:
+    """The steps in their order, those of each separable block together."""
+    result, start = [], 0
+    while start < len(network.steps):
+        steps = _block(network.steps[start : start + 4]) or (network.steps[start],)
+        result.append(_with_overwritten(steps))
+        start += len(steps)
+    return result
+
+
+def _is_1x1(step: Step) -> bool:
+    return step.kind == "conv" and (step.kernel, step.stride, step.padding, step.groups) == (1, 1, 0, 1)
+
+
+def _block(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The separable block that these steps begin with; none if it is incomplete."""
+    first = steps[0]
+    if not first.depthwise or (first.stride, first.dilation, 2 * first.padding) != (1, 1, first.kernel - 1):
+        return ()
+    block, kinds = [first], ["depthwise"]
+    for before, step in pairwise(steps):
+        kind = "1x1" if _is_1x1(step) else step.kind
+        follows = {"pool": ["depthwise"], "1x1": ["depthwise", "pool"], "add": ["1x1"]}.get(kind, [])
+        only_reader = before.output in step.inputs and before.output.last == step.output.first
+        residual = kind != "add" or ("pool" not in kinds and first.inputs[0] in step.inputs)
+        if not (kinds[-1] in follows and only_reader and residual):
+            break
+        block.append(step)
+        kinds.append(kind)
+    return tuple(block) if "1x1" in kinds else ()
+
+
+def _with_overwritten(steps: tuple[Step, ...]) -> Group:
+    """A group of these steps, with what its output may overwrite."""
+    first, output = steps[0], steps[-1].output
+    if len(steps) == 1:
+        for item in first.inputs if _is_1x1(first) or first.kind in ("add", "pool") else []:
+            if item.last == output.first and output.channels <= item.channels:  # read before its place is written to
+                return Group(steps, item)
+        return Group(steps)
+    (source,) = first.inputs
+    row, new_row = source.size * source.channels, output.size * output.channels
+    pooled = source.size // output.size
+    for delay in range(first.kernel + 1 if first.output.first <= source.last <= output.first else 0):
+        # When row r is computed, rows up to r - delay are in place, and input from row (r + 1) * pooled - padding on is
+        # needed for the next.
+        if all(
+            (computed - delay + 1) * new_row <= ((computed + 1) * pooled - first.padding) * row
+            for computed in range(delay, output.size - 1)
+        ):
+            return Group(steps, source, delay)
+    return Group(steps)
 
 
 def has_depthwise(network: Network) -> bool:
@@ -67,28 +148,30 @@ _Block = list[_Part]  # what lies at the same offset, one after the other
 SUMS, SCORES = "sums", "scores"
 
 
-def overwritten(step: Step) -> Map | None:
-    """The input that the output of a step may overwrite, value by value; None if there is none.
+def _scratch(group: Group) -> dict[object, int]:
+    """By what it is for, the bytes of each part of a group's scratch, which lie one after the other.
 
-    No later step needs that input, and the step reads a value before it writes to its place.
+    Those of convolutions, and in a block rows of the depthwise convolution's output, under that map, and of the block's
+    output, under the group.
     """
-    one_by_one = step.kind == "conv" and (step.kernel, step.stride, step.padding, step.groups) == (1, 1, 0, 1)
-    for item in step.inputs if one_by_one or step.kind in ("add", "pool") else []:
-        if item.last == step.output.first and step.output.channels <= item.channels:
-            return item
-    return None
+    parts: dict[object, int] = {step: scratch_bytes(step) for step in group.steps if step.kind == "conv"}
+    if group.is_block:
+        between, output = group.steps[0].output, group.steps[-1].output
+        parts[between] = between.size // output.size * between.size * between.channels
+        parts[group] = (group.delay + 1) * output.size * output.channels
+    return {key: -(-count // ALIGNMENT) * ALIGNMENT for key, count in parts.items()}
 
 
 @functools.lru_cache(maxsize=8)
 def plan(network: Network) -> tuple[dict[object, int], int]:
-    """Offsets of maps, of each convolution's scratch, by its step, of `SUMS` and `SCORES`; and the bytes needed.
+    """Offsets of maps, of the parts of scratch, by their keys, of `SUMS` and `SCORES`; and the bytes needed.
 
-    What one step needs does not overlap, except for an output that overwrites an input. Blocks are placed one after
-    the other, each at the lowest free offset; of several orders the one that needs least memory is taken.
+    What one group of steps needs does not overlap, except for an output that overwrites an input. Blocks are placed one
+    after the other, each at the lowest free offset; of several orders the one that needs least memory is taken.
     """
-    end = len(network.steps)
-    blocks = _map_blocks(network)
-    blocks += [[_Part(step, scratch_bytes(step), *[step.output.first] * 2)] for step in convolutions(network)]
+    blocks, end = _map_blocks(network), len(groups(network))
+    for number, group in enumerate(groups(network)):
+        blocks += [[_Part(group, sum(_scratch(group).values()), number, number)]] if _scratch(group) else []
     blocks += [[_Part(SUMS, 4 * network.features.channels, end, end)], [_Part(SCORES, 4 * len(network.head), end, end)]]
     needed = max(
         sum(max((part.bytes for part in block if part.first <= step <= part.last), default=0) for block in blocks)
@@ -102,18 +185,29 @@ def plan(network: Network) -> tuple[dict[object, int], int]:
             break
         order = generator.sample(blocks, len(blocks))
         best = min(best, _place(order), key=lambda result: result[1])
-    return best
+    offsets, bytes_needed = best
+    for group in groups(network):
+        offset = offsets.pop(group, 0)
+        for key, count in _scratch(group).items():
+            offsets[key] = offset
+            offset += count
+        if group.is_block:
+            offsets[group.mixing.inputs[0]] = offsets[group.steps[0].output]
+            offsets.setdefault(group.mixing.output, offsets[group])
+    return offsets, bytes_needed
 
 
 def _map_blocks(network: Network) -> list[_Block]:
-    """The maps, those that overwrite each other in one block."""
+    """The maps that lie in memory as a whole, those that overwrite each other in one block."""
     blocks: list[_Block] = []
     block_of: dict[Map | None, _Block] = {}
-    for item, source in zip(maps(network), [None, *map(overwritten, network.steps)], strict=True):
+    times = [number for number, group in enumerate(groups(network)) for _ in group.steps] + [len(groups(network))]
+    outputs = [(group.steps[-1].output, group.overwrites) for group in groups(network)]
+    for item, source in [(network.pixels, None), *outputs]:
         if source is None:
             blocks.append([])
         block_of[item] = block_of.get(source, blocks[-1])
-        block_of[item].append(_Part(item, item.bytes, item.first, item.last))
+        block_of[item].append(_Part(item, item.bytes, times[item.first], times[item.last]))
     return blocks
 
 

@@ -241,17 +241,46 @@ def _layer(step: Step, scratch: int) -> dict[str, object]:
 def _calls(network: Network) -> Iterable[str]:
     """The steps as calls in C."""
     index = {item: f"&maps[{number}]" for number, item in enumerate(c_memory.maps(network))}
-    convolutions = c_memory.convolutions(network)
-    for step in network.steps:
+    layers = {step: f"&conv_{number}" for number, step in enumerate(c_memory.convolutions(network))}
+    blocks = 0
+    for group in c_memory.groups(network):
+        step = group.steps[0]
         inputs, output = [index[item] for item in step.inputs], index[step.output]
-        if step.kind == "conv":
-            name = "depthwise" if step.depthwise else "convolve"
-            yield f"{name}(&conv_{convolutions.index(step)}, {inputs[0]}, {output}, start);"
+        if group.is_block:
+            maps = [inputs[0], output, index[group.mixing.inputs[0]], index[group.mixing.output]]
+            yield f"separable(&block_{blocks}, {', '.join(maps)}, {index[group.steps[-1].output]}, start);"
+            blocks += 1
+        elif step.kind == "conv":
+            yield f"{'depthwise' if step.depthwise else 'convolve'}({layers[step]}, {inputs[0]}, {output}, start);"
         elif step.kind == "pool":
             yield f"pool({inputs[0]}, {output}, start);"
         else:
             given = integer.addition(step)
-            yield (f"add({inputs[0]}, {given.first}, {inputs[1]}, {given.second}, {given.shift}, {output}, start);")
+            yield f"add({inputs[0]}, {given.first}, {inputs[1]}, {given.second}, {given.shift}, {output}, start);"
+
+
+def _blocks(network: Network) -> Iterable[dict[str, object]]:
+    """What templates/model.c needs to know of each separable block."""
+    convolutions = c_memory.convolutions(network)
+    offsets, _ = c_memory.plan(network)
+    for group in c_memory.groups(network):
+        if not group.is_block:
+            continue
+        first, last = group.steps[0], group.steps[-1]
+        product, added, shift = 0, 0, 0
+        if last.kind == "add":
+            given = integer.addition(last)
+            product, added, shift = given.first, given.second, given.shift
+            if last.inputs[0] is first.inputs[0]:
+                product, added = added, product
+        yield {
+            "layers": [convolutions.index(step) for step in (first, group.mixing)],
+            "results": offsets[group],
+            "delay": group.delay,
+            "product": product,
+            "added": added,
+            "shift": shift,
+        }
 
 
 def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
@@ -267,11 +296,13 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
     environment.filters.update(values=_values, c_string=_c_string, c_float=_c_float)
     offsets, _ = c_memory.plan(network)
     maps = c_memory.maps(network)
+    calls = list(_calls(network))
     kept = json.loads(network.about.get("kept", "[]"))
     given = {
         "prefix": written[0].stem,
         "size": network.pixels.size,
         "kinds": {step.kind for step in network.steps},
+        "used": {call.partition("(")[0] for call in calls},
         "depthwise": c_memory.has_depthwise(network),
         "patches": not all(step.depthwise for step in c_memory.convolutions(network)),
         "table": network.table.astype(np.int16) - 128,
@@ -287,7 +318,8 @@ def write(network: Network, folder: Path, name: str) -> tuple[Path, Path]:
             for item in maps
         ],
         "features": maps.index(network.features),
-        "calls": list(_calls(network)),
+        "calls": calls,
+        "blocks": list(_blocks(network)),
         "sums_offset": offsets[c_memory.SUMS],
         "scores_offset": offsets[c_memory.SCORES],
         "weight_bytes": weight_bytes(network),

@@ -243,7 +243,9 @@ static void rescale(const int32_t *sums, const filters *layer, int filter, int c
 #endif
 
 {% if patches %}
-static void convolve(const filters *layer, const map *from, const map *to, int8_t *memory)
+/* A row of the output, from `values` of the input. */
+static void convolve_row(const filters *layer, const map *from, const int8_t *values, int row, const map *to,
+                         int8_t *result, int8_t *memory)
 {
     const int inputs = from->channels / layer->groups, outputs = to->channels / layer->groups;
     const int stored = layer->mirrored ? outputs / 2 : outputs;
@@ -253,33 +255,39 @@ static void convolve(const filters *layer, const map *from, const map *to, int8_
     int32_t sums[16] = {0}; /* of four filters, their mirror images, and both at the second position */
     memset(outside, from->zero, (size_t)inputs);
 
-    for (int group = 0; group < layer->groups; group++)
-        for (int row = 0; row < to->size; row++)
-            for (int column = 0; column < to->size; column += 2) {
-                const int next = column + 1 < to->size ? column + 1 : column;
-                const int8_t *values = memory + from->offset + group * inputs;
-                int8_t *first = memory + to->offset + (row * to->size + column) * to->channels + group * outputs;
-                int8_t *second = first + (next - column) * to->channels;
-                gather(layer, from, values, outside, row, column, 0, taps, patch);
-                gather(layer, from, values, outside, row, next, 1, taps, patch);
-                for (int i = 0; i < stored; i += 4) {
-                    const int count = stored - i < 4 ? stored - i : 4, filter = group * stored + i;
-                    if (layer->mirrored) {
-                        const int8_t *weights = layer->weights + 2 * filter * taps;
-                        for (int k = 0; k < count; k++, weights += 2 * taps)
-                            mirrored_sums(weights, weights + taps, patch, taps, sums + k);
-                        rescale(sums + 4, layer, filter, count, to->zero, first + stored + i);
-                        rescale(sums + 12, layer, filter, count, to->zero, second + stored + i);
-                    } else {
-                        const int8_t *weights = layer->weights + filter * taps;
-                        for (int k = 0; k < count; k += 2, weights += 2 * taps)
-                            plain_sums(weights, k + 1 < count ? weights + taps : weights, patch, taps, sums + k);
-                    }
-                    rescale(sums, layer, filter, count, to->zero, first + i);
-                    rescale(sums + 8, layer, filter, count, to->zero, second + i);
+    for (int group = 0; group < layer->groups; group++, values += inputs, result += outputs)
+        for (int column = 0; column < to->size; column += 2) {
+            const int next = column + 1 < to->size ? column + 1 : column;
+            int8_t *first = result + column * to->channels, *second = result + next * to->channels;
+            gather(layer, from, values, outside, row, column, 0, taps, patch);
+            gather(layer, from, values, outside, row, next, 1, taps, patch);
+            for (int i = 0; i < stored; i += 4) {
+                const int count = stored - i < 4 ? stored - i : 4, filter = group * stored + i;
+                if (layer->mirrored) {
+                    const int8_t *weights = layer->weights + 2 * filter * taps;
+                    for (int k = 0; k < count; k++, weights += 2 * taps)
+                        mirrored_sums(weights, weights + taps, patch, taps, sums + k);
+                    rescale(sums + 4, layer, filter, count, to->zero, first + stored + i);
+                    rescale(sums + 12, layer, filter, count, to->zero, second + stored + i);
+                } else {
+                    const int8_t *weights = layer->weights + filter * taps;
+                    for (int k = 0; k < count; k += 2, weights += 2 * taps)
+                        plain_sums(weights, k + 1 < count ? weights + taps : weights, patch, taps, sums + k);
                 }
+                rescale(sums, layer, filter, count, to->zero, first + i);
+                rescale(sums + 8, layer, filter, count, to->zero, second + i);
             }
+        }
 }
+
+{% if "convolve" in used %}
+static void convolve(const filters *layer, const map *from, const map *to, int8_t *memory)
+{
+    int8_t *result = memory + to->offset;
+    for (int row = 0; row < to->size; row++, result += to->size * to->channels)
+        convolve_row(layer, from, memory + from->offset, row, to, result, memory);
+}
+{% endif %}
 {% endif %}
 {% if depthwise %}
 
@@ -314,32 +322,39 @@ static void depthwise_sums(const int8_t *weights, const int8_t *values, const ui
 
 /* One filter for each channel. Four channels are computed at once; where there are less, what is read behind them counts
  * nothing. Of mirrored filters the second half of the channels has those of the first, flipped from left to right. */
-static void depthwise(const filters *layer, const map *from, const map *to, int8_t *memory)
+static void depthwise_row(const filters *layer, const map *from, int row, const map *to, int8_t *result, int8_t *memory)
 {
     const int channels = to->channels, stored = layer->mirrored ? channels / 2 : channels;
     const int kernel = layer->kernel, taps = kernel * kernel;
     int8_t *outside = memory + layer->scratch; /* values that stand for 0 */
     uint32_t *offsets = (uint32_t *)(void *)(outside + (channels + 7) / 8 * 8), *flipped = offsets + taps;
-    int8_t *result = memory + to->offset;
     int32_t sums[4];
     memset(outside, from->zero, (size_t)channels);
 
-    for (int row = 0; row < to->size; row++)
-        for (int column = 0; column < to->size; column++, result += channels) {
-            for (int i = 0; i < kernel; i++)
-                for (int j = 0; j < kernel; j++) {
-                    const int y = row * layer->stride - layer->padding + i * layer->dilation;
-                    const int x = column * layer->stride - layer->padding + j * layer->dilation;
-                    const int8_t *values = values_at(from, memory + from->offset, outside, y, x);
-                    offsets[i * kernel + j] = flipped[(i + 1) * kernel - 1 - j] = (uint32_t)(values - memory);
-                }
-            for (int start = 0; start < channels; start += stored) {
-                const int8_t *weights = layer->weights;
-                for (int i = 0; i < stored; i += 4, weights += 4 * taps) {
-                    depthwise_sums(weights, memory + start + i, start ? flipped : offsets, taps, sums);
-                    rescale(sums, layer, i, stored - i < 4 ? stored - i : 4, to->zero, result + start + i);
-                }
+    for (int column = 0; column < to->size; column++, result += channels) {
+        for (int i = 0; i < kernel; i++)
+            for (int j = 0; j < kernel; j++) {
+                const int y = row * layer->stride - layer->padding + i * layer->dilation;
+                const int x = column * layer->stride - layer->padding + j * layer->dilation;
+                const int8_t *values = values_at(from, memory + from->offset, outside, y, x);
+                offsets[i * kernel + j] = flipped[(i + 1) * kernel - 1 - j] = (uint32_t)(values - memory);
+            }
+        for (int start = 0; start < channels; start += stored) {
+            const int8_t *weights = layer->weights;
+            for (int i = 0; i < stored; i += 4, weights += 4 * taps) {
+                depthwise_sums(weights, memory + start + i, start ? flipped : offsets, taps, sums);
+                rescale(sums, layer, i, stored - i < 4 ? stored - i : 4, to->zero, result + start + i);
             }
         }
+    }
 }
+
+{% if "depthwise" in used %}
+static void depthwise(const filters *layer, const map *from, const map *to, int8_t *memory)
+{
+    int8_t *result = memory + to->offset;
+    for (int row = 0; row < to->size; row++, result += to->size * to->channels)
+        depthwise_row(layer, from, row, to, result, memory);
+}
+{% endif %}
 {% endif %}

@@ -36,6 +36,17 @@ typedef struct {
 } filters;
 
 {% endif %}
+{% if blocks %}
+/* A separable block; the multipliers and the shift are those of its addition. */
+typedef struct {
+    const filters *depthwise, *mixing;
+    uint32_t results; /* in memory, in bytes */
+    int delay;
+    int32_t product_multiplier, input_multiplier;
+    int shift;
+} block;
+
+{% endif %}
 static const int8_t pixel_values[{{ table | length }}][256] = {
 {% for row in table %}
     {
@@ -87,36 +98,85 @@ static inline int8_t shifted(int32_t value, int shift, int zero)
 
 {% endif %}
 {% if "pool" in kinds %}
+/* Two rows of `line` bytes become one of `to`. */
+static void pool_rows(const int8_t *rows, int line, const map *to, int8_t *result)
+{
+    for (int column = 0; column < to->size; column++, rows += to->channels)
+        for (int channel = 0; channel < to->channels; channel++, rows++) {
+            int8_t most = rows[0];
+            if (rows[to->channels] > most)
+                most = rows[to->channels];
+            if (rows[line] > most)
+                most = rows[line];
+            if (rows[line + to->channels] > most)
+                most = rows[line + to->channels];
+            *result++ = most;
+        }
+}
+
+{% endif %}
+{% if "pool" in used %}
 static void pool(const map *from, const map *to, int8_t *memory)
 {
     const int line = from->size * from->channels;
-    int8_t *result = memory + to->offset;
     for (int row = 0; row < to->size; row++)
-        for (int column = 0; column < to->size; column++) {
-            const int8_t *values = memory + from->offset + 2 * row * line + 2 * column * from->channels;
-            for (int channel = 0; channel < to->channels; channel++, values++) {
-                int8_t most = values[0];
-                if (values[from->channels] > most)
-                    most = values[from->channels];
-                if (values[line] > most)
-                    most = values[line];
-                if (values[line + from->channels] > most)
-                    most = values[line + from->channels];
-                *result++ = most;
-            }
-        }
+        pool_rows(memory + from->offset + 2 * row * line, line, to,
+                  memory + to->offset + row * to->size * to->channels);
 }
 
 {% endif %}
 {% if "add" in kinds %}
 /* The multipliers are of 2^-shift. */
+static void add_values(const int8_t *first, int first_zero, int32_t first_multiplier, const int8_t *second,
+                       int second_zero, int32_t second_multiplier, int shift, int zero, int count, int8_t *result)
+{
+    for (int i = 0; i < count; i++)
+        result[i] = shifted(first_multiplier * (first[i] - first_zero) + second_multiplier * (second[i] - second_zero),
+                            shift, zero);
+}
+
+{% endif %}
+{% if "add" in used %}
 static void add(const map *first, int32_t first_multiplier, const map *second, int32_t second_multiplier, int shift,
                 const map *to, int8_t *memory)
 {
-    for (int i = 0; i < to->size * to->size * to->channels; i++) {
-        const int32_t sum = first_multiplier * (memory[first->offset + (uint32_t)i] - first->zero)
-                            + second_multiplier * (memory[second->offset + (uint32_t)i] - second->zero);
-        memory[to->offset + (uint32_t)i] = shifted(sum, shift, to->zero);
+    add_values(memory + first->offset, first->zero, first_multiplier, memory + second->offset, second->zero,
+               second_multiplier, shift, to->zero, to->size * to->size * to->channels, memory + to->offset);
+}
+
+{% endif %}
+{% if blocks %}
+/* A depthwise convolution to `between`, pooling to `reduced` unless this is the same map, a 1x1 convolution to `mixed`
+ * and, if its shift is not 0, an addition of the input. All is done for a row of the output at a time, so only rows of
+ * the maps between are in memory. A row stays in `results` until `delay` more are computed, as the output may overwrite
+ * the input. */
+static void separable(const block *steps, const map *from, const map *between, const map *reduced, const map *mixed,
+                      const map *to, int8_t *memory)
+{
+    const int length = to->size * to->channels, kept = steps->delay + 1;
+    int8_t *rows = memory + between->offset, *results = memory + steps->results;
+    for (int row = 0; row < to->size + steps->delay; row++) {
+        if (row < to->size) {
+            int8_t *result = results + row % kept * length;
+{% if "pool" in kinds %}
+            if (reduced != between) {
+                const int line = between->size * between->channels;
+                depthwise_row(steps->depthwise, from, 2 * row, between, rows, memory);
+                depthwise_row(steps->depthwise, from, 2 * row + 1, between, rows + line, memory);
+                pool_rows(rows, line, reduced, rows);
+            } else
+{% endif %}
+                depthwise_row(steps->depthwise, from, row, between, rows, memory);
+            convolve_row(steps->mixing, reduced, rows, 0, mixed, result, memory);
+{% if "add" in kinds %}
+            if (steps->shift)
+                add_values(result, mixed->zero, steps->product_multiplier, memory + from->offset + row * length,
+                           from->zero, steps->input_multiplier, steps->shift, to->zero, length, result);
+{% endif %}
+        }
+        if (row >= steps->delay)
+            memcpy(memory + to->offset + (row - steps->delay) * length, results + (row - steps->delay) % kept * length,
+                   (size_t)length);
     }
 }
 
@@ -163,6 +223,11 @@ int {{ prefix }}_scores(const uint8_t *pixels, uint8_t *memory, int32_t *scores)
 {% for layer in layers %}
     static const filters conv_{{ loop.index0 }} = {
         weights_{{ loop.index0 }}, bias_{{ loop.index0 }}, multipliers_{{ loop.index0 }}, shifts_{{ loop.index0 }}, {{ layer.gain }}, {{ layer.step.kernel }}, {{ layer.step.stride }}, {{ layer.step.padding }}, {{ layer.step.dilation }}, {{ layer.step.groups }}, {{ layer.step.mirrored | int }}, {{ layer.scratch }},
+    };
+{% endfor %}
+{% for block in blocks %}
+    static const block block_{{ loop.index0 }} = {
+        &conv_{{ block.layers[0] }}, &conv_{{ block.layers[1] }}, {{ block.results }}, {{ block.delay }}, {{ block.product }}, {{ block.added }}, {{ block.shift }},
     };
 {% endfor %}
     int8_t *start = aligned(memory);
