@@ -73,7 +73,9 @@ def test_the_report_of_a_run_of_one_channel_has_its_pictures(grey_run):
     assert "channels" in page
 
 
-@pytest.mark.parametrize("name", ["micronet", "minutenet", "whitenet", "nanonet", "accuratenet", "c1c2c3c4o"])
+@pytest.mark.parametrize(
+    "name", ["micronet", "minutenet", "whitenet", "nanonet", "nanonet32", "accuratenet", "c1c2c3c4o"]
+)
 def test_a_model_of_one_channel_has_a_third_of_the_multiplications_in_its_first_layer(name):
     grey, colour = (summary.summarize(models.build(name, channels=channels)) for channels in (1, 3))
     first, other = (next(layer for layer in table.layers if layer.macs) for table in (grey, colour))

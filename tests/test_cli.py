@@ -507,7 +507,7 @@ def refusals(trained: Path, own: Path, folder: Path) -> list[tuple[list[str | Pa
         ([*minute, "--max-parameters", "0"], "0 is not in the range"),
         ([*minute, "missing.toml"], "missing.toml does not exist; `tinycifar recipes show NAME > missing.toml`"),
         ([*of_own, "--init", "nowhere"], "nowhere does not exist"),
-        ([*of_own, "--init", "nano"], "nano is a nanonet of width 1"),
+        ([*of_own, "--init", "nano"], "nano is a nanonet32 of width 1"),
         ([*of_own, "--init", "minute", "--max-parameters", "50000"], "minute is a minutenet of width 1"),
         ([*of_own, "--set", "validation_images=5"], "has 15 validation images already"),
         ([*of_own, "--record"], record),

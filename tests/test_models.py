@@ -28,7 +28,13 @@ def test_all_models_but_teachers_keep_to_the_budget_of_200_000_parameters(name):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("micronet", 31_604), ("minutenet", 330_176), ("whitenet", 294_304), ("c1c2c3c4o", 195_946)],
+    [
+        ("micronet", 31_604),
+        ("nanonet32", 82_000),
+        ("minutenet", 330_176),
+        ("whitenet", 294_304),
+        ("c1c2c3c4o", 195_946),
+    ],
 )
 def test_written_out_every_mirrored_filter_counts_twice(name, parameters):
     assert models.written_out(build(name)) == parameters

@@ -145,7 +145,7 @@ def records_of_a_student(script: ModuleType, accuracies: list[float]) -> None:
     shutil.rmtree(script.RESULTS / "nano", ignore_errors=True)
     (script.RESULTS / "nano").mkdir()
     record = json.loads((ROOT / "results" / "minute" / "seed-0.json").read_text())
-    record |= {"parameters": 77_472, "macs": 12_149_216, "train_seconds": 600.0}
+    record |= {"parameters": 41_432, "macs": 11_270_784, "train_seconds": 600.0}
     record["teachers"] = [{"train_seconds": 600.0, "accuracy": 0.93}] * 2
     for seed, accuracy in enumerate(accuracies):
         path = script.RESULTS / "nano" / f"seed-{seed}.json"
@@ -156,15 +156,15 @@ def test_the_frontier_tells_one_run_as_one_run_and_what_it_learned_from(script):
     records_of_a_student(script, [0.9])
     (line,) = [line for line in script.frontier().splitlines() if "`nano`" in line]
     for words in (
-        "- `nano`: 90.00% with 77,472 parameters and 12.1M multiply-accumulates an image (",
+        "- `nano`: 90.00% with 41,432 parameters and 11.3M multiply-accumulates an image (",
         "one run, 95% interval over the test images 89.40 to 90.57",
-        "151,872 parameters if mirrored filters were written out",
-        "Training: 10 minutes, after 20 minutes for 2 teachers of 1,318,944 parameters with 93.00",
+        "82,000 parameters if mirrored filters were written out",
+        "Training: 10 minutes, after 20 minutes for 2 teachers of 1,318,944 and 988,832 parameters with 93.00",
     ):
         assert words in line
     assert "**" not in line  # one seed is no headline
     records_of_a_student(script, [0.9, 0.91, 0.92])
-    assert "- **`nano`: 91.00 ± 1.00% with 77,472 parameters" in script.frontier()
+    assert "- **`nano`: 91.00 ± 1.00% with 41,432 parameters" in script.frontier()
     assert "mean of 3 seeds, 95% interval of the mean 88.52 to 93.48" in script.frontier()
 
 

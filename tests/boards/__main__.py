@@ -76,7 +76,7 @@ def thousand() -> Trained:
 def grey() -> Trained:
     """The architecture of `nano` for images of one channel, with random weights."""
     torch.manual_seed(0)
-    model = models.build("nanonet", channels=1)
+    model = models.build("nanonet32", channels=1)
     model.prepare(data.sample(channels=1).train_images)
     return dataclasses.replace(nano(), model=model.eval(), channels=1)
 

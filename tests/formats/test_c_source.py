@@ -511,8 +511,8 @@ def test_the_compiled_code_gives_the_same_bits_on_a_thousand_test_images(name, t
     correct, expected_correct = (int((values.argmax(1) == labels).sum()) for values in (logits, expected))
     assert abs(correct - expected_correct) <= 5
     if name == "nano":
-        assert exported.constant_bytes <= 90 * 1024
-        assert exported.memory_bytes <= 25 * 1024
+        assert exported.constant_bytes <= 56 * 1024
+        assert exported.memory_bytes <= 38 * 1024
 
 
 @needs_compiler
