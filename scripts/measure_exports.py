@@ -1,9 +1,9 @@
 """Measure the accuracy of the shipped models as TFLite and C on all of CIFAR-10's test images: results/exports.json.
 
-    python scripts/measure_exports.py [tflite] [c]
+    python scripts/measure_exports.py [tflite] [c] [--model NAME]
 
-It needs a C compiler, the extra `tflite`, ai-edge-litert, tflite-micro, and CIFAR-10 in the cache. Rows of a form that
-is not named stay as they were recorded.
+It needs a C compiler, the extra `tflite`, ai-edge-litert, tflite-micro, and CIFAR-10 in the cache. Rows of a form
+or a model that is not named stay as they were recorded.
 """
 
 from __future__ import annotations
@@ -108,13 +108,18 @@ VERSIONS = ("torch", "onnxruntime", "flatbuffers", "ai-edge-litert", "tflite-mic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("forms", nargs="*", choices=[*FORMS, []], help="tflite, c, or nothing for both")
-    forms = parser.parse_args().forms or list(FORMS)
+    parser.add_argument("--model", choices=catalog.shipped(), help="measure this model alone")
+    arguments = parser.parse_args()
+    forms = arguments.forms or list(FORMS)
     before = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.exists() else []
     kept = {row["model"]: row["files"] for row in before}
     dataset = data.load()
     images, labels = dataset.test_images, dataset.test_labels.numpy()
     rows = []
     for name in catalog.shipped():
+        if arguments.model not in (None, name) and name in kept:
+            rows.append(next(row for row in before if row["model"] == name))
+            continue
         model = trained.load(name, "cpu")
         expected = inference.logits(model.model, images).argmax(1).numpy()
         files = []

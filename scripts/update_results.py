@@ -449,6 +449,7 @@ def boards() -> str:
     names = {
         "nano": "`nano`",
         "micro": "`micro`",
+        "nanonet": "`nanonet`, the former `nano`",
         "plainnet": "PlainNet of [EXTENDING](EXTENDING.md)",
         "thousand": "`whitenet`, 1,000 classes",
         "grey": "`nano`, one channel",
@@ -461,7 +462,8 @@ def boards() -> str:
                 f"{names[entry['model']]} | {row['core']} | {row['instructions'] / 1e6:.2f}M "
                 f"| {row['instructions'] / entry['macs']:.2f} | {sizes}"
             )
-    ours = {row["core"]: row["instructions"] for row in record["models"][0]["cores"]}
+    former = next(entry for entry in record["models"] if entry["model"] == "nanonet")
+    ours = {row["core"]: row["instructions"] for row in former["cores"]}
     shares = [
         f"{row['instructions'] / 1e6:.2f}M on {row['core']}, of which ours needs "
         f"{ours[row['core']] / row['instructions']:.2f}"
@@ -474,10 +476,11 @@ def boards() -> str:
         rows,
         "Sizes are bytes. Flash is what the model adds to a program, with the library functions that it uses and "
         "without the names of classes, which this program does not print; RAM is working memory, pixels and stack. "
+        "`nanonet`, `whitenet` and `nano` of one channel have random weights. "
         f"Means of {record['images']} images. The logits of all images are equal in every bit on all cores. Compiled "
         f"with `{record['options']}`; {'; '.join(dict.fromkeys(record['tools']))}.",
-        f"TFLite Micro with CMSIS-NN needs {'; '.join(shares)}. It takes {low} to {high} kB of flash and "
-        f"{other['ram_bytes'] / 1000:.1f} kB of RAM for `nano`. This was measured earlier and is quoted; [the "
+        f"TFLite Micro with CMSIS-NN needs for `nanonet` {'; '.join(shares)}. It takes {low} to {high} kB of flash "
+        f"and {other['ram_bytes'] / 1000:.1f} kB of RAM. This was measured earlier and is quoted; [the "
         "record](../results/tflite-micro.json) has versions and how to reproduce it.",
     )
 
