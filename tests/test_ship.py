@@ -96,10 +96,11 @@ def test_a_kept_run_can_be_used_like_any_other_and_does_not_say_by_which_command
         keep_run.keep(runs[0])
 
 
-def test_the_kept_teacher_has_the_accuracy_of_its_record_and_may_teach_a_recorded_run():
-    results = Path(__file__).parents[1] / "results" / "teacher"
-    teachers = distill.load(results)
-    distill.check_record(recipes.get("micro"), teachers)
+def test_the_kept_teachers_have_the_accuracy_of_their_records_and_may_teach_a_recorded_run():
+    results = Path(__file__).parents[1] / "results"
+    teachers = [teacher for name in ("teacher", "large-teacher") for teacher in distill.load(results / name)]
+    distill.check(recipes.get("nano"), teachers)
+    distill.check_record(recipes.get("nano"), teachers)
     records = [atomic.read_json(Path(f"{teacher.run}.json")) for teacher in teachers]
     accuracies = [run.read_evaluation(teacher.run).accuracy for teacher in teachers if teacher.run]
     assert accuracies == [record["validation_accuracy"] for record in records]
