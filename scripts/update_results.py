@@ -519,7 +519,8 @@ def scale() -> str:
         f"turn; {record['images']:,} images in batches of 250, none left out as easy, "
         f"in the precision that the recipe has here. The service decodes PNG files and is asked over HTTP "
         f"by clients on the other core. Measured on: {measured_on(record)}, {record['date'][:10]}.",
-        *["`whitenet` is the net that `minute` trained then."] * ("whitenet" in record["training"]),
+        *["`whitenet` and `nanonet` are the nets that `minute` and `nano` trained then."]
+        * ("nanonet" in record["serving"]),
     )
 
 
