@@ -23,7 +23,8 @@ def test_a_shipped_model_gives_the_same_logits_in_numpy_as_in_pytorch(name):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    "name", ["micronet", "minutenet", "whitenet", "nanonet", "nanonet32", "accuratenet", "teachernet"]
+    "name",
+    ["micronet", "minutenet", "whitenet", "nanonet", "nanonet32", "accuratenet", "teachernet", "largeteachernet"],
 )
 def test_every_mirrored_architecture_gives_the_same_logits_in_numpy(name, channels):
     torch.manual_seed(0)

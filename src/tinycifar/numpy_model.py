@@ -35,7 +35,8 @@ class NumpyModel:
         if images.dtype == np.uint8:
             images = images.astype(np.float32) / 255
         values = (images - self.tensors["mean"]) / self.tensors["std"]
-        values = _convolve(values.transpose(0, 2, 3, 1), self.tensors["0.weight"], stride=2, padding=1)
+        stem = self.tensors["0.weight"]
+        values = _convolve(values.transpose(0, 2, 3, 1), stem, stride=stem.shape[-1] - 2, padding=1)
         values = np.maximum(values, 0)
         last = max(int(name.partition(".")[0]) for name in self.tensors if name[0].isdigit())
         for index in range(2, last):
