@@ -168,7 +168,7 @@ def test_what_is_asked_of_train_reaches_the_training(result, monkeypatch):
 
     monkeypatch.setattr(training, "train", train)
     tinycifar.train(
-        "nano", "sample", teacher=["minute", "micro"], init="nano", max_parameters=9, tensorboard=True, quiet=True
+        "nano", "sample", teacher=("minute", "micro"), init="nano", max_parameters=9, tensorboard=True, quiet=True
     )
     assert (asked["max_parameters"], asked["tensorboard"], asked["source"]) == (9, True, "sample")
     assert ([of.name for of in asked["teachers"]], asked["init"].name) == (["minute", "micro"], "nano")

@@ -58,7 +58,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     init: Source | None = None,
-    teacher: Source | list[Source] | None = None,
+    teacher: Source | list[Source] | tuple[Source, ...] | None = None,
     seed: int | None = None,
     seeds: int | None = None,
     jobs: int = 1,
@@ -111,7 +111,7 @@ def train(
         init=None if init is None else str(_source(init)),
         teachers=None
         if teacher is None
-        else tuple(str(_source(one)) for one in (teacher if isinstance(teacher, list) else [teacher])),
+        else tuple(str(_source(one)) for one in (teacher if isinstance(teacher, (list, tuple)) else [teacher])),
         seed=typed.whole_number("seed", seed, 0),
         device=str(device),
         threads=typed.whole_number("threads", threads, 1, os.cpu_count() or 1),

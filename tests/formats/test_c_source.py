@@ -224,9 +224,9 @@ def test_mirrored_depthwise_filters_are_stored_once_and_by_four_channels(tmp_pat
     assert not stored[-c_source.OVERREAD - 2 :].any()  # the last four are two
 
 
-@pytest.mark.parametrize(("name", "count", "rows"), [("minute", 7, 0), ("micro", 7, 6)])
+@pytest.mark.parametrize(("name", "overwriting", "separable_blocks"), [("minute", 7, 0), ("micro", 7, 6)])
 def test_what_steps_need_does_not_overlap_in_memory_but_for_an_output_that_overwrites_an_input(
-    name, count, rows, tmp_path
+    name, overwriting, separable_blocks, tmp_path
 ):
     model = trained.load(name, "cpu")
     onnx_file.to_int8(model, tmp_path / "int8.onnx", variant="u8u8")
@@ -237,7 +237,7 @@ def test_what_steps_need_does_not_overlap_in_memory_but_for_an_output_that_overw
     assert [step for group in groups for step in group.steps] == network.steps
     times = [number for number, group in enumerate(groups) for _ in group.steps] + [end]
     inner = {step.output for group in groups for step in group.steps[:-1]}
-    assert sum(group.is_block for group in groups) == rows
+    assert sum(group.is_block for group in groups) == separable_blocks
     blocks: list[tuple[object, int, int, int]] = [
         *(
             (item, item.bytes, times[item.first], times[item.last])
@@ -264,7 +264,7 @@ def test_what_steps_need_does_not_overlap_in_memory_but_for_an_output_that_overw
                 assert offsets[key] == offsets[other]
                 overlapping.add((key, other))
     assert overlapping == {(output, source) for output, source in over if source is not None}
-    assert len(overlapping) == count  # of a 1x1 convolution, and two poolings and four additions or six blocks
+    assert len(overlapping) == overwriting  # of a 1x1 convolution, and two poolings and four additions or six blocks
     assert network.features.last == len(network.steps)
 
 
