@@ -237,7 +237,7 @@ def test_what_steps_need_does_not_overlap_in_memory_but_for_an_output_that_overw
     assert [step for group in groups for step in group.steps] == network.steps
     times = [number for number, group in enumerate(groups) for _ in group.steps] + [end]
     inner = {step.output for group in groups for step in group.steps[:-1]}
-    assert sum(group.is_block for group in groups) == separable_blocks
+    assert sum(group.is_separable for group in groups) == separable_blocks
     blocks: list[tuple[object, int, int, int]] = [
         *(
             (item, item.bytes, times[item.first], times[item.last])
@@ -277,6 +277,7 @@ def test_what_steps_need_does_not_overlap_in_memory_but_for_an_output_that_overw
         ({"channels": 5, "outputs": 5, "size": 9, "kernel": 5, "residual": True}, [3], 2),
         ({"channels": 6, "outputs": 10, "size": 8, "pool": True}, [3], 0),
         ({"channels": 4, "outputs": 16, "size": 8, "kernel": 5, "pool": True}, [3], 1),
+        ({"channels": 4, "outputs": 6, "size": 7, "pool": True}, [3], 0),  # a row and a column are left over
         ({"channels": 4, "outputs": 5, "size": 6}, [2], 2),
         ({"channels": 4, "outputs": 40, "size": 6}, [2], None),
         ({"channels": 4, "outputs": 4, "size": 1, "residual": True}, [3], 0),
@@ -301,9 +302,9 @@ def test_a_separable_block_runs_by_rows_over_its_input_and_gives_the_same_bits(s
 def test_a_depthwise_convolution_that_changes_the_size_or_is_dilated_begins_no_block(change):
     network = separable(channels=4, outputs=4, size=8)
     step = dataclasses.replace(network.steps[0], **change)
-    assert c_memory._block([step, *network.steps[1:]]) == ()
-    assert c_memory._block(network.steps[:1]) == ()
-    assert len(c_memory._block(network.steps)) == 2
+    assert c_memory._separable([step, *network.steps[1:]]) == ()
+    assert c_memory._separable(network.steps[:1]) == ()
+    assert len(c_memory._separable(network.steps)) == 2
 
 
 @needs_compiler

@@ -40,7 +40,7 @@ class Group:
     delay: int = 0
 
     @property
-    def is_block(self) -> bool:
+    def is_separable(self) -> bool:
         """Whether it is a separable block."""
         return len(self.steps) > 1
 
@@ -55,7 +55,7 @@ def groups(network: Network) -> list[Group]:
     """The steps in their order, those of each separable block together."""
     result, start = [], 0
     while start < len(network.steps):
-        steps = _block(network.steps[start : start + 4]) or (network.steps[start],)
+        steps = _separable(network.steps[start : start + 4]) or (network.steps[start],)
         result.append(_with_overwritten(steps))
         start += len(steps)
     return result
@@ -65,7 +65,7 @@ def _is_1x1(step: Step) -> bool:
     return step.kind == "conv" and (step.kernel, step.stride, step.padding, step.groups) == (1, 1, 0, 1)
 
 
-def _block(steps: Sequence[Step]) -> tuple[Step, ...]:
+def _separable(steps: Sequence[Step]) -> tuple[Step, ...]:
     """The separable block that these steps begin with; none if it is incomplete."""
     first = steps[0]
     if not first.depthwise or (first.stride, first.dilation, 2 * first.padding) != (1, 1, first.kernel - 1):
@@ -155,7 +155,7 @@ def _scratch(group: Group) -> dict[object, int]:
     output, under the group.
     """
     parts: dict[object, int] = {step: scratch_bytes(step) for step in group.steps if step.kind == "conv"}
-    if group.is_block:
+    if group.is_separable:
         between, output = group.steps[0].output, group.steps[-1].output
         parts[between] = between.size // output.size * between.size * between.channels
         parts[group] = (group.delay + 1) * output.size * output.channels
@@ -191,7 +191,7 @@ def plan(network: Network) -> tuple[dict[object, int], int]:
         for key, count in _scratch(group).items():
             offsets[key] = offset
             offset += count
-        if group.is_block:
+        if group.is_separable:
             offsets[group.mixing.inputs[0]] = offsets[group.steps[0].output]
             offsets.setdefault(group.mixing.output, offsets[group])
     return offsets, bytes_needed

@@ -246,7 +246,7 @@ def _calls(network: Network) -> Iterable[str]:
     for group in c_memory.groups(network):
         step = group.steps[0]
         inputs, output = [index[item] for item in step.inputs], index[step.output]
-        if group.is_block:
+        if group.is_separable:
             maps = [inputs[0], output, index[group.mixing.inputs[0]], index[group.mixing.output]]
             yield f"separable(&block_{blocks}, {', '.join(maps)}, {index[group.steps[-1].output]}, start);"
             blocks += 1
@@ -264,7 +264,7 @@ def _blocks(network: Network) -> Iterable[dict[str, object]]:
     convolutions = c_memory.convolutions(network)
     offsets, _ = c_memory.plan(network)
     for group in c_memory.groups(network):
-        if not group.is_block:
+        if not group.is_separable:
             continue
         first, last = group.steps[0], group.steps[-1]
         product, added, shift = 0, 0, 0
